@@ -1,0 +1,25 @@
+"""Mean absolute differences of feature maps, one pair at a time: the differences of all pairs are never held together."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.eager.dtypes import accumulate_dtype
+
+
+def forward(anchor: Tensor, others: Tensor) -> Tensor:
+    """mean |f - o_j|: (B, J)."""
+    f = anchor.to(accumulate_dtype(anchor, others))
+    return torch.stack([(f - other).abs_().mean(dim=(1, 2, 3)) for other in others.unbind(1)], dim=1)
+
+
+def backward(grad: Tensor, anchor: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W."""
+    f = anchor.to(grad.dtype)
+    scaled = grad / anchor[0].numel()
+    d_anchor = torch.zeros_like(f, memory_format=torch.contiguous_format)
+    d_others = torch.empty_like(others, memory_format=torch.contiguous_format)
+    for j, other in enumerate(others.unbind(1)):
+        flow = (f - other).sign_().mul_(scaled[:, j].reshape(-1, 1, 1, 1))
+        d_anchor += flow
+        d_others[:, j] = -flow
+    return d_anchor.to(anchor.dtype), d_others

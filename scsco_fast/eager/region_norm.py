@@ -1,0 +1,105 @@
+"""Region normalisation with its own backward: one pass for each moment, no masked copy of x is kept."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.eager.dtypes import accumulate_dtype
+
+
+def forward(
+    x: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    fg_weight: Tensor,
+    fg_bias: Tensor,
+    bg_weight: Tensor,
+    bg_bias: Tensor,
+    eps: float,
+    adapt: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output (B, C, H, W) in the dtype of x, and mean and deviation (B, C, 2) of foreground and background."""
+    dtype = accumulate_dtype(x)
+    rows = x.to(dtype).flatten(2)  # (B, C, N)
+    fg, members, count = _regions(foreground, valid, dtype)
+
+    size = count.clamp(min=1)
+    mean = _zero_excluded(rows, valid) @ members / size  # (B, C, 2)
+    centred = _zero_excluded(rows - torch.where(fg, mean[..., :1], mean[..., 1:]), valid)
+    variance = centred.square() @ members / size
+    std = torch.where(count > 0, torch.sqrt(variance + eps), 1)
+
+    gain, bias = _gains(std, mean, fg_weight, fg_bias, bg_weight, bg_bias, adapt)
+    y = centred.mul_(torch.where(fg, gain[..., :1], gain[..., 1:])).add_(torch.where(fg, bias[..., :1], bias[..., 1:]))
+    return _zero_excluded(y, valid).reshape(x.shape).to(x.dtype), mean, std
+
+
+def backward(
+    grad: Tensor,
+    x: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    fg_weight: Tensor,
+    bg_weight: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    adapt: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x, and of fg_weight, fg_bias, bg_weight and bg_bias as (4, C) in float32 or wider.
+
+    With xh = (x - mu_r) / sigma_r of the pixel's own region r, S1 = sum of dL/dxh and S2 = sum of dL/dxh * xh over the
+    pixels normalised by r, and dmu_b, dsigma_b what reaches the background's moments through the foreground:
+
+        dx = dL/dxh / sigma_r + [i in r] ( (dmu_r - S1 / sigma_r) + (dsigma_r - S2 / sigma_r) xh ) / n_r
+    """
+    dtype = mean.dtype
+    dy = _zero_excluded(grad.to(dtype).flatten(2), valid)
+    fg, members, count = _regions(foreground, valid, dtype)
+    centred = x.to(dtype).flatten(2) - torch.where(fg, mean[..., :1], mean[..., 1:])
+    normalised = _zero_excluded(centred, valid) / torch.where(fg, std[..., :1], std[..., 1:])
+
+    sum_dy = dy @ members  # (B, C, 2)
+    sum_dy_xh = (dy * normalised) @ members
+    w_f, w_b = fg_weight.to(dtype).reshape(1, -1), bg_weight.to(dtype).reshape(1, -1)
+    mu_b, sigma_b = mean[..., 1], std[..., 1]
+    inner = sigma_b if adapt else torch.ones_like(sigma_b)
+    d_fg_weight = inner * sum_dy_xh[..., 0] + (mu_b * sum_dy[..., 0] if adapt else 0)
+    d_parameters = torch.stack([d_fg_weight, sum_dy[..., 0], sum_dy_xh[..., 1], sum_dy[..., 1]]).sum(dim=1)
+
+    weight = torch.stack([w_f * inner, w_b.expand_as(inner)], dim=2)  # dL/dxh = weight * dy
+    d_mean, d_std = -weight * sum_dy / std, -weight * sum_dy_xh / std
+    if adapt:
+        d_mean[..., 1] += w_f * sum_dy[..., 0]
+        d_std[..., 1] += w_f * sum_dy_xh[..., 0]
+    size = count.clamp(min=1)
+    slope = weight / std
+    shift, tilt = d_mean / size, d_std / size
+    through = torch.where(fg, shift[..., :1], shift[..., 1:]) + torch.where(fg, tilt[..., :1], tilt[..., 1:]) * normalised
+    dx = dy * torch.where(fg, slope[..., :1], slope[..., 1:]) + _zero_excluded(through, valid)
+    return dx.reshape(x.shape).to(x.dtype), d_parameters
+
+
+def _zero_excluded(rows: Tensor, valid: Tensor | None) -> Tensor:
+    """Rows (B, C, N) with 0 at excluded pixels, whatever they held: 0 * NaN in a product would be NaN."""
+    return rows if valid is None else torch.where(valid.flatten(2), rows, 0)
+
+
+def _regions(foreground: Tensor, valid: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Foreground (B, 1, N) bool, membership (B, N, 2) of foreground and background, and their sizes (B, 1, 2)."""
+    fg = foreground.flatten(2)
+    bg = ~fg if valid is None else ~fg & valid.flatten(2)
+    members = torch.stack([fg.squeeze(1), bg.squeeze(1)], dim=2).to(dtype)
+    return fg, members, members.sum(dim=1, keepdim=True)
+
+
+def _gains(
+    std: Tensor, mean: Tensor, fg_weight: Tensor, fg_bias: Tensor, bg_weight: Tensor, bg_bias: Tensor, adapt: bool
+) -> tuple[Tensor, Tensor]:
+    """Per image, channel and region: y = gain * (x - mean) + bias; two (B, C, 2) tensors."""
+    w_f, b_f, w_b, b_b = (p.to(std.dtype).reshape(1, -1) for p in (fg_weight, fg_bias, bg_weight, bg_bias))
+    gain_b = (w_b / std[..., 1]).expand_as(std[..., 1])
+    bias_b = b_b.expand_as(gain_b)
+    if adapt:
+        gain_f, bias_f = w_f * std[..., 1] / std[..., 0], w_f * mean[..., 1] + b_f
+    else:
+        gain_f, bias_f = w_f / std[..., 0], b_f.expand_as(gain_b)
+    return torch.stack([gain_f, gain_b], dim=2), torch.stack([bias_f, bias_b], dim=2)

@@ -1,0 +1,138 @@
+"""BAIN's statistics: every foreground pixel's mean and deviation of the background pixels it resembles."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.reference import bain_attention as reference
+from scsco_fast.regions import RegionLevel, Regions
+
+
+def bain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    regions_or_mask: Regions | RegionLevel | Tensor,
+    scale: float | None = None,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Attention-weighted mean and standard deviation of the background, for every foreground pixel.
+
+        A_ij = softmax_j(scale * q_i . k_j)          i in the foreground, j over the background
+        mean_i = sum_j A_ij v_j,   std_i = sqrt(max(sum_j A_ij v_j^2 - mean_i^2, 0) + eps)
+
+    Args:
+        query, key: (B, D, H, W). Under autocast both take the autocast dtype; value keeps its own.
+        value: (B, C, H, W). Centred per image and channel by the background's mean before it is squared.
+        regions_or_mask: `Regions`, or a mask (B, 1, H', W') of any resolution, 1 = foreground.
+        scale: of the logits; None: 1 / sqrt(D).
+        eps: added to each variance.
+        backend: "auto" or one of `scsco_fast.ops.backends()`.
+
+    Returns:
+        mean and std, (B, C, H, W) each, in the dtype of value; 0 and 1 outside the foreground and in images without
+        background, where no gradient flows. float32 or wider in between. The same inputs give the same bits on one machine.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape or device; the message names it.
+        RuntimeError: an explicit backend cannot serve.
+
+    Source: SCS-Co (Hang et al., CVPR 2022) for the idea; AdaAttN (Liu et al., ICCV 2021) for the statistics.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> x, mask = torch.randn(1, 8, 6, 6), torch.zeros(1, 1, 6, 6)
+        >>> mask[..., :3] = 1
+        >>> mean, std = sf.ops.bain_attention(torch.zeros_like(x), x, x, mask)  # uniform attention
+        >>> torch.allclose(mean[..., 0, 0], x[..., 3:].mean(dim=(2, 3)), atol=1e-6)
+        True
+    """
+    for name, tensor in {"query": query, "key": key, "value": value}.items():
+        check_map(name, tensor)
+        check_device(name, tensor, "value is", value.device)
+    check_same("the shape of key", tuple(key.shape), "query", tuple(query.shape))
+    check_same("batch and size of value", value.shape[:1] + value.shape[2:], "query", query.shape[:1] + query.shape[2:])
+    level = check_regions(regions_or_mask, value)
+    device = value.device.type
+    if torch.is_autocast_enabled(device):
+        query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
+    scale = query.shape[1] ** -0.5 if scale is None else float(scale)
+    chosen = choose(backend, value)
+    if chosen == "reference":
+        function = torch.ops.scsco_fast.bain_attention_reference
+        return function(query, key, value, level.foreground, level.valid, scale, eps)
+    mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
+    return mean, std
+
+
+register_reference(
+    "bain_attention_reference(Tensor query, Tensor key, Tensor value, Tensor foreground, Tensor? valid, float scale, "
+    "float eps) -> (Tensor, Tensor)",
+    reference.bain_attention,
+)
+
+
+@torch.library.custom_op("scsco_fast::bain_attention", mutates_args=())
+def _bain_attention(
+    query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    module = implementation(backend, "bain_attention")
+    return module.forward(query, key, value, order, counts, scale, eps)
+
+
+@_bain_attention.register_fake
+def _(query, key, value, order, counts, scale, eps, backend):  # type: ignore[no-untyped-def]
+    batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
+    dtype = statistics_dtype(query, key, value)
+    first = value.new_empty((batch, pixels, channels), dtype=dtype)
+    lse = value.new_empty((batch, pixels), dtype=dtype)
+    return empty_like(value), empty_like(value), first, torch.empty_like(first), lse
+
+
+@torch.library.custom_op("scsco_fast::bain_attention_backward", mutates_args=())
+def _bain_attention_backward(
+    grad_mean: Tensor,
+    grad_std: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    module = implementation(backend, "bain_attention")
+    saved = (query, key, value, order, counts, first, variance, lse)
+    return module.backward(grad_mean, grad_std, *saved, scale, eps)
+
+
+@_bain_attention_backward.register_fake
+def _(grad_mean, grad_std, query, key, value, order, counts, first, variance, lse, scale, eps, backend):  # type: ignore[no-untyped-def]
+    return empty_like(query), empty_like(key), empty_like(value)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    query, key, value, order, counts, ctx.scale, ctx.eps, ctx.backend = inputs
+    _, _, first, variance, lse = output
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(query, key, value, order, counts, first, variance, lse)
+
+
+def _backward(ctx, grad_mean, grad_std, *_):  # type: ignore[no-untyped-def]
+    if grad_mean is None and grad_std is None:
+        return (None,) * 8
+    value = ctx.saved_tensors[2]
+    grad_mean = torch.zeros_like(value) if grad_mean is None else grad_mean
+    grad_std = torch.zeros_like(value) if grad_std is None else grad_std
+    grads = _bain_attention_backward(grad_mean, grad_std, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
+    return *grads, None, None, None, None, None
+
+
+_bain_attention.register_autograd(_backward, setup_context=_setup_context)

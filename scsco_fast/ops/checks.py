@@ -1,0 +1,38 @@
+"""Checks that the operations share: each error names the argument, what was given and what was wanted."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.regions import RegionLevel, Regions, level_of
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def check_map(name: str, tensor: Tensor, dims: int = 4) -> None:
+    """A floating tensor (B, C, H, W), or (B, J, C, H, W) with dims=5, with no empty dimension but the batch's or J's."""
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
+    wanted = "(B, C, H, W)" if dims == 4 else "(B, J, C, H, W)"
+    if tensor.dim() != dims or 0 in tensor.shape[-3:]:
+        raise ValueError(f"{name} must have shape {wanted} with no empty dimension, got {tuple(tensor.shape)}")
+
+
+def check_same(name: str, got: object, other: str, wanted: object) -> None:
+    """A property that must agree with another argument's."""
+    if got != wanted:
+        raise ValueError(f"{name} must agree with {other}: got {got}, wanted {wanted}")
+
+
+def check_device(name: str, tensor: Tensor, other: str, wanted: torch.device) -> None:
+    if tensor.device != wanted:
+        raise ValueError(f"{name} is on {tensor.device}, {other} on {wanted}: move one of them")
+
+
+def check_regions(regions_or_mask: Regions | RegionLevel | Tensor, features: Tensor) -> RegionLevel:
+    """The regions at the size of `features`, of the same batch and on the same device."""
+    level = level_of(regions_or_mask, features.shape[-2], features.shape[-1])
+    check_same("the mask's batch", level.foreground.shape[0], "the features'", features.shape[0])
+    check_device("the mask", level.foreground, "the features are", features.device)
+    return level

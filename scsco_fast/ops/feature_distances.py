@@ -1,0 +1,76 @@
+"""Mean absolute differences between one feature map and several others."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.checks import check_device, check_map, check_same
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.reference import feature_distances as reference
+
+
+def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> Tensor:
+    """D_j = mean over channels and pixels of |anchor - others_j|.
+
+    Args:
+        anchor: (B, C, H, W), float16 to float64.
+        others: (B, J, C, H, W).
+        backend: "auto" or one of `scsco_fast.ops.backends()`.
+
+    Returns:
+        (B, J), float32 (float64 if an input is). The gradient at a difference of exactly 0 is 0.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape or device; the message names it.
+        RuntimeError: an explicit backend cannot serve.
+
+    Source: the self-style term of SCS-Co (Hang et al., CVPR 2022), D being the mean absolute difference.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> sf.ops.feature_distances(torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 2, 3, 3)).tolist()
+        [[1.0, 1.0]]
+    """
+    check_map("anchor", anchor)
+    check_map("others", others, dims=5)
+    check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
+    check_device("others", others, "anchor is", anchor.device)
+    chosen = choose(backend, anchor)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
+    return _feature_distances(anchor, others, chosen)
+
+
+register_reference("feature_distances_reference(Tensor anchor, Tensor others) -> Tensor", reference.feature_distances)
+
+
+@torch.library.custom_op("scsco_fast::feature_distances", mutates_args=())
+def _feature_distances(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
+    return implementation(backend, "feature_distances").forward(anchor, others)
+
+
+@_feature_distances.register_fake
+def _(anchor, others, backend):  # type: ignore[no-untyped-def]
+    return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, others))
+
+
+@torch.library.custom_op("scsco_fast::feature_distances_backward", mutates_args=())
+def _feature_distances_backward(grad: Tensor, anchor: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return implementation(backend, "feature_distances").backward(grad, anchor, others)
+
+
+@_feature_distances_backward.register_fake
+def _(grad, anchor, others, backend):  # type: ignore[no-untyped-def]
+    return empty_like(anchor), empty_like(others)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    anchor, others, ctx.backend = inputs
+    ctx.save_for_backward(anchor, others)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return *_feature_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
+
+
+_feature_distances.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,88 @@
+"""Mean absolute differences between Gram matrices that share one factor."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.checks import check_device, check_map, check_same
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.reference import gram_distances as reference
+
+
+def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str = "auto") -> Tensor:
+    """D_j = mean |G(anchor, background) - G(others_j, background)| with G = `cross_gram`.
+
+    As the background is shared, D_j = mean |(anchor - others_j) background^T| / (H W): one product, no stored Gram matrix.
+
+    Args:
+        anchor: (B, C, H, W), float16 to float64.
+        background: (B, D, H, W).
+        others: (B, J, C, H, W).
+        backend: "auto" or one of `scsco_fast.ops.backends()`.
+
+    Returns:
+        (B, J), float32 (float64 if an input is). The gradient at a difference of exactly 0 is 0.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape or device; the message names it.
+        RuntimeError: an explicit backend cannot serve.
+
+    Source: the style consistency term of SCS-Co (Hang et al., CVPR 2022), D being the mean absolute difference.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> one = torch.ones(1, 2, 3, 3)
+        >>> sf.ops.gram_distances(one, one, torch.zeros(1, 1, 2, 3, 3)).tolist()
+        [[1.0]]
+    """
+    check_map("anchor", anchor)
+    check_map("background", background)
+    check_map("others", others, dims=5)
+    size = anchor.shape[:1] + anchor.shape[2:]
+    check_same("batch and size of background", background.shape[:1] + background.shape[2:], "anchor", size)
+    check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
+    check_device("background", background, "anchor is", anchor.device)
+    check_device("others", others, "anchor is", anchor.device)
+    chosen = choose(backend, anchor)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
+    return _gram_distances(anchor, background, others, chosen)
+
+
+register_reference(
+    "gram_distances_reference(Tensor anchor, Tensor background, Tensor others) -> Tensor", reference.gram_distances
+)
+
+
+@torch.library.custom_op("scsco_fast::gram_distances", mutates_args=())
+def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> Tensor:
+    return implementation(backend, "gram_distances").forward(anchor, background, others)
+
+
+@_gram_distances.register_fake
+def _(anchor, background, others, backend):  # type: ignore[no-untyped-def]
+    return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, background, others))
+
+
+@torch.library.custom_op("scsco_fast::gram_distances_backward", mutates_args=())
+def _gram_distances_backward(
+    grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return implementation(backend, "gram_distances").backward(grad, anchor, background, others)
+
+
+@_gram_distances_backward.register_fake
+def _(grad, anchor, background, others, backend):  # type: ignore[no-untyped-def]
+    return empty_like(anchor), empty_like(background), empty_like(others)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    anchor, background, others, ctx.backend = inputs
+    ctx.save_for_backward(anchor, background, others)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return *_gram_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
+
+
+_gram_distances.register_autograd(_backward, setup_context=_setup_context)

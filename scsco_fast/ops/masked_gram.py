@@ -1,0 +1,80 @@
+"""The Gram matrix of a feature map's foreground."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.checks import check_map, check_regions
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.reference import masked_gram as reference
+from scsco_fast.regions import RegionLevel, Regions
+
+
+def masked_gram(
+    features: Tensor, mask: Regions | RegionLevel | Tensor | None = None, backend: str = "auto"
+) -> Tensor:
+    """Gram matrix over the foreground: G_cd = sum over foreground pixels of F_c F_d / (H W).
+
+    It equals `cross_gram(F * m, F * m)` with the binary mask m: divided by all pixels, not by the foreground's.
+
+    Args:
+        features: (B, C, H, W), float16 to float64.
+        mask: `Regions`, a mask (B, 1, H', W') of any resolution, 1 = foreground, or None: every pixel.
+        backend: "auto" or one of `scsco_fast.ops.backends()`.
+
+    Returns:
+        (B, C, C), symmetric, float32 (float64 for float64 features); 0 where the foreground is empty.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape or device; the message names it.
+        RuntimeError: an explicit backend cannot serve.
+
+    Source: Gatys et al., CVPR 2016; masked as in SCS-Co's self-style term.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> sf.ops.masked_gram(torch.ones(1, 2, 4, 4)).tolist()
+        [[[1.0, 1.0], [1.0, 1.0]]]
+    """
+    check_map("features", features)
+    foreground = None if mask is None else check_regions(mask, features).foreground
+    chosen = choose(backend, features)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
+    return _masked_gram(features, foreground, chosen)
+
+
+register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -> Tensor", reference.masked_gram)
+
+
+@torch.library.custom_op("scsco_fast::masked_gram", mutates_args=())
+def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
+    return implementation(backend, "masked_gram").forward(features, foreground)
+
+
+@_masked_gram.register_fake
+def _(features, foreground, backend):  # type: ignore[no-untyped-def]
+    batch, channels = features.shape[:2]
+    return features.new_empty((batch, channels, channels), dtype=statistics_dtype(features))
+
+
+@torch.library.custom_op("scsco_fast::masked_gram_backward", mutates_args=())
+def _masked_gram_backward(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
+    return implementation(backend, "masked_gram").backward(grad, features, foreground)
+
+
+@_masked_gram_backward.register_fake
+def _(grad, features, foreground, backend):  # type: ignore[no-untyped-def]
+    return empty_like(features)
+
+
+def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    features, foreground, ctx.backend = inputs
+    ctx.save_for_backward(features, foreground)
+
+
+def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+    return _masked_gram_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
+
+
+_masked_gram.register_autograd(_backward, setup_context=_setup_context)

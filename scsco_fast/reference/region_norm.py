@@ -1,0 +1,43 @@
+"""Region normalisation (RAIN; Ling et al., CVPR 2021, equations 4 to 6), written out."""
+
+import torch
+from torch import Tensor
+
+
+def moments(x: Tensor, region: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Mean and sqrt(variance + eps) of `x` (B, C, H, W) over `region` (B, 1, H, W) bool: two (B, C, 1, 1) tensors.
+
+    The variance is biased. An empty region has mean 0 and deviation 1.
+    """
+    count = region.sum(dim=(2, 3), keepdim=True)
+    size = count.clamp(min=1)
+    zero = x.new_zeros(())
+    mean = torch.where(region, x, zero).sum(dim=(2, 3), keepdim=True) / size
+    variance = torch.where(region, (x - mean).square(), zero).sum(dim=(2, 3), keepdim=True) / size
+    return mean, torch.where(count > 0, torch.sqrt(variance + eps), torch.ones_like(variance))
+
+
+def region_norm(
+    x: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    fg_weight: Tensor,
+    fg_bias: Tensor,
+    bg_weight: Tensor,
+    bg_bias: Tensor,
+    eps: float,
+    adapt: bool,
+) -> Tensor:
+    """See `scsco_fast.ops.region_norm`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `x`."""
+    background = ~foreground if valid is None else ~foreground & valid
+    mean_f, std_f = moments(x, foreground, eps)
+    mean_b, std_b = moments(x, background, eps)
+    own = (x - mean_f) / std_f
+    inside = (own * std_b + mean_b if adapt else own) * per_channel(fg_weight) + per_channel(fg_bias)
+    outside = (x - mean_b) / std_b * per_channel(bg_weight) + per_channel(bg_bias)
+    y = torch.where(foreground, inside, outside)
+    return y if valid is None else torch.where(valid, y, 0)
+
+
+def per_channel(parameter: Tensor) -> Tensor:
+    return parameter.reshape(1, -1, 1, 1)

@@ -1,0 +1,122 @@
+"""Foreground, background and excluded pixels of a mask, at every resolution that a network asks for."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+THRESHOLD = 0.5  # a pixel is foreground where its mask value is above this: grey 128 and up of 0..255
+
+
+@dataclass(frozen=True)
+class RegionLevel:
+    """The regions of one batch at one resolution.
+
+    Attributes:
+        foreground: (B, 1, H, W) bool.
+        valid: (B, 1, H, W) bool, or None where every pixel counts. Pixels that are not valid enter no statistic.
+        order: (B, H*W) int64, a permutation of the pixels: foreground first, then the excluded ones, background last,
+            each in raster order. Its shape does not depend on the mask, so nothing has to wait for the device.
+        counts: (B, 2) int64, the number of foreground and of background pixels.
+    """
+
+    foreground: Tensor
+    valid: Tensor | None
+    order: Tensor
+    counts: Tensor
+
+    @property
+    def background(self) -> Tensor:
+        """(B, 1, H, W) bool: valid pixels that are not foreground."""
+        return ~self.foreground if self.valid is None else ~self.foreground & self.valid
+
+
+class Regions:
+    """Masks at every resolution and their foreground-first permutation, each built once and then kept.
+
+    A pixel is foreground where `mask > 0.5` and, if `valid` is given, `valid > 0.5`; a valid pixel that is not foreground is
+    background. Another resolution is taken by nearest neighbour, as RainNet does, and is binary too.
+
+    Args:
+        mask: (B, 1, H, W) bool, or floating in [0, 1]; 1 = foreground.
+        valid: (B, 1, H, W) like `mask`, or None: every pixel counts.
+
+    Raises:
+        TypeError: `mask` or `valid` is neither a bool nor a floating tensor.
+        ValueError: their shapes are not (B, 1, H, W) or differ.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> mask = torch.zeros(1, 1, 4, 4)
+        >>> mask[..., 1:3, 1:3] = 1
+        >>> sf.Regions(mask).at(4, 4).counts.tolist()
+        [[4, 12]]
+        >>> sf.Regions(mask).at(2, 2).foreground.flatten().tolist()
+        [False, False, False, True]
+    """
+
+    def __init__(self, mask: Tensor, valid: Tensor | None = None) -> None:
+        _check("mask", mask)
+        if valid is not None:
+            _check("valid", valid)
+            if valid.shape != mask.shape:
+                raise ValueError(f"valid must have the mask's shape {tuple(mask.shape)}, got {tuple(valid.shape)}")
+        self._valid = None if valid is None else _binary(valid.detach())
+        foreground = _binary(mask.detach())
+        self._foreground = foreground if self._valid is None else foreground & self._valid
+        self._levels: dict[tuple[int, int], RegionLevel] = {}
+
+    def at(self, height: int, width: int) -> RegionLevel:
+        """The regions at `height` x `width`, by nearest neighbour; the second call returns the first one's object."""
+        key = (height, width)
+        if key not in self._levels:
+            self._levels[key] = _level(
+                _resize(self._foreground, key), None if self._valid is None else _resize(self._valid, key)
+            )
+        return self._levels[key]
+
+
+def level_of(regions_or_mask: "Regions | RegionLevel | Tensor", height: int, width: int) -> RegionLevel:
+    """The regions at `height` x `width` of whatever an operation was given: a mask, `Regions` or one ready level."""
+    if isinstance(regions_or_mask, RegionLevel):
+        size = tuple(regions_or_mask.foreground.shape[-2:])
+        if size != (height, width):
+            raise ValueError(f"regions are {size[0]}x{size[1]}, the features are {height}x{width}: use Regions.at")
+        return regions_or_mask
+    regions = regions_or_mask if isinstance(regions_or_mask, Regions) else Regions(regions_or_mask)
+    return regions.at(height, width)
+
+
+def _check(name: str, mask: Tensor) -> None:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(mask).__name__}")
+    if mask.dim() != 4 or mask.shape[1] != 1:
+        raise ValueError(f"{name} must have shape (B, 1, H, W), got {tuple(mask.shape)}")
+    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
+        raise TypeError(f"{name} must be bool or floating in [0, 1], got {mask.dtype}: divide an 8-bit mask by 255")
+
+
+def _binary(mask: Tensor) -> Tensor:
+    return mask if mask.dtype == torch.bool else mask > THRESHOLD
+
+
+def _resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(mask.shape[-2:]) == size:
+        return mask
+    return F.interpolate(mask.float(), size=size, mode="nearest") > THRESHOLD
+
+
+def _level(foreground: Tensor, valid: Tensor | None) -> RegionLevel:
+    batch, pixels = foreground.shape[0], foreground.shape[-2] * foreground.shape[-1]
+    fg = foreground.reshape(batch, pixels)
+    bg = ~fg if valid is None else ~fg & valid.reshape(batch, pixels)
+    rank_fg, rank_bg = fg.cumsum(1), bg.cumsum(1)
+    n_fg, n_bg = rank_fg[:, -1:], rank_bg[:, -1:]
+    position = torch.where(fg, rank_fg - 1, pixels - n_bg + rank_bg - 1)
+    if valid is not None:
+        excluded = ~fg & ~bg
+        position = torch.where(excluded, n_fg + excluded.cumsum(1) - 1, position)
+    source = torch.arange(pixels, device=fg.device).expand(batch, pixels)
+    order = torch.empty_like(position).scatter_(1, position, source)
+    return RegionLevel(foreground, valid, order, torch.cat([n_fg, n_bg], dim=1))
