@@ -1,0 +1,106 @@
+"""RAIN and BAIN: normalisations that give the foreground the background's statistics."""
+
+import torch
+from torch import Tensor, nn
+
+from scsco_fast.ops import bain_attention, region_norm
+from scsco_fast.regions import RegionLevel, Regions, level_of
+
+MAX_KEY_CHANNELS = 64
+
+
+class RAIN(nn.Module):
+    """Region-aware adaptive instance normalisation (Ling et al., CVPR 2021): `scsco_fast.ops.region_norm` with affine.
+
+    With mu, sigma = sqrt(var + eps) per image, channel and region (an empty region has 0 and 1):
+
+        background: y = (x - mu_b) / sigma_b * (1 + gamma_b) + beta_b
+        foreground: y = ((x - mu_f) / sigma_f * sigma_b + mu_b) * (1 + gamma_f) + beta_f
+
+    The four (C,) parameters start at 0 and carry RainNet's names, so that its checkpoints load.
+
+    Args:
+        channels: C.
+        eps: added to each variance.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> x, mask = torch.randn(2, 8, 16, 16), torch.rand(2, 1, 64, 64)
+        >>> sf.RAIN(8)(x, mask).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.channels = channels
+        self.eps = eps
+        self.foreground_gamma = nn.Parameter(torch.zeros(channels))
+        self.foreground_beta = nn.Parameter(torch.zeros(channels))
+        self.background_gamma = nn.Parameter(torch.zeros(channels))
+        self.background_beta = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor, mask: Regions | RegionLevel | Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
+        gain_f, gain_b = 1 + self.foreground_gamma, 1 + self.background_gamma
+        return region_norm(x, mask, gain_f, self.foreground_beta, gain_b, self.background_beta, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, eps={self.eps}"
+
+
+class BAIN(RAIN):
+    """Background-attentional adaptive instance normalisation (Hang et al., CVPR 2022).
+
+    With n(x) = (x - mu_r) / sigma_r by the pixel's own region, q = Wq n(x) in the foreground, k = Wk n(x) and v = x in the
+    background, A = softmax(q . k / sqrt(D)) and mean_i, std_i the moments of v under A_i:
+
+        background: y = n(x) * (1 + gamma_b) + beta_b
+        foreground: y = (std_i * n(x) + mean_i) * (1 + gamma_f) + beta_f
+
+    The attention-weighted background statistics are the paper's; 1x1 convolutions without bias for Wq and Wk, their width, the
+    scale and the identity for v are this project's decisions. With Wq = 0 it is RAIN.
+
+    Args:
+        channels: C.
+        key_channels: D; None: min(C, 64).
+        project_value: v = Wv x with a 1x1 convolution that starts as the identity, instead of v = x.
+        eps: added to each variance.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> x, mask = torch.randn(2, 8, 16, 16), torch.rand(2, 1, 64, 64)
+        >>> sf.BAIN(8)(x, mask).shape
+        torch.Size([2, 8, 16, 16])
+    """
+
+    def __init__(
+        self, channels: int, key_channels: int | None = None, project_value: bool = False, eps: float = 1e-5
+    ) -> None:
+        super().__init__(channels, eps)
+        self.key_channels = min(channels, MAX_KEY_CHANNELS) if key_channels is None else key_channels
+        self.query = nn.Conv2d(channels, self.key_channels, 1, bias=False)
+        self.key = nn.Conv2d(channels, self.key_channels, 1, bias=False)
+        self.value = nn.Conv2d(channels, channels, 1, bias=False) if project_value else nn.Identity()
+        if isinstance(self.value, nn.Conv2d):
+            nn.init.dirac_(self.value.weight)
+
+    def forward(self, x: Tensor, mask: Regions | RegionLevel | Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
+        level = level_of(mask, x.shape[-2], x.shape[-1])
+        normalised = region_norm(x, level, eps=self.eps, adapt=False)
+        mean, std = bain_attention(
+            self.query(normalised), self.key(normalised), self.value(x), level, eps=self.eps
+        )
+        # Outside the foreground mean = 0 and std = 1, so this is the background's branch as well.
+        y = torch.addcmul(mean, std, normalised)
+        gain = torch.where(level.foreground, _map(1 + self.foreground_gamma), _map(1 + self.background_gamma))
+        bias = torch.where(level.foreground, _map(self.foreground_beta), _map(self.background_beta))
+        y = torch.addcmul(bias, y, gain).to(x.dtype)
+        return y if level.valid is None else torch.where(level.valid, y, 0)
+
+    def extra_repr(self) -> str:
+        return f"{self.channels}, key_channels={self.key_channels}, eps={self.eps}"
+
+
+def _map(parameter: Tensor) -> Tensor:
+    return parameter.reshape(1, -1, 1, 1)

@@ -1,0 +1,198 @@
+"""The generator: an attention U-Net whose decoder is normalised by foreground and background."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scsco_fast.nn.norm import BAIN, RAIN
+from scsco_fast.regions import THRESHOLD, Regions
+
+NORMS = ("bain", "rain", "instance")
+HEADS = ("direct", "residual")
+GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
+INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
+
+
+class HarmonizationUNet(nn.Module):
+    """Recolour the foreground of a composite so that it fits the background.
+
+    `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip connections,
+    and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the decoder is SCS-Co's.
+    With in_channels=3, norm="rain" and head="direct" it is RainNet, which `scsco_fast.nn.rainnet` loads.
+
+    Args:
+        in_channels: 4: composite and mask; 3: composite only, as RainNet.
+        base_channels: width of the first level.
+        levels: 5 to 10; the input is padded to a multiple of 2 ** levels and the output cropped back.
+        norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the finest.
+        head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the composite,
+            which learns in minutes what the other learns in days.
+        key_channels: of BAIN; None: min(C, 64).
+        dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
+        project_value: BAIN's option of that name.
+
+    Raises:
+        ValueError: an option that does not exist; the message names it.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> model = sf.HarmonizationUNet(base_channels=4, levels=5, head="residual").eval()
+        >>> composite, mask = torch.rand(1, 3, 50, 70), torch.zeros(1, 1, 50, 70)
+        >>> mask[..., 10:30, 20:40] = 1
+        >>> output = model(composite, mask)
+        >>> output.shape, bool((output == composite)[..., 30:, :].all())
+        (torch.Size([1, 3, 50, 70]), True)
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 4,
+        base_channels: int = 64,
+        levels: int = 8,
+        norm: str | Sequence[str] = "bain",
+        head: str = "direct",
+        key_channels: int | None = None,
+        dropout: bool = True,
+        project_value: bool = False,
+    ) -> None:
+        super().__init__()
+        norms = (norm,) * (levels - 1) if isinstance(norm, str) else tuple(norm)
+        _check_options(in_channels, base_channels, levels, norms, head)
+        self.config: dict[str, Any] = {
+            "in_channels": in_channels,
+            "base_channels": base_channels,
+            "levels": levels,
+            "norm": norm if isinstance(norm, str) else list(norm),
+            "head": head,
+            "key_channels": key_channels,
+            "dropout": dropout,
+            "project_value": project_value,
+        }
+        self.levels = levels
+        self.head = head
+        self.in_channels = in_channels
+        widths = [base_channels * min(2**level, 8) for level in range(levels)]
+
+        self.down = nn.ModuleList(
+            _initialised(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False))
+            for narrow, wide in zip([in_channels, *widths], widths, strict=False)
+        )
+        # up[i] leads from level i + 1 to level i of the encoder, up[-1] from the bottleneck; up[0] to the picture.
+        inputs = [2 * width for width in widths[:-1]] + [widths[-1]]
+        outputs = [3, *widths[:-1]]
+        self.up = nn.ModuleList(
+            _initialised(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=level == 0))
+            for level, (wide, narrow) in enumerate(zip(inputs, outputs, strict=True))
+        )
+        self.norm = nn.ModuleList(
+            _norm(name, width, key_channels, project_value)
+            for name, width in zip(reversed(norms), widths, strict=False)
+        )
+        self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
+        self.dropout = nn.Dropout(0.5 if dropout else 0.0)
+
+    def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Harmonize a batch.
+
+        Args:
+            composite: (B, 3, H, W) in [0, 1], any size.
+            mask: (B, 1, H, W) floating in [0, 1]; above 0.5 is foreground for the statistics; the output is blended with it.
+            valid: (B, 1, H, W), 0 where a pixel is to enter no statistic and to stay as it is (a transparent background);
+                None: all pixels are valid.
+
+        Returns:
+            (B, 3, H, W): network * mask + composite * (1 - mask), not clamped to [0, 1].
+
+        Raises:
+            ValueError: shapes that do not belong together.
+        """
+        _check_inputs(composite, mask, valid)
+        height, width = composite.shape[-2:]
+        image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
+        prediction = self._decode(*self._encode(image, foreground), Regions(foreground, known))
+        prediction = torch.tanh(prediction[..., :height, :width].to(composite.dtype))
+        blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
+        if self.head == "residual":
+            return composite + prediction * blend
+        return torch.lerp(composite, (prediction + 1) / 2, blend)
+
+    def _encode(self, image: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
+        x = image * 2 - 1
+        x = torch.cat([x, mask.to(x.dtype)], dim=1) if self.in_channels == 4 else x
+        skips: list[Tensor] = []
+        for level, convolution in enumerate(self.down):
+            x = convolution(x)
+            if level == self.levels - 1:
+                break
+            x = F.leaky_relu(x if level == 0 else F.instance_norm(x), 0.2)
+            skips.append(x)
+        return x, skips
+
+    def _decode(self, x: Tensor, skips: list[Tensor], regions: Regions) -> Tensor:
+        for level in range(self.levels - 1, 0, -1):
+            x = self.up[level](F.relu(x))
+            at = level - 1
+            norm = self.norm[at]
+            if isinstance(norm, RAIN):
+                x = norm(x, regions.at(x.shape[-2], x.shape[-1]))
+            else:
+                x = norm(x)
+            if GATED < level < self.levels - 1:
+                x = self.dropout(x)
+            x = torch.cat([skips[at], x], dim=1)
+            if at < GATED:
+                x = torch.sigmoid(self.gate[at](x)) * x
+        return self.up[0](F.relu(x))
+
+
+def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    nn.init.normal_(convolution.weight, 0.0, INIT_STD)
+    if convolution.bias is not None:
+        nn.init.zeros_(convolution.bias)
+    return convolution
+
+
+def _norm(name: str, channels: int, key_channels: int | None, project_value: bool) -> nn.Module:
+    if name == "bain":
+        return BAIN(channels, key_channels, project_value)
+    return RAIN(channels) if name == "rain" else nn.InstanceNorm2d(channels)
+
+
+def _pad(
+    composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Replicate the composite to the right and below; what is added enters no statistic, and what is not valid is black."""
+    if valid is not None:
+        composite = torch.where(valid > THRESHOLD, composite, 0)
+    bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple
+    if not bottom and not right:
+        return composite, mask, valid
+    margin = (0, right, 0, bottom)
+    known = F.pad(torch.ones_like(mask) if valid is None else valid, margin)
+    return F.pad(composite, margin, mode="replicate"), F.pad(mask, margin), known
+
+
+def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None:
+    if composite.dim() != 4 or composite.shape[1] != 3:
+        raise ValueError(f"composite must have shape (B, 3, H, W), got {tuple(composite.shape)}")
+    wanted = (composite.shape[0], 1, *composite.shape[-2:])
+    for name, tensor in {"mask": mask, "valid": valid}.items():
+        if tensor is not None and tuple(tensor.shape) != wanted:
+            raise ValueError(f"{name} must have the composite's batch and size {wanted}, got {tuple(tensor.shape)}")
+
+
+def _check_options(in_channels: int, base_channels: int, levels: int, norms: tuple[str, ...], head: str) -> None:
+    if in_channels not in (3, 4):
+        raise ValueError(f"in_channels must be 3 (composite) or 4 (composite and mask), got {in_channels}")
+    if base_channels < 1:
+        raise ValueError(f"base_channels must be positive, got {base_channels}")
+    if not 5 <= levels <= 10:
+        raise ValueError(f"levels must be 5 to 10, got {levels}")
+    if len(norms) != levels - 1 or any(name not in NORMS for name in norms):
+        raise ValueError(f"norm must be one of {', '.join(NORMS)}, or {levels - 1} of them, got {norms}")
+    if head not in HEADS:
+        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")

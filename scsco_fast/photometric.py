@@ -1,0 +1,39 @@
+"""Random photometric changes, drawn on the host and applied on the images' device."""
+
+import torch
+from torch import Tensor
+
+# Half-widths, in natural logarithms, of the uniform draws.
+EXPOSURE, CHANNEL_GAIN, GAMMA, SATURATION = 0.5, 0.15, 0.4, 0.5
+LUMA = (0.299, 0.587, 0.114)
+
+
+def random_curve(images: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
+    """Exposure, white balance, gamma and saturation, drawn anew for every image of a batch.
+
+        y = clamp(s * g_c * e * x ** gamma + (1 - s) * luma(g_c * e * x ** gamma), 0, 1)
+
+    with e, g_c (per channel), gamma and s each exp of a uniform draw in +- strength * its half-width above.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1].
+        generator: on the CPU; None: torch's default one.
+        strength: scales the draws; 0 changes nothing.
+
+    Returns:
+        (B, 3, H, W) in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from scsco_fast.photometric import random_curve
+        >>> image = torch.rand(1, 3, 4, 4)
+        >>> torch.allclose(random_curve(image, strength=0.0), image, atol=1e-6)
+        True
+    """
+    draws = torch.rand(images.shape[0], 6, generator=generator, dtype=torch.float64) * 2 - 1
+    widths = torch.tensor([EXPOSURE, CHANNEL_GAIN, CHANNEL_GAIN, CHANNEL_GAIN, GAMMA, SATURATION], dtype=torch.float64)
+    factors = (draws * widths * strength).exp().to(images).reshape(-1, 6, 1, 1)
+    exposure, gains, gamma, saturation = factors.split([1, 3, 1, 1], dim=1)
+    curved = exposure * gains * images.clamp(min=0) ** gamma
+    luma = (curved * curved.new_tensor(LUMA).reshape(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return torch.lerp(luma, curved, saturation.expand_as(curved)).clamp(0, 1)
