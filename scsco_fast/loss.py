@@ -53,9 +53,9 @@ class SCSCoLoss(nn.Module):
         L_cons = D(c, c+) / (D(c, c+) + sum_k D(c, c-_k) + 1e-8)
         L = mean |I^ - I| + style_weight * (L_self + L_cons)
 
-    The two-sided contrast against several dynamic negatives is the paper's abstract; the formulas follow two later public
-    readings of it; the ratio per image, gradients through the negative distances, the order of normalising and masking and
-    every default are this project's decisions (docs/method.md).
+    The two-sided contrast against several dynamic negatives is the paper's abstract; the formulas follow two later
+    public readings of it; the ratio per image, gradients through the negative distances, the order of normalising and
+    masking and every default are this project's decisions (docs/method.md).
 
     Args:
         encoder: E; may be None if style_weight is 0.
@@ -152,7 +152,9 @@ class SCSCoLoss(nn.Module):
         terms = output.new_zeros(6)
         for layer, weight in self.layer_weights.items():
             known, background = fixed[layer].split([batch * (1 + count), batch])
-            terms = terms + weight * self._layer_terms(moving[layer], background, known.unflatten(0, (batch, 1 + count)))
+            terms = terms + weight * self._layer_terms(
+                moving[layer], background, known.unflatten(0, (batch, 1 + count))
+            )
         return list(terms.unbind())
 
     def _layer_terms(self, anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:

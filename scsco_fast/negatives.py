@@ -1,4 +1,4 @@
-"""Dynamic negatives of the style contrastive loss: the composite, and recolourings of the real foreground drawn anew."""
+"""Dynamic negatives of the style contrastive loss: the composite, and recolourings of the real foreground."""
 
 import torch
 from torch import Tensor
@@ -14,12 +14,13 @@ RECOLOURINGS = (*TRANSFERS, "curve")
 def make_negatives(
     real: Tensor, composite: Tensor, mask: Tensor, count: int, generator: torch.Generator | None = None
 ) -> Tensor:
-    """`count` negatives per image: the composite, then count - 1 recolourings of the real foreground on the real background.
+    """`count` negatives per image: the composite, then count - 1 recolourings of the real foreground on the real
+    background.
 
-    Each recolouring is drawn from `RECOLOURINGS`: colour transfer (`scsco_fast.ops.transfer_color`) from the foreground of another
-    image of the batch, from the image's own background where the batch has one image, or a random photometric curve.
-    Everything is computed on the images' device; what is drawn comes from a generator on the host, so one seed gives the
-    same negatives on every device and the host never waits.
+    Each recolouring is drawn from `RECOLOURINGS`: colour transfer (`scsco_fast.ops.transfer_color`) from the
+    foreground of another image of the batch, from the image's own background where the batch has one image, or a
+    random photometric curve. Everything is computed on the images' device; what is drawn comes from a generator on the
+    host, so one seed gives the same negatives on every device and the host never waits.
 
     Args:
         real, composite: (B, 3, H, W) in [0, 1].

@@ -35,8 +35,8 @@ class RegionLevel:
 class Regions:
     """Masks at every resolution and their foreground-first permutation, each built once and then kept.
 
-    A pixel is foreground where `mask > 0.5` and, if `valid` is given, `valid > 0.5`; a valid pixel that is not foreground is
-    background. Another resolution is taken by nearest neighbour, as RainNet does, and is binary too.
+    A pixel is foreground where `mask > 0.5` and, if `valid` is given, `valid > 0.5`; a valid pixel that is not
+    foreground is background. Another resolution is taken by nearest neighbour, as RainNet does, and is binary too.
 
     Args:
         mask: (B, 1, H, W) bool, or floating in [0, 1]; 1 = foreground.
@@ -65,16 +65,18 @@ class Regions:
         self._valid = None if valid is None else _binary(valid.detach())
         foreground = _binary(mask.detach())
         self._foreground = foreground if self._valid is None else foreground & self._valid
-        self._levels: dict[tuple[int, int], RegionLevel] = {}
+        self._levels: list[RegionLevel] = []
 
     def at(self, height: int, width: int) -> RegionLevel:
         """The regions at `height` x `width`, by nearest neighbour; the second call returns the first one's object."""
-        key = (height, width)
-        if key not in self._levels:
-            self._levels[key] = _level(
-                _resize(self._foreground, key), None if self._valid is None else _resize(self._valid, key)
-            )
-        return self._levels[key]
+        size = (height, width)
+        # A list, not a dict: hashing a size under torch.compile would fix it and recompile for the next one.
+        for level in self._levels:
+            if tuple(level.foreground.shape[-2:]) == size:
+                return level
+        valid = None if self._valid is None else _resize(self._valid, size)
+        self._levels.append(_level(_resize(self._foreground, size), valid))
+        return self._levels[-1]
 
 
 def level_of(regions_or_mask: "Regions | RegionLevel | Tensor", height: int, width: int) -> RegionLevel:

@@ -58,8 +58,8 @@ def forward(
         static: compute at the mask-independent shape instead of the exact one; None: on every device but the CPU.
 
     Returns:
-        mean, std, first (B, N, C): sum_j A_ij (v_j - pivot), variance (B, N, C) before the clamp, and lse (B, N), the logits'
-        log-sum-exp; the last three by pixel, 0 outside the foreground.
+        mean, std, first (B, N, C): sum_j A_ij (v_j - pivot), variance (B, N, C) before the clamp, and lse (B, N), the
+        logits' log-sum-exp; the last three by pixel, 0 outside the foreground.
     """
     dtype = accumulate_dtype(query, key, value)
     batch, channels, height, width = value.shape
@@ -151,7 +151,7 @@ def _pack(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, dtype: torch.dtype, static: bool | None
 ) -> Iterator[_Packed]:
     """Groups of images as packed rows: each image at its exact counts, or the whole batch at its static shape."""
-    batch, pixels = order.shape
+    pixels = order.shape[1]
     q, k, v = (_rows(t, dtype) for t in (query, key, value))
     if order.device.type != "cpu" if static is None else static:
         place = torch.arange(pixels, device=order.device)

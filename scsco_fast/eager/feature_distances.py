@@ -1,4 +1,4 @@
-"""Mean absolute differences of feature maps, one pair at a time: the differences of all pairs are never held together."""
+"""Mean absolute differences of feature maps, one pair at a time: the differences are never held together."""
 
 import torch
 from torch import Tensor

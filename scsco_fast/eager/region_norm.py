@@ -46,10 +46,13 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of fg_weight, fg_bias, bg_weight and bg_bias as (4, C) in float32 or wider.
 
-    With xh = (x - mu_r) / sigma_r of the pixel's own region r, S1 = sum of dL/dxh and S2 = sum of dL/dxh * xh over the
-    pixels normalised by r, and dmu_b, dsigma_b what reaches the background's moments through the foreground:
+    With xh = (x - mu_r) / sigma_r of the pixel's own region r, S_r = sum of dy and T_r = sum of dy xh over r, and the
+    slope s_r = dy-to-dxh factor / sigma_r (the foreground's holds sigma_b where it adapts):
 
-        dx = dL/dxh / sigma_r + [i in r] ( (dmu_r - S1 / sigma_r) + (dsigma_r - S2 / sigma_r) xh ) / n_r
+        dx = s_r (dy - S_r / n_r - xh T_r / n_r) + [i in b, adapt] fg_weight (S_f + T_f xh) / n_b
+
+    The last term is what reaches the background's moments through the foreground. An empty region's moments are constant:
+    its S and T are 0.
     """
     dtype = mean.dtype
     dy = _zero_excluded(grad.to(dtype).flatten(2), valid)
@@ -65,16 +68,16 @@ def backward(
     d_fg_weight = inner * sum_dy_xh[..., 0] + (mu_b * sum_dy[..., 0] if adapt else 0)
     d_parameters = torch.stack([d_fg_weight, sum_dy[..., 0], sum_dy_xh[..., 1], sum_dy[..., 1]]).sum(dim=1)
 
-    weight = torch.stack([w_f * inner, w_b.expand_as(inner)], dim=2)  # dL/dxh = weight * dy
-    d_mean, d_std = -weight * sum_dy / std, -weight * sum_dy_xh / std
-    if adapt:
-        d_mean[..., 1] += w_f * sum_dy[..., 0]
-        d_std[..., 1] += w_f * sum_dy_xh[..., 0]
     size = count.clamp(min=1)
-    slope = weight / std
-    shift, tilt = d_mean / size, d_std / size
-    through = torch.where(fg, shift[..., :1], shift[..., 1:]) + torch.where(fg, tilt[..., :1], tilt[..., 1:]) * normalised
-    dx = dy * torch.where(fg, slope[..., :1], slope[..., 1:]) + _zero_excluded(through, valid)
+    slope = torch.stack([w_f * inner, w_b.expand_as(inner)], dim=2) / std
+    mean_dy, mean_dy_xh = sum_dy / size, sum_dy_xh / size
+    # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
+    inside = torch.where(fg, mean_dy[..., :1], mean_dy[..., 1:])
+    inside = inside + torch.where(fg, mean_dy_xh[..., :1], mean_dy_xh[..., 1:]) * normalised
+    dx = (dy - _zero_excluded(inside, valid)) * torch.where(fg, slope[..., :1], slope[..., 1:])
+    if adapt:
+        through = (w_f / size[..., 1]).unsqueeze(2) * (sum_dy[..., :1] + sum_dy_xh[..., :1] * normalised)
+        dx = dx + torch.where(members[..., 1].bool().unsqueeze(1), through, 0)
     return dx.reshape(x.shape).to(x.dtype), d_parameters
 
 

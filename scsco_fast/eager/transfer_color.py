@@ -15,7 +15,9 @@ def forward(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Ten
     dtype = accumulate_dtype(source, reference)
     pixels, examples = source.to(dtype).flatten(2), reference.to(dtype).flatten(2)  # (B, 3, N), (B, 3, M)
     inside, there = mask.flatten(2), reference_mask.flatten(2)
-    moved = METHODS[method](pixels, examples, inside, there).clamp(0, 1)
+    # What lies outside the masks may be NaN, which is no bin of a histogram.
+    measured, shown = torch.where(inside, pixels, 0), torch.where(there, examples, 0)
+    moved = METHODS[method](measured, shown, inside, there).clamp(0, 1)
     change = inside & inside.any(dim=2, keepdim=True) & there.any(dim=2, keepdim=True)
     return torch.where(change, moved, pixels).reshape(source.shape).to(source.dtype)
 
@@ -75,7 +77,8 @@ def _covariance(centred: Tensor, region: Tensor) -> Tensor:
 def _sqrt(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Square roots of symmetric positive matrices (B, 3, 3) float64 and their inverses.
 
-    Denman-Beavers instead of an eigendecomposition, which makes the host wait on a GPU. The traces are scaled to 1 first.
+    Denman-Beavers instead of an eigendecomposition, which makes the host wait on a GPU. The traces are scaled to 1
+    first.
     """
     scale = matrices.diagonal(dim1=1, dim2=2).sum(dim=1).reshape(-1, 1, 1)
     root, inverse = matrices / scale, torch.eye(3, dtype=matrices.dtype, device=matrices.device).expand_as(matrices)

@@ -51,14 +51,14 @@ class RAIN(nn.Module):
 class BAIN(RAIN):
     """Background-attentional adaptive instance normalisation (Hang et al., CVPR 2022).
 
-    With n(x) = (x - mu_r) / sigma_r by the pixel's own region, q = Wq n(x) in the foreground, k = Wk n(x) and v = x in the
-    background, A = softmax(q . k / sqrt(D)) and mean_i, std_i the moments of v under A_i:
+    With n(x) = (x - mu_r) / sigma_r by the pixel's own region, q = Wq n(x) in the foreground, k = Wk n(x) and v = x in
+    the background, A = softmax(q . k / sqrt(D)) and mean_i, std_i the moments of v under A_i:
 
         background: y = n(x) * (1 + gamma_b) + beta_b
         foreground: y = (std_i * n(x) + mean_i) * (1 + gamma_f) + beta_f
 
-    The attention-weighted background statistics are the paper's; 1x1 convolutions without bias for Wq and Wk, their width, the
-    scale and the identity for v are this project's decisions. With Wq = 0 it is RAIN.
+    The attention-weighted background statistics are the paper's; 1x1 convolutions without bias for Wq and Wk, their
+    width, the scale and the identity for v are this project's decisions. With Wq = 0 it is RAIN.
 
     Args:
         channels: C.
@@ -88,9 +88,7 @@ class BAIN(RAIN):
         """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
         level = level_of(mask, x.shape[-2], x.shape[-1])
         normalised = region_norm(x, level, eps=self.eps, adapt=False)
-        mean, std = bain_attention(
-            self.query(normalised), self.key(normalised), self.value(x), level, eps=self.eps
-        )
+        mean, std = bain_attention(self.query(normalised), self.key(normalised), self.value(x), level, eps=self.eps)
         # Outside the foreground mean = 0 and std = 1, so this is the background's branch as well.
         y = torch.addcmul(mean, std, normalised)
         gain = torch.where(level.foreground, _map(1 + self.foreground_gamma), _map(1 + self.background_gamma))

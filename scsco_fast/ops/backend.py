@@ -52,11 +52,12 @@ def use_backend(name: str) -> Iterator[None]:
 
 def choose(requested: str, tensor: Tensor) -> str:
     """The backend that serves a call whose inputs live where `tensor` does; never "auto"."""
+    where = "backend"
     if requested == "auto" and _override:
         requested = _override[-1]
     elif requested == "auto":
-        requested = os.environ.get("SCSCO_BACKEND", "auto")
-    _checked(requested, "backend")
+        requested, where = os.environ.get("SCSCO_BACKEND", "auto"), "SCSCO_BACKEND"
+    _checked(requested, where)
     if requested != "auto":
         return requested
     for name in ORDER:

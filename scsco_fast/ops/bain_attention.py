@@ -1,11 +1,13 @@
 """BAIN's statistics: every foreground pixel's mean and deviation of the background pixels it resembles."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import bain_attention as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -34,7 +36,8 @@ def bain_attention(
 
     Returns:
         mean and std, (B, C, H, W) each, in the dtype of value; 0 and 1 outside the foreground and in images without
-        background, where no gradient flows. float32 or wider in between. The same inputs give the same bits on one machine.
+        background, where no gradient flows. float32 or wider in between. The same inputs give the same bits on one
+        machine.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device; the message names it.
@@ -61,11 +64,12 @@ def bain_attention(
         query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
     scale = query.shape[1] ** -0.5 if scale is None else float(scale)
     chosen = choose(backend, value)
-    if chosen == "reference":
-        function = torch.ops.scsco_fast.bain_attention_reference
-        return function(query, key, value, level.foreground, level.valid, scale, eps)
-    mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
-    return mean, std
+    with without_autocast(value):
+        if chosen == "reference":
+            function = torch.ops.scsco_fast.bain_attention_reference
+            return function(query, key, value, level.foreground, level.valid, scale, eps)
+        mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
+        return mean, std
 
 
 register_reference(
@@ -84,7 +88,9 @@ def _bain_attention(
 
 
 @_bain_attention.register_fake
-def _(query, key, value, order, counts, scale, eps, backend):  # type: ignore[no-untyped-def]
+def _(
+    query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     dtype = statistics_dtype(query, key, value)
     first = value.new_empty((batch, pixels, channels), dtype=dtype)
@@ -114,18 +120,32 @@ def _bain_attention_backward(
 
 
 @_bain_attention_backward.register_fake
-def _(grad_mean, grad_std, query, key, value, order, counts, first, variance, lse, scale, eps, backend):  # type: ignore[no-untyped-def]
+def _(
+    grad_mean: Tensor,
+    grad_std: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     return empty_like(query), empty_like(key), empty_like(value)
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     query, key, value, order, counts, ctx.scale, ctx.eps, ctx.backend = inputs
     _, _, first, variance, lse = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(query, key, value, order, counts, first, variance, lse)
 
 
-def _backward(ctx, grad_mean, grad_std, *_):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad_mean: Tensor | None, grad_std: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_mean is None and grad_std is None:
         return (None,) * 8
     value = ctx.saved_tensors[2]

@@ -9,14 +9,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def check_map(name: str, tensor: Tensor, dims: int = 4) -> None:
-    """A floating tensor (B, C, H, W), or (B, J, C, H, W) with dims=5, with no empty dimension but the batch's or J's."""
+    """A floating tensor (B, C, H, W), or (B, J, C, H, W) with dims=5; C, H and W must not be 0."""
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {tensor.dtype}")
     wanted = "(B, C, H, W)" if dims == 4 else "(B, J, C, H, W)"
     if tensor.dim() != dims or 0 in tensor.shape[-3:]:
-        raise ValueError(f"{name} must have shape {wanted} with no empty dimension, got {tuple(tensor.shape)}")
+        raise ValueError(f"{name} must have shape {wanted} with C, H, W > 0, got {tuple(tensor.shape)}")
 
 
 def check_same(name: str, got: object, other: str, wanted: object) -> None:

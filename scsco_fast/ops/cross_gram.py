@@ -1,11 +1,13 @@
 """The Gram matrix of two feature maps."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import cross_gram as reference
 
 
@@ -36,9 +38,10 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
     check_same("batch and size of b", b.shape[:1] + b.shape[2:], "a", a.shape[:1] + a.shape[2:])
     check_device("b", b, "a is", a.device)
     chosen = choose(backend, a)
-    if chosen == "reference":
-        return torch.ops.scsco_fast.cross_gram_reference(a, b)
-    return _cross_gram(a, b, chosen)
+    with without_autocast(a):
+        if chosen == "reference":
+            return torch.ops.scsco_fast.cross_gram_reference(a, b)
+        return _cross_gram(a, b, chosen)
 
 
 register_reference("cross_gram_reference(Tensor a, Tensor b) -> Tensor", reference.cross_gram)
@@ -50,7 +53,7 @@ def _cross_gram(a: Tensor, b: Tensor, backend: str) -> Tensor:
 
 
 @_cross_gram.register_fake
-def _(a, b, backend):  # type: ignore[no-untyped-def]
+def _(a: Tensor, b: Tensor, backend: str) -> Tensor:
     return a.new_empty((a.shape[0], a.shape[1], b.shape[1]), dtype=statistics_dtype(a, b))
 
 
@@ -60,16 +63,16 @@ def _cross_gram_backward(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tu
 
 
 @_cross_gram_backward.register_fake
-def _(grad, a, b, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return empty_like(a), empty_like(b)
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     a, b, ctx.backend = inputs
     ctx.save_for_backward(a, b)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_cross_gram_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 

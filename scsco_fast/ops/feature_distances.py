@@ -1,11 +1,13 @@
 """Mean absolute differences between one feature map and several others."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import feature_distances as reference
 
 
@@ -36,9 +38,10 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
     check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, anchor)
-    if chosen == "reference":
-        return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
-    return _feature_distances(anchor, others, chosen)
+    with without_autocast(anchor):
+        if chosen == "reference":
+            return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
+        return _feature_distances(anchor, others, chosen)
 
 
 register_reference("feature_distances_reference(Tensor anchor, Tensor others) -> Tensor", reference.feature_distances)
@@ -50,7 +53,7 @@ def _feature_distances(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
 
 
 @_feature_distances.register_fake
-def _(anchor, others, backend):  # type: ignore[no-untyped-def]
+def _(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
     return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, others))
 
 
@@ -60,16 +63,16 @@ def _feature_distances_backward(grad: Tensor, anchor: Tensor, others: Tensor, ba
 
 
 @_feature_distances_backward.register_fake
-def _(grad, anchor, others, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, anchor: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return empty_like(anchor), empty_like(others)
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     anchor, others, ctx.backend = inputs
     ctx.save_for_backward(anchor, others)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_feature_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 

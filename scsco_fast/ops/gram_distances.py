@@ -1,18 +1,21 @@
 """Mean absolute differences between Gram matrices that share one factor."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import gram_distances as reference
 
 
 def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str = "auto") -> Tensor:
     """D_j = mean |G(anchor, background) - G(others_j, background)| with G = `cross_gram`.
 
-    As the background is shared, D_j = mean |(anchor - others_j) background^T| / (H W): one product, no stored Gram matrix.
+    As the background is shared, D_j = mean |(anchor - others_j) background^T| / (H W): one product, no stored Gram
+    matrix.
 
     Args:
         anchor: (B, C, H, W), float16 to float64.
@@ -44,9 +47,10 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
     check_device("background", background, "anchor is", anchor.device)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, anchor)
-    if chosen == "reference":
-        return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
-    return _gram_distances(anchor, background, others, chosen)
+    with without_autocast(anchor):
+        if chosen == "reference":
+            return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
+        return _gram_distances(anchor, background, others, chosen)
 
 
 register_reference(
@@ -60,7 +64,7 @@ def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend:
 
 
 @_gram_distances.register_fake
-def _(anchor, background, others, backend):  # type: ignore[no-untyped-def]
+def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> Tensor:
     return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, background, others))
 
 
@@ -72,16 +76,16 @@ def _gram_distances_backward(
 
 
 @_gram_distances_backward.register_fake
-def _(grad, anchor, background, others, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
     return empty_like(anchor), empty_like(background), empty_like(others)
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     anchor, background, others, ctx.backend = inputs
     ctx.save_for_backward(anchor, background, others)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_gram_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 

@@ -1,18 +1,18 @@
 """The Gram matrix of a feature map's foreground."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_map, check_regions
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import masked_gram as reference
 from scsco_fast.regions import RegionLevel, Regions
 
 
-def masked_gram(
-    features: Tensor, mask: Regions | RegionLevel | Tensor | None = None, backend: str = "auto"
-) -> Tensor:
+def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = None, backend: str = "auto") -> Tensor:
     """Gram matrix over the foreground: G_cd = sum over foreground pixels of F_c F_d / (H W).
 
     It equals `cross_gram(F * m, F * m)` with the binary mask m: divided by all pixels, not by the foreground's.
@@ -39,9 +39,10 @@ def masked_gram(
     check_map("features", features)
     foreground = None if mask is None else check_regions(mask, features).foreground
     chosen = choose(backend, features)
-    if chosen == "reference":
-        return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
-    return _masked_gram(features, foreground, chosen)
+    with without_autocast(features):
+        if chosen == "reference":
+            return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
+        return _masked_gram(features, foreground, chosen)
 
 
 register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -> Tensor", reference.masked_gram)
@@ -53,7 +54,7 @@ def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> T
 
 
 @_masked_gram.register_fake
-def _(features, foreground, backend):  # type: ignore[no-untyped-def]
+def _(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     batch, channels = features.shape[:2]
     return features.new_empty((batch, channels, channels), dtype=statistics_dtype(features))
 
@@ -64,16 +65,16 @@ def _masked_gram_backward(grad: Tensor, features: Tensor, foreground: Tensor | N
 
 
 @_masked_gram_backward.register_fake
-def _(grad, features, foreground, backend):  # type: ignore[no-untyped-def]
+def _(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     return empty_like(features)
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     features, foreground, ctx.backend = inputs
     ctx.save_for_backward(features, foreground)
 
 
-def _backward(ctx, grad):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _masked_gram_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
 
 

@@ -1,11 +1,13 @@
 """Region normalisation: RAIN, and each region by its own statistics."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype
+from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import region_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -65,10 +67,11 @@ def region_norm(
         check_device(name, parameter, "x is", x.device)
         parameters.append(parameter)
     chosen = choose(backend, x)
-    if chosen == "reference":
-        function = torch.ops.scsco_fast.region_norm_reference
-        return function(x, level.foreground, level.valid, *parameters, eps, adapt)
-    return _region_norm(x, level.foreground, level.valid, *parameters, eps, adapt, chosen)[0]
+    with without_autocast(x):
+        if chosen == "reference":
+            function = torch.ops.scsco_fast.region_norm_reference
+            return function(x, level.foreground, level.valid, *parameters, eps, adapt)
+        return _region_norm(x, level.foreground, level.valid, *parameters, eps, adapt, chosen)[0]
 
 
 register_reference(
@@ -96,7 +99,18 @@ def _region_norm(
 
 
 @_region_norm.register_fake
-def _(x, foreground, valid, fg_weight, fg_bias, bg_weight, bg_bias, eps, adapt, backend):  # type: ignore[no-untyped-def]
+def _(
+    x: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    fg_weight: Tensor,
+    fg_bias: Tensor,
+    bg_weight: Tensor,
+    bg_bias: Tensor,
+    eps: float,
+    adapt: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     moments = x.new_empty((x.shape[0], x.shape[1], 2), dtype=statistics_dtype(x))
     return empty_like(x), moments, torch.empty_like(moments)
 
@@ -119,18 +133,29 @@ def _region_norm_backward(
 
 
 @_region_norm_backward.register_fake
-def _(grad, x, foreground, valid, fg_weight, bg_weight, mean, std, adapt, backend):  # type: ignore[no-untyped-def]
+def _(
+    grad: Tensor,
+    x: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    fg_weight: Tensor,
+    bg_weight: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    adapt: bool,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
     return empty_like(x), mean.new_empty((4, x.shape[1]))
 
 
-def _setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     x, foreground, valid, fg_weight, _, bg_weight, _, _, ctx.adapt, ctx.backend = inputs
     _, mean, std = output
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(x, foreground, valid, fg_weight, bg_weight, mean, std)
 
 
-def _backward(ctx, grad, grad_mean, grad_std):  # type: ignore[no-untyped-def]
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 10
     dx, d_parameters = _region_norm_backward(grad, *ctx.saved_tensors, ctx.adapt, ctx.backend)

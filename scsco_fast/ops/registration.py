@@ -1,11 +1,12 @@
 """What every registration shares.
 
-Each operation stands behind the dispatcher in two forms. The memory-linear one is opaque (`torch.library.custom_op` with
-a fake and an explicit backward) and is told its backend. The reference, `<name>_reference`, decomposes into plain PyTorch,
-so that autograd derives its backward independently of ours.
+Each operation stands behind the dispatcher in two forms. The memory-linear one is opaque (`torch.library.custom_op`
+with a fake and an explicit backward) and is told its backend. The reference, `<name>_reference`, decomposes into plain
+PyTorch, so that autograd derives its backward independently of ours.
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,3 +32,9 @@ def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 def statistics_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype of sums and distances: float32, or float64 if an input is."""
     return accumulate_dtype(*tensors)
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off where `tensor` lives: it would round the operands of every product inside an operation."""
+    device = tensor.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()

@@ -36,8 +36,8 @@ def transfer_color(
         reference_mask: which pixels of reference are measured; None: all.
 
     Returns:
-        (B, 3, H, W) in [0, 1] in the dtype of source; pixels outside the mask are those of source, bit for bit. An image whose
-        mask or reference mask is empty is returned as it is. No gradient flows.
+        (B, 3, H, W) in [0, 1] in the dtype of source; pixels outside the mask are those of source, bit for bit. An
+        image whose mask or reference mask is empty is returned as it is. No gradient flows.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device, or an unknown method; the message names it.
@@ -74,7 +74,8 @@ def _region(mask: Regions | RegionLevel | Tensor | None, image: Tensor) -> Tenso
 
 
 register_reference(
-    "transfer_color_reference(Tensor source, Tensor reference, Tensor mask, Tensor reference_mask, str method) -> Tensor",
+    "transfer_color_reference(Tensor source, Tensor reference, Tensor mask, Tensor reference_mask, str method) "
+    "-> Tensor",
     reference_backend.transfer_color,
 )
 
@@ -87,5 +88,5 @@ def _transfer_color(
 
 
 @_transfer_color.register_fake
-def _(source, reference, mask, reference_mask, method, backend):  # type: ignore[no-untyped-def]
+def _(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str) -> Tensor:
     return empty_like(source)

@@ -9,9 +9,9 @@ def bain_attention(
 ) -> tuple[Tensor, Tensor]:
     """See `scsco_fast.ops.bain_attention`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `query`.
 
-    The variance is taken as sum_j A_ij (v_j - c)^2 - (sum_j A_ij (v_j - c))^2 with c the background's mean per image and
-    channel. The value does not depend on c; on raw values (c = 0) the difference loses all digits once |mean| / std of a
-    channel passes 3 in bfloat16.
+    The variance is taken as sum_j A_ij (v_j - c)^2 - (sum_j A_ij (v_j - c))^2 with c the background's mean per image
+    and channel. The value does not depend on c; on raw values (c = 0) the difference loses all digits once |mean| /
+    std of a channel passes 3 in bfloat16.
     """
     background = ~foreground if valid is None else ~foreground & valid
     q, k = query.flatten(2).transpose(1, 2), key.flatten(2)  # (B, N, dk), (B, dk, N)

@@ -32,9 +32,7 @@ def lab_to_rgb(lab: Tensor) -> Tensor:
     f = torch.stack([y + a / 500, y, y - b / 200], dim=1)
     xyz = torch.where(f**3 > _EPSILON, f**3, (116 * f - 16) / _KAPPA) * _vector(_WHITE, lab)
     linear = _mix(xyz, torch.linalg.inv(torch.tensor(_RGB_TO_XYZ, dtype=torch.float64)).tolist())
-    return torch.where(
-        linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
-    )
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
 
 
 def rgb_to_ycbcr(rgb: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+"""Every operation behind the dispatcher: opcheck, one graph under torch.compile, no recompiles, fake tensors, export."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracle import make_mask, random
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import scsco_fast as sf
+
+OPS = torch.ops.scsco_fast
+
+
+def arguments(name: str) -> tuple:
+    """Inputs of the registered operation `name`."""
+    level = sf.Regions(make_mask("random", 2, 4, 5), make_mask("random", 2, 4, 5, seed=4)).at(4, 5)
+    x, query, key = (random(2, 3, 4, 5, seed=s, dtype=torch.float32).requires_grad_() for s in range(3))
+    others = random(2, 3, 3, 4, 5, seed=5, dtype=torch.float32).requires_grad_()
+    weights = [random(3, seed=s, dtype=torch.float32).requires_grad_() for s in range(4)]
+    image, back = torch.rand(2, 3, 4, 5), level.background
+    return {
+        "region_norm": (x, level.foreground, level.valid, *weights, 1e-5, True, "eager"),
+        "bain_attention": (query, key, x, level.order, level.counts, 0.5, 1e-5, "eager"),
+        "masked_gram": (x, level.foreground, "eager"),
+        "cross_gram": (x, query, "eager"),
+        "feature_distances": (x, others, "eager"),
+        "gram_distances": (x, query, others, "eager"),
+        "transfer_color": (image, image.flip(0), level.foreground, back, "reinhard", "eager"),
+    }[name]
+
+
+NAMES = [
+    "region_norm",
+    "bain_attention",
+    "masked_gram",
+    "cross_gram",
+    "feature_distances",
+    "gram_distances",
+    "transfer_color",
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_opcheck(name: str) -> None:
+    torch.library.opcheck(getattr(OPS, name).default, arguments(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fake_cuda_tensors_have_the_real_shapes(name: str) -> None:
+    real = getattr(OPS, name)(*arguments(name))
+    with FakeTensorMode() as mode:
+        there = [
+            torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="cuda") if isinstance(a, Tensor) else a
+            for a in arguments(name)
+        ]
+        fake = getattr(OPS, name)(*there)
+    assert mode is not None
+    pairs = [(real, fake)] if isinstance(real, Tensor) else zip(real, fake, strict=True)
+    for ours, theirs in pairs:
+        assert theirs.device.type == "cuda"
+        assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
+
+
+def step(query: Tensor, key: Tensor, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """Every differentiable operation, from the mask on."""
+    regions = sf.Regions(mask)
+    y = sf.ops.region_norm(x, regions, fg_weight=weight)
+    mean, std = sf.ops.bain_attention(query, key, y, regions)
+    others = torch.stack([mean, std], 1)
+    distances = sf.ops.feature_distances(y, others) + sf.ops.gram_distances(y, x, others)
+    return distances.sum() + sf.ops.masked_gram(y, regions).sum() + sf.ops.cross_gram(mean, std).sum()
+
+
+def step_inputs(height: int = 6, width: int = 8) -> list[Tensor]:
+    tensors = [random(2, 4, height, width, seed=s, dtype=torch.float32).requires_grad_() for s in range(3)]
+    return [*tensors, make_mask("random", 2, height, width), torch.ones(4, requires_grad=True)]
+
+
+@pytest.mark.parametrize("backend", ["eager", "reference"])
+def test_one_graph_forward_and_backward(backend: str) -> None:
+    torch._dynamo.reset()
+    plain, traced = step_inputs(), step_inputs()
+    with sf.use_backend(backend):
+        wanted = step(*plain)
+        got = torch.compile(step, fullgraph=True, backend="aot_eager")(*traced)
+    wanted.backward()
+    got.backward()
+    torch.testing.assert_close(got, wanted)
+    for ours, theirs in zip(traced, plain, strict=True):
+        if theirs.grad is not None:
+            torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_new_masks_and_sizes_do_not_recompile() -> None:
+    torch._dynamo.reset()
+    graphs = 0
+
+    def count(module: torch.fx.GraphModule, _: list[Tensor]) -> Callable[..., object]:
+        nonlocal graphs
+        graphs += 1
+        return module.forward
+
+    compiled = torch.compile(step, fullgraph=True, backend=count, dynamic=True)
+    for height, width in ((6, 8), (7, 10), (12, 5)):
+        tensors = step_inputs(height, width)
+        for kind in ("random", "empty", "full", "one pixel"):
+            tensors[3] = make_mask(kind, 2, height, width)
+            torch.testing.assert_close(compiled(*tensors), step(*tensors), rtol=1e-4, atol=1e-4)
+    assert graphs == 1
+
+
+def test_export_holds_the_operations() -> None:
+    class Norm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = sf.BAIN(4)
+
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return self.norm(x, mask)
+
+    x, mask = random(2, 4, 6, 6, dtype=torch.float32), make_mask("random", 2, 6, 6).float()
+    module = Norm()
+    exported = torch.export.export(module, (x, mask))
+    torch.testing.assert_close(exported.module()(x, mask), module(x, mask))
+    targets = {str(node.target) for node in exported.graph.nodes}
+    assert "scsco_fast.bain_attention.default" in targets
