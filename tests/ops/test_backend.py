@@ -49,7 +49,10 @@ def test_the_chosen_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_and_unavailable_names() -> None:
-    with pytest.raises(ValueError, match="'fast' is not one of auto, triton, cuda, eager, reference"), sf.use_backend("fast"):
+    with (
+        pytest.raises(ValueError, match="'fast' is not one of auto, triton, cuda, eager, reference"),
+        sf.use_backend("fast"),
+    ):
         pass
     for name, answer in sf.ops.backends().items():
         if answer != "yes":
