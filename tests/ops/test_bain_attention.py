@@ -1,4 +1,4 @@
-"""bain_attention: both backends against the formula in float64, gradients, memory, and the facts that hold for any mask."""
+"""bain_attention: backends against the formula in float64, gradients, memory, and what holds for any mask."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Every operation behind the dispatcher: opcheck, one graph under torch.compile, no recompiles, fake tensors, export."""
+"""Every operation behind the dispatcher: opcheck, one graph under torch.compile, no recompiles, fakes, export."""
 
 from collections.abc import Callable
 

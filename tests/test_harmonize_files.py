@@ -1,0 +1,237 @@
+"""Files and folders: formats, metadata, names, and what happens to pictures that cannot be used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scsco_fast.errors import ScscoError
+from scsco_fast.harmonize import harmonize
+from scsco_fast.harmonize_files import harmonize_file, harmonize_folder, read_image
+from scsco_fast.nn.unet import HarmonizationUNet
+
+SIZE = (70, 90)  # height, width
+
+
+@pytest.fixture
+def pixels() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return rng.integers(30, 220, (*SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def mask() -> np.ndarray:
+    """(H, W) bool."""
+    inside = np.zeros(SIZE, dtype=bool)
+    inside[20:50, 30:70] = True
+    return inside
+
+
+@pytest.fixture
+def folder(tmp_path: Path, pixels: np.ndarray, mask: np.ndarray) -> Path:
+    """images/a.png, images/x-1_1_2.jpg and their masks, the second named as iHarmony4 does."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "a.png")
+    Image.fromarray(pixels).save(tmp_path / "images" / "x-1_1_2.jpg")
+    for name in ("a", "x-1_1"):
+        Image.fromarray(mask.astype(np.uint8) * 255).convert("RGB").save(tmp_path / "masks" / f"{name}.png")
+    return tmp_path
+
+
+def run(folder: Path, output: str | Path, model: HarmonizationUNet, image: str = "images/a.png", **options) -> Path:
+    target = folder / output
+    harmonize_file(folder / image, folder / "masks/a.png", target, model, **options)
+    return target
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif", ".tiff", ".bmp", ".webp"])
+def test_lossless_formats_keep_the_background(
+    suffix: str, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    target = run(folder, f"out/deep/b{suffix}", small_model)
+    written = np.asarray(Image.open(target))
+    assert np.array_equal(written[~mask], pixels[~mask])
+    assert np.array_equal(written, harmonize(pixels, mask, small_model))
+    assert (written[mask] != pixels[mask]).any()
+
+
+def test_jpeg_is_near(folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet) -> None:
+    smooth = np.broadcast_to(np.linspace(40, 200, SIZE[1], dtype=np.uint8)[None, :, None], (*SIZE, 3))
+    Image.fromarray(smooth.copy()).save(folder / "images/a.png")
+    written = Image.open(run(folder, "b.jpg", small_model))
+    assert written.format == "JPEG"
+    assert np.abs(np.asarray(written).astype(int) - smooth)[:10].max() <= 4
+
+
+def test_profile_and_exif_are_kept_upright(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # Orientation: rotate by 90 degrees to view
+    exif[0x010E] = "a caption"
+    turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
+    turned.save(folder / "images/turned.png", exif=exif, icc_profile=b"a profile")
+    for name in ("b.png", "b.jpg", "b.webp"):
+        written = Image.open(run(folder, name, small_model, image="images/turned.png"))
+        assert written.size == (SIZE[1], SIZE[0])
+        assert written.info["icc_profile"] == b"a profile"
+        assert written.getexif().get(0x010E) == "a caption"
+        assert 0x0112 not in written.getexif()
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "I;16"])
+def test_modes_survive_png(mode: str, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    deep = Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 257)
+    (deep if mode == "I;16" else Image.fromarray(pixels).convert(mode)).save(folder / "images/m.png")
+    assert Image.open(run(folder, "b.png", small_model, image="images/m.png")).mode == mode
+
+
+def test_cmyk_loses_its_profile(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    Image.fromarray(pixels).convert("CMYK").save(folder / "images/c.tif", icc_profile=b"for ink")
+    written = Image.open(run(folder, "b.png", small_model, image="images/c.tif"))
+    assert written.mode == "RGB"
+    assert "icc_profile" not in written.info
+
+
+def test_inverted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet) -> None:
+    written = np.asarray(Image.open(run(folder, "b.png", small_model, invert_mask=True)))
+    assert np.array_equal(written[mask], pixels[mask])
+    assert (written[~mask] != pixels[~mask]).any()
+
+
+def test_empty_mask_warns_with_the_file(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    Image.new("L", (SIZE[1], SIZE[0])).save(folder / "masks/a.png")
+    with pytest.warns(UserWarning, match=r"a\.png: the mask is empty"):
+        target = run(folder, "b.png", small_model)
+    assert np.array_equal(np.asarray(Image.open(target)), pixels)
+
+
+@pytest.mark.parametrize("victim", ["images/a.png", "masks/a.png", "images/../images/a.png"])
+def test_inputs_are_never_overwritten(victim: str, folder: Path, small_model: HarmonizationUNet) -> None:
+    before = (folder / victim).read_bytes()
+    with pytest.raises(ScscoError, match="would overwrite an input"):
+        run(folder, victim, small_model)
+    assert (folder / victim).read_bytes() == before
+
+
+def test_hard_link_to_the_input_is_an_input_only_by_name(folder: Path, small_model: HarmonizationUNet) -> None:
+    """Writing replaces the name, not the content: another name of the input's file leaves the input alone."""
+    before = (folder / "images/a.png").read_bytes()
+    (folder / "link.png").hardlink_to(folder / "images/a.png")
+    run(folder, "link.png", small_model)
+    assert (folder / "images/a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize(("output", "message"), [("b.gif", "cannot write .gif"), ("b", "without a suffix")])
+def test_formats_that_are_not_written(output: str, message: str, folder: Path, small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match=message):
+        run(folder, output, small_model)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("RGBA", "transparency"), ("I;16", "16 bits")])
+def test_jpeg_cannot_hold_everything(
+    mode: str, kind: str, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    image = Image.fromarray(pixels[:, :, 0].astype(np.uint16)) if mode == "I;16" else Image.fromarray(pixels)
+    (image if mode == "I;16" else image.convert(mode)).save(folder / "images/m.png")
+    with pytest.raises(ScscoError, match=rf"b\.jpg: \.jpg cannot hold {kind}"):
+        run(folder, "b.jpg", small_model, image="images/m.png")
+    assert not (folder / "b.jpg").exists()
+
+
+def test_mask_of_another_size(folder: Path, small_model: HarmonizationUNet) -> None:
+    Image.new("L", (10, 12), 255).save(folder / "masks/a.png")
+    with pytest.raises(ScscoError, match=r"masks/a\.png.*10x12.*90x70"):
+        run(folder, "b.png", small_model)
+
+
+def test_failed_write_leaves_nothing(
+    folder: Path, small_model: HarmonizationUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "b.png").write_bytes(b"old")
+
+    def half(self: Image.Image, path: Path, **options: object) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", half)
+    before = sorted(folder.iterdir())
+    with pytest.raises(ScscoError, match=r"b\.png: cannot be written \(No space left"):
+        run(folder, "b.png", small_model)
+    assert (folder / "b.png").read_bytes() == b"old"
+    assert sorted(folder.iterdir()) == before
+
+
+def test_animations_are_refused_and_phone_pictures_are_not(folder: Path, pixels: np.ndarray) -> None:
+    frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
+    frames[0].save(folder / "two.tif", save_all=True, append_images=frames[1:])
+    with pytest.raises(ScscoError, match=r"two\.tif: holds 2 frames"):
+        read_image(folder / "two.tif")
+    frames[0].save(folder / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
+    assert read_image(folder / "phone.jpg").size == (SIZE[1], SIZE[0])
+
+
+def test_sixteen_bit_colour_is_refused(folder: Path) -> None:
+    """Pillow would cut it to 8 bits without a word."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" + bytes(12))
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    (folder / "deep.png").write_bytes(png)
+    with pytest.raises(ScscoError, match=r"deep\.png: 16-bit colour"):
+        read_image(folder / "deep.png")
+
+
+def test_folder_pairs_by_name(folder: Path, small_model: HarmonizationUNet) -> None:
+    told: list[Path] = []
+    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, progress=told.append)
+    assert report.failed == {}
+    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.jpg"]
+    assert told == report.written
+    assert all(path.is_file() for path in report.written)
+
+
+def test_folder_in_another_format(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, suffix=".png")
+    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.png"]
+    Image.fromarray(pixels).save(folder / "images/a.tif")
+    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, suffix=".png")
+    assert [path.name for path in report.failed] == ["a.tif"]
+    assert "is taken by a.png" in report.failed[folder / "images/a.tif"]
+
+
+def test_folder_goes_on_after_bad_files(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    (folder / "images/broken.png").write_bytes((folder / "images/a.png").read_bytes()[:300])
+    Image.fromarray(pixels).save(folder / "masks/broken.png")
+    Image.fromarray(pixels).save(folder / "images/alone.png")
+    Image.fromarray(pixels).save(folder / "images/two.png")
+    for suffix in (".png", ".jpg"):
+        Image.fromarray(pixels).save(folder / f"masks/two{suffix}")
+    (folder / "images/notes.txt").write_text("not a picture")
+    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model)
+    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.jpg"]
+    reasons = {path.name: reason for path, reason in report.failed.items()}
+    assert reasons.keys() == {"broken.png", "alone.png", "two.png"}
+    assert "no mask; wanted a file named alone.png" in reasons["alone.png"]
+    assert "more than one mask (two.jpg, two.png)" in reasons["two.png"]
+    assert "broken.png" in reasons["broken.png"]
+    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "x-1_1_2.jpg"]
+
+
+@pytest.mark.parametrize("output", ["images", "masks", "out/../images"])
+def test_output_folder_of_the_inputs(output: str, folder: Path, small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match="holds the inputs"):
+        harmonize_folder(folder / "images", folder / "masks", folder / output, small_model)
+
+
+def test_missing_and_empty_folders(folder: Path, small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match=r"nowhere: no such folder"):
+        harmonize_folder(folder / "nowhere", folder / "masks", folder / "out", small_model)
+    (folder / "none").mkdir()
+    with pytest.raises(ScscoError, match=r"none: holds no picture"):
+        harmonize_folder(folder / "none", folder / "masks", folder / "out", small_model)

@@ -1,0 +1,179 @@
+"""What is installed, what importing it costs, and who imports whom."""
+
+import ast
+import importlib.metadata
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import scsco_fast
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"scsco_fast": "scsco_fast", "kernels": "scsco_fast.kernels", "train": "scsco_fast.train"}
+SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+# A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
+ORDER = (
+    *("errors", "files", "reference", "kernels", "eager", "regions", "photometric", "ops", "nn", "negatives", "loss"),
+    *("data", "metrics", "evaluate", "weights", "harmonize", "strips", "harmonize_files", "info"),
+    *("scsco_fast", "train", "cli", "__main__"),
+)
+ALONE = ("reference", "kernels")
+TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
+LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py")
+
+
+def installed_name(path: Path) -> str:
+    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join([FOLDERS[folder], *(part for part in rest if part != "__init__")])
+
+
+def component(module: str) -> str:
+    """The part of the project that a module belongs to: ops for scsco_fast.ops.backend."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """Modules that a file imports, anywhere in it; for `from scsco_fast import x` that is scsco_fast.x if it is one."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide who imports whom"
+            for alias in node.names:
+                part = node.module == "scsco_fast" and alias.name in ORDER
+                yield f"{node.module}.{alias.name}" if part else str(node.module)
+
+
+def at_top_level(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements that run on import, `if TYPE_CHECKING` left out."""
+    for node in tree.body:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            continue
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node
+
+
+def run_python(code: str) -> str:
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=os.sep)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def pinned() -> dict[str, Version]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): Version(version) for name, version in pairs}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=installed_name)
+def test_imports_go_down_only(path: Path) -> None:
+    name = installed_name(path)
+    own = component(name)
+    assert own in ORDER, f"{name} has no place in ORDER yet"
+    for target in imports_of(ast.parse(path.read_text())):
+        if target.split(".")[0] != "scsco_fast" or component(target) == own or own == "scsco_fast" == target:
+            continue
+        assert own not in ALONE, f"{name} imports {target}, but {own}/ knows nothing of the project"
+        assert ORDER.index(component(target)) < ORDER.index(own), f"{name} imports {target}, which stands above it"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=installed_name)
+def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
+    name = installed_name(path)
+    allowed = TOP_LEVEL | ({"triton"} if component(name) == "kernels" else set())
+    for statement in at_top_level(ast.parse(path.read_text())):
+        for target in imports_of(statement):
+            package = target.split(".")[0]
+            assert package in allowed or package in sys.stdlib_module_names, f"{name} imports {target} at the top"
+
+
+def test_importing_is_light() -> None:
+    code = f"import sys, scsco_fast, scsco_fast.cli; print([name for name in {LAZY} if name in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
+def test_mapped_packages_are_importable_from_anywhere() -> None:
+    code = "import scsco_fast.kernels, scsco_fast.train.presets as p; print(sorted(p.PRESETS))"
+    assert run_python(code).strip() == "['demo', 'paper']"
+
+
+def test_public_names_exist() -> None:
+    assert sorted(scsco_fast.__all__) == sorted(set(scsco_fast.__all__))
+    for name in scsco_fast.__all__:
+        assert hasattr(scsco_fast, name)
+    assert callable(scsco_fast.harmonize)  # the function, not the module of that name
+
+
+def test_metadata() -> None:
+    facts = importlib.metadata.metadata("scsco-fast")
+    assert facts["Version"] == scsco_fast.__version__
+    assert facts["License-Expression"] == "MIT"
+    assert facts["Requires-Python"] == ">=3.11"
+    (script,) = importlib.metadata.distribution("scsco-fast").entry_points
+    assert (script.name, script.load()) == ("scsco", __import__("scsco_fast.cli").cli.run)
+
+
+def test_pins_fit_the_requirements_and_are_installed() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    requirements = [Requirement(text) for group in groups for text in group]
+    pins = pinned()
+    for requirement in requirements:
+        if requirement.name != "scsco-fast":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def test_triton_is_wanted_on_linux_only() -> None:
+    texts = importlib.metadata.requires("scsco-fast") or []
+    (triton,) = [Requirement(text) for text in texts if text.startswith("triton")]
+    assert triton.marker is not None
+    assert triton.marker.evaluate({"platform_system": "Linux"})
+    assert not triton.marker.evaluate({"platform_system": "Darwin"})
+    # A CUDA build of torch pins its Triton: an upper bound or a pin of ours could contradict it.
+    assert {specifier.operator for specifier in triton.specifier} == {">="}
+
+
+def test_wheel_holds_everything(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    for folder in FOLDERS:
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("scsco_fast-*-py3-none-any.whl")
+    names = set(zipfile.ZipFile(wheel).namelist())
+    wanted = {f"{installed_name(path).replace('.', '/')}" for path in SOURCES if path.name != "__init__.py"}
+    assert {f"{name}.py" for name in wanted} <= names
+    assert {"scsco_fast/py.typed", "scsco_fast/kernels/__init__.py", "scsco_fast/train/presets/__init__.py"} <= names
+    assert {name.split("/")[0] for name in names} == {"scsco_fast", f"scsco_fast-{scsco_fast.__version__}.dist-info"}
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
+    command = ["make", "-s", "test", "PYTHON=false", f"VENV={tmp_path / 'venv'}"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode != 0
+    assert 'Python 3.11 or newer is needed, "false" is not: make PYTHON=/path/to/python3.11' in result.stderr
+    assert not (tmp_path / "venv").exists()
+
+
+def test_ci_runs_the_two_commands() -> None:
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    assert re.findall(r"^make \w+", script.read_text(), re.MULTILINE) == ["make lint", "make test"]

@@ -1,0 +1,311 @@
+"""Whole runs of a few steps: what they write, how they stop, and that a resumed run is the same run."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scsco_fast.errors import ScscoError
+from scsco_fast.train import checkpoint, engine
+from scsco_fast.train.config import TrainConfig, load_config
+from scsco_fast.train.engine import StopSignals, train
+from scsco_fast.train.report import read_rows
+from scsco_fast.train.samples import StepOrder
+from scsco_fast.weights import load_model, read_metadata
+
+Tiny = Callable[..., TrainConfig]
+
+
+def last(folder: Path) -> dict[str, Any]:
+    return checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt")
+
+
+def differing(one: Any, other: Any, path: str = "") -> list[str]:
+    """Places where two nested states are not equal bit for bit."""
+    if isinstance(one, dict):
+        if one.keys() != other.keys():
+            return [path]
+        return [place for key in one for place in differing(one[key], other[key], f"{path}/{key}")]
+    if isinstance(one, (list, tuple)):
+        pairs = enumerate(zip(one, other, strict=True))
+        return [place for key, (a, b) in pairs for place in differing(a, b, f"{path}/{key}")]
+    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+    return [] if equal else [path]
+
+
+def test_run_writes_everything(tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tiny(checkpoint_every=2, picture_every=3)
+    folder = train(config, pictures())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoints",
+        "config.json",
+        "loss.png",
+        "metrics.csv",
+        "model.safetensors",
+        "tensorboard",
+    ]
+    names = ["last.pt", "step_0000002.pt", "step_0000004.pt", "step_0000006.pt"]
+    assert sorted(os.listdir(folder / "checkpoints")) == names
+    assert (folder / "loss.png").read_bytes().startswith(b"\x89PNG")
+    rows = read_rows(folder / "metrics.csv")
+    assert [row["step"] for row in rows] == [2, 4, 6]
+    assert all(row["total"] == row["reconstruction"] > 0 and row["learning_rate"] > 0 for row in rows)
+    output = capsys.readouterr().out
+    for name in ("model.safetensors", "last.pt", "metrics.csv", "loss.png", "VGG-16 weights: none"):
+        assert name in output
+
+
+def test_saved_model_is_the_averaged_one_at_its_size(tiny: Tiny, pictures: Any) -> None:
+    folder = train(tiny(), pictures())
+    state = last(folder)["training"]
+    saved = load_model(folder / "model.safetensors").state_dict()
+    assert differing(saved, dict(state["ema"])) == []
+    assert differing(saved, dict(state["model"])) != []
+    assert read_metadata(folder / "model.safetensors")["working_size"] == 32
+
+
+def test_config_is_saved_as_given_and_as_resolved(tiny: Tiny, pictures: Any) -> None:
+    config = tiny(device="auto", precision="auto")
+    folder = train(config, pictures())
+    assert load_config(folder / "config.json") == config
+    saved = json.loads((folder / "config.json").read_text())
+    device, precision = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
+    assert saved["resolved"] == {"device": device, "precision": precision}
+    assert saved["versions"]["torch"] == torch.__version__
+    assert saved["parameters"] > 0
+
+
+def test_tensorboard_holds_scalars_and_pictures(tiny: Tiny, pictures: Any) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = train(tiny(steps=4), pictures())
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("total")] == [2, 4]
+    strips = events.Images("composite | output | real | mask")
+    assert [strip.step for strip in strips] == [1, 4]
+    assert (strips[0].width, strips[0].height) == (4 * 32, 2 * 32)
+
+
+STYLE = {
+    "style_weight": 0.01,
+    "style_every": 2,
+    "negatives": 2,
+    "vgg_weights": "random",
+    "vgg_layers": ("relu1_2",),
+}
+
+
+@pytest.mark.parametrize("options", [{}, STYLE], ids=["plain", "style"])
+def test_resumed_run_is_the_same_run(tiny: Tiny, pictures: Any, tmp_path: Path, options: dict[str, Any]) -> None:
+    """6 steps = 3 steps, SIGTERM, resume, 3 steps, bit for bit: weights, averages, moments, counters, random state."""
+    whole = train(tiny(output=str(tmp_path / "whole"), **options), pictures(not_finite={3}, bad={8}))
+    # Step 2 reads the samples 4 and 5; the signal comes while it does.
+    parts = tiny(output=str(tmp_path / "parts"), **options)
+    folder = train(parts, pictures(not_finite={3}, bad={8}, stop_at=5))
+    assert last(folder)["step"] == 3
+    assert differing(last(folder)["training"], last(whole)["training"]) != []
+    train(tiny(output=str(tmp_path / "parts"), resume=True, **options), pictures(not_finite={3}, bad={8}))
+
+    one, other = last(whole), last(folder)
+    for name in ("step", "training", "rng", "bad_samples"):
+        assert differing(one[name], other[name]) == [], name
+    assert one["training"]["skips"].tolist() == [1, 0, 1]
+    assert one["bad_samples"] == {"picture8.jpg": "picture8.jpg: truncated"}
+    rows, resumed = (read_rows(path / "metrics.csv") for path in (whole, folder))
+    assert [row["step"] for row in resumed] == [2, 3, 4, 6]
+    assert [row["total"] for row in rows][2] == resumed[3]["total"]
+
+
+def test_dropout_and_ema_matter_in_the_exactness_test(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    """The test above would not see a lost random state if nothing random happened in a step."""
+    first = train(tiny(output=str(tmp_path / "a"), steps=2), pictures())
+    state = last(first)
+    without = train(tiny(output=str(tmp_path / "b"), steps=2, dropout=False), pictures())
+    assert differing(state["training"]["model"], last(without)["training"]["model"]) != []
+    assert differing(state["rng"], last(without)["rng"]) != []
+    assert differing(dict(state["training"]["model"]), dict(state["training"]["ema"])) != []
+
+
+def test_existing_run_is_never_overwritten(tiny: Tiny, pictures: Any) -> None:
+    folder = train(tiny(steps=1), pictures())
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ScscoError, match=r"exists already.*scsco train resume"):
+        train(tiny(steps=2), pictures())
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_output_that_is_a_file_is_refused(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    for output in ("file", "file/run"):
+        with pytest.raises(ScscoError, match="another output folder"):
+            train(tiny(output=str(tmp_path / output)), pictures())
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_resume_needs_a_run(tiny: Tiny, pictures: Any) -> None:
+    with pytest.raises(ScscoError, match="no such run"):
+        train(tiny(resume=True), pictures())
+
+
+def test_resume_before_the_first_checkpoint_starts_anew(tiny: Tiny, pictures: Any) -> None:
+    folder = Path(tiny().output)
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / ".last.123.tmp.pt").write_text("half")
+    train(tiny(steps=2, resume=True), pictures())
+    assert last(folder)["step"] == 2
+    assert os.listdir(folder / "checkpoints") == ["last.pt"]
+
+
+def test_resume_falls_back_to_an_older_checkpoint(
+    tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(tiny(steps=5, checkpoint_every=2), pictures())
+    broken = folder / "checkpoints" / "last.pt"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    train(tiny(steps=6, checkpoint_every=2, resume=True), pictures())
+    output = capsys.readouterr().out
+    assert "warning: skipped: " in output
+    assert "step_0000004.pt at step 4" in output
+    assert "warning: steps was 5, goes on with 6" in output
+    assert [row["step"] for row in read_rows(folder / "metrics.csv")] == [2, 4, 6]
+    assert last(folder)["step"] == 6
+
+
+def test_resume_of_another_architecture_names_the_fields(tiny: Tiny, pictures: Any) -> None:
+    folder = train(tiny(steps=1), pictures())
+    before = (folder / "config.json").read_bytes()
+    with pytest.raises(
+        ScscoError, match=r"last\.pt: trained with base_channels 4 \(now 8\), norm bain \(now rain\)"
+    ) as error:
+        train(tiny(steps=1, base_channels=8, norm="rain", resume=True), pictures())
+    assert "\n" not in str(error.value)
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_resume_of_a_finished_run_does_nothing_more(tiny: Tiny, pictures: Any) -> None:
+    folder = train(tiny(steps=2), pictures())
+    before = last(folder)
+    train(tiny(steps=2, resume=True), pictures())
+    assert differing(before["training"], last(folder)["training"]) == []
+
+
+def test_bad_samples_are_named_once_and_counted(tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    # Step 1 has no good sample at all; sample 9 leaves step 4 with one.
+    folder = train(tiny(), pictures(bad={2, 3, 9}))
+    assert last(folder)["step"] == 6
+    assert [row["bad_samples"] for row in read_rows(folder / "metrics.csv")] == [2, 2, 3]
+    assert capsys.readouterr().out.count("warning: skipped picture9.jpg: picture9.jpg: truncated") == 1
+
+
+def test_too_many_bad_samples_stop_the_run(tiny: Tiny, pictures: Any) -> None:
+    with pytest.raises(ScscoError, match=r"3 samples cannot be used \(bad_sample_limit 2\).*picture7\.jpg") as error:
+        train(tiny(bad_sample_limit=2), pictures(bad={1, 4, 7, 8}))
+    assert "\n" not in str(error.value)
+
+
+def test_non_finite_steps_are_counted_and_have_a_limit(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    folder = train(tiny(non_finite_limit=2), pictures(not_finite={2, 7}))
+    assert [row["skipped_steps"] for row in read_rows(folder / "metrics.csv")] == [1, 2, 2]
+    config = tiny(output=str(tmp_path / "other"), non_finite_limit=2)
+    with pytest.raises(ScscoError, match=r"step 4: .* not finite for 2 steps in a row"):
+        train(config, pictures(not_finite={4, 6}))
+
+
+def test_workers_read_the_same_samples(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    alone = train(tiny(output=str(tmp_path / "alone"), steps=3), pictures())
+    helped = train(tiny(output=str(tmp_path / "helped"), steps=3, workers=2), pictures())
+    assert differing(last(alone)["training"], last(helped)["training"]) == []
+
+
+SIGNALLED = """
+import sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from conftest import Pictures
+from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.engine import train
+config = TrainConfig.from_json(sys.argv[2])
+folder = train(config, Pictures())
+print("ended", folder)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_saves_and_exits_0(tiny: Tiny, number: signal.Signals) -> None:
+    config = tiny(steps=100_000, log_every=1, workers=1)
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent), config.to_json()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            os.killpg(process.pid, number)  # as a terminal's Ctrl-C or a scheduler does: its workers get it too
+            break
+    rest = process.stdout.read()
+    assert process.wait(timeout=60) == 0, rest
+    assert "stopped by a signal" in rest
+    assert "ended" in rest
+    steps = last(Path(config.output))["step"]
+    assert 3 <= steps < 100_000
+    assert read_rows(Path(config.output) / "metrics.csv")[-1]["step"] == steps
+
+
+def test_second_interrupt_is_immediate_and_handlers_come_back() -> None:
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    with StopSignals(print) as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [({"levels": 3}, "levels must be 5 to 10"), ({**STYLE, "vgg_layers": ("relu9_9",)}, "relu9_9")],
+)
+def test_options_that_the_model_refuses_leave_no_folder(
+    tiny: Tiny, pictures: Any, changes: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ScscoError, match=wanted):
+        train(tiny(**changes), pictures())
+    assert not Path(tiny().output).exists()
+
+
+def test_unusable_device_is_one_line(tiny: Tiny, pictures: Any) -> None:
+    for device in ("cuda:99", "abacus"):
+        with pytest.raises(ScscoError, match=device):
+            train(tiny(device=device), pictures())
+    assert not Path(tiny().output).exists()
+
+
+def test_order_of_samples_is_a_function_of_seed_and_step() -> None:
+    whole = list(StepOrder(10, 4, 0, 20, shuffle=True, seed=3))
+    assert list(StepOrder(10, 4, 7, 20, shuffle=True, seed=3)) == whole[7:]
+    flat = [index for step in whole for index in step]
+    for epoch in range(8):  # each epoch holds every sample once, and not in the order of the one before
+        assert sorted(flat[epoch * 10 : epoch * 10 + 10]) == list(range(epoch * 10, epoch * 10 + 10))
+    assert [index % 10 for index in flat[:10]] != [index % 10 for index in flat[10:20]]
+    assert list(StepOrder(10, 4, 0, 20, shuffle=True, seed=4)) != whole
+    assert [step[0] for step in StepOrder(10, 4, 0, 3, shuffle=False, seed=0)] == [0, 4, 8]
+
+
+def test_same_seed_same_run_and_another_seed_another(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    folders = [
+        train(tiny(output=str(tmp_path / str(number)), steps=2, seed=seed), pictures())
+        for number, seed in enumerate((0, 0, 1))
+    ]
+    one, same, other = (last(folder)["training"]["model"] for folder in folders)
+    assert differing(dict(one), dict(same)) == []
+    assert differing(dict(one), dict(other)) != []
+
+
+def test_versions_name_torch_and_python() -> None:
+    assert {"torch", "python", "numpy", "scsco_fast"} <= engine.versions().keys()

@@ -1,0 +1,139 @@
+"""Checkpoints: written whole or not at all, checked when read, and never read partially."""
+
+import os
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from scsco_fast.errors import ScscoError
+from scsco_fast.files import replacing
+
+FORMAT = 1
+LAST = "last.pt"
+CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples"})
+
+
+def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Call `write(file)` on a temporary file beside `path`, flush it to the disk and rename it to `path`.
+
+    Whatever stops this, a kill or a power cut included, `path` is either the old file or the complete new one.
+    """
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power cut, where the system lets a folder be opened."""
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` (the keys of `CONTENTS` but "format") to `path` atomically."""
+    try:
+        write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    except (ScscoError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
+        raise ScscoError(
+            f"{path}: {reason}; older checkpoints are intact: make room, then scsco train resume"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; a damaged or foreign file is a `ScscoError` that names it."""
+    try:
+        # torch.load does not check the archive's checksums: a flipped bit in a weight would pass.
+        with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise ScscoError(f"{path}: damaged checkpoint (checksum of {damaged}); use an older one")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise ScscoError(f"{path}: no such checkpoint") from error
+    except ScscoError:
+        raise
+    except Exception as error:  # a damaged archive fails in many ways: zip, pickle, storage sizes
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ScscoError(f"{path}: truncated or not a checkpoint ({reason}); use an older one") from error
+    if not isinstance(state, dict) or set(state) != CONTENTS or state["format"] != FORMAT:
+        raise ScscoError(f"{path}: not a training checkpoint of format {FORMAT}; use one that scsco train wrote")
+    return state
+
+
+def save_rotating(folder: Path, state: dict[str, Any], *, keep: int = 3, numbered: bool = True) -> None:
+    """Write last.pt and, if `numbered`, a separate step_XXXXXXX.pt, of which the newest `keep` stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(folder / LAST, state)
+    if not numbered:
+        return
+    # Written again, not a hard link: damage to one file must leave the other to fall back on.
+    save_checkpoint(folder / f"step_{state['step']:07d}.pt", state)
+    for old in numbered_checkpoints(folder)[keep:]:
+        old.unlink()
+
+
+def numbered_checkpoints(folder: Path) -> list[Path]:
+    """The step_*.pt files, newest step first."""
+    found = {path: path.stem.removeprefix("step_") for path in folder.glob("step_*.pt")}
+    return sorted((path for path, step in found.items() if step.isdigit()), key=lambda path: -int(found[path]))
+
+
+def newest_checkpoint(folder: Path, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
+    """The newest complete checkpoint of a run, or None where there is none at all.
+
+    last.pt is tried first, then the numbered ones from the newest; each unreadable one is passed to `warn`.
+    A folder with checkpoints of which none can be read is a `ScscoError`.
+    """
+    candidates = [path for path in (folder / LAST, *numbered_checkpoints(folder)) if path.exists()]
+    for path in candidates:
+        try:
+            return path, load_checkpoint(path)
+        except ScscoError as error:
+            warn(f"skipped: {error}")
+    if candidates:
+        raise ScscoError(f"{folder}: none of its {len(candidates)} checkpoints can be read; train in a new folder")
+    return None
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Delete what a killed writer left behind in `folder`."""
+    for path in folder.glob(".*.tmp.*"):
+        path.unlink(missing_ok=True)
+
+
+def rng_state(device: torch.device) -> dict[str, torch.Tensor]:
+    """States of the default generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_rng_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
+    torch.set_rng_state(states["cpu"])
+    if device.type == "cuda" and "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"], device)
+
+
+def load_strictly(module: torch.nn.Module, state: dict[str, torch.Tensor], source: Path | str) -> None:
+    """`load_state_dict` that names, in one line, the tensors that do not match, and then changes nothing."""
+    own = module.state_dict()
+    wrong = sorted(
+        key
+        for key in own.keys() | state.keys()
+        if key not in own or key not in state or own[key].shape != state[key].shape
+    )
+    if wrong:
+        shown = ", ".join(wrong[:3]) + (" ..." if len(wrong) > 3 else "")
+        raise ScscoError(f"{source}: {len(wrong)} weights do not fit this model ({shown}); use its own configuration")
+    module.load_state_dict(state, strict=True)

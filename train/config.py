@@ -1,0 +1,254 @@
+"""Everything that decides a training run, in one flat dataclass that is saved with the run."""
+
+import dataclasses
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scsco_fast.errors import ScscoError
+
+# The constructor arguments of HarmonizationUNet: a checkpoint fits only a run where all of these are equal.
+ARCHITECTURE = ("in_channels", "base_channels", "levels", "norm", "head", "key_channels", "project_value", "dropout")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Configuration of one run. Every field is checked on construction; a bad one is a `ScscoError` that names it.
+
+    Example:
+        >>> config = TrainConfig(steps=100, batch_size=4)
+        >>> TrainConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    output: str = "runs/scsco"
+    """Folder of the run. It must not hold a run yet, unless `resume` is set."""
+    resume: bool = False
+    """Continue the run in `output` from its newest complete checkpoint."""
+
+    dataset: Literal["synthetic", "iharmony4"] = "synthetic"
+    """Composites made on the fly from photographs, or the iHarmony4 data set."""
+    photos: str = "skimage"
+    """Source of the synthetic composites: a folder of photographs, or scikit-image's own."""
+    root: str | None = None
+    """Folder of iHarmony4."""
+    subsets: tuple[str, ...] | None = None
+    """Subsets of iHarmony4 to train on; None is all of them."""
+    augment: bool = True
+    """Random crops, flips and (synthetic composites) photometric changes."""
+    size: int = 256
+    """Height and width of the training pictures in pixels."""
+    batch_size: int = 16
+    """Composites in one step."""
+    workers: int = 0
+    """Processes that read samples; 0 reads them in the training process."""
+    bad_sample_limit: int = 20
+    """Stop when more than this many different samples cannot be used; until then they are skipped and named."""
+
+    in_channels: int = 4
+    """4: composite and mask; 3: composite only, as RainNet."""
+    base_channels: int = 64
+    """Width of the first level."""
+    levels: int = 8
+    """Down-sampling levels of the U-Net."""
+    norm: str | tuple[str, ...] = "bain"
+    """Decoder norm: "bain", "rain" or "instance", or levels - 1 of them from the coarsest level to the finest."""
+    head: Literal["direct", "residual"] = "direct"
+    """The network predicts the picture, or a correction that is added to the composite."""
+    key_channels: int | None = None
+    """Channels of BAIN's queries and keys; None is min(channels, 64)."""
+    project_value: bool = False
+    """BAIN's attention takes the statistics of a learned 1x1 projection of the background, not of the background."""
+    dropout: bool = True
+    """Dropout 0.5 in the decoder levels between the coarsest one and the three finest."""
+
+    style_weight: float = 0.01
+    """Weight of the style contrastive loss (lambda); 0 leaves it, and VGG-16, out."""
+    style_every: int = 1
+    """Compute the style loss at each n-th step only, with the same weight there."""
+    style_size: int | None = None
+    """Resize the pictures given to the style encoder to this many pixels; None leaves them as they are."""
+    negatives: int = 5
+    """Negatives per composite (K): the composite itself and K - 1 recolourings of the real foreground."""
+    gram: Literal["channel", "position"] = "channel"
+    """Cross Gram matrix of the consistency loss: channels x channels or positions x positions."""
+    self_style: Literal["feature", "gram"] = "feature"
+    """The self-style loss compares features, or their foreground Gram matrices."""
+    vgg_weights: str = "auto"
+    """VGG-16 weights: "auto", "imagenet", "hed", "random" or a file with torchvision's key names."""
+    vgg_layers: tuple[str, ...] = ("relu4_3",)
+    """Layers of VGG-16 that the style loss compares."""
+    layer_weights: tuple[float, ...] | None = None
+    """Weight of each of `vgg_layers`; None weighs them equally."""
+
+    steps: int = 100_000
+    """Optimizer steps of the whole run."""
+    lr: float = 2e-4
+    """Peak learning rate of Adam."""
+    betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's decay rates of the first and second moment."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay (AdamW); with 0 this is Adam."""
+    schedule: Literal["constant", "cosine", "linear-decay", "step"] = "linear-decay"
+    """constant; cosine to 0; linear-decay: half the steps flat, then linearly to 0 (RainNet); step: x0.1 at 10/12 and
+    again at 11/12 of the steps (HDNet)."""
+    warmup: int = 0
+    """Steps of linear warm-up."""
+    clip_norm: float | None = 1.0
+    """Largest gradient norm; None does not clip."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights that are saved as the model (lower in the first steps); 0 saves the raw weights."""
+    non_finite_limit: int = 20
+    """Stop after this many steps in a row with a non-finite loss or gradient; single ones are skipped and counted."""
+
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """bfloat16 is autocast; auto is bfloat16 on a GPU that computes in it and float32 elsewhere."""
+    backend: Literal["auto", "eager", "reference"] = "auto"
+    """Backend of the operations."""
+    compile: bool = False
+    """Compile model and loss with torch.compile."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    seed: int = 0
+    """Seed of the weights, samples, negatives and dropout."""
+
+    log_every: int = 20
+    """Steps between rows of metrics.csv; the losses are read from the device only then."""
+    picture_every: int = 500
+    """Steps between pictures in TensorBoard."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints."""
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            hint = _HINTS[field.name]
+            converted = _convert(value, hint)
+            if converted is _WRONG:
+                raise ScscoError(f"{field.name} is {value!r}; wanted {_describe(hint)}")
+            object.__setattr__(self, field.name, converted)
+            if field.name in _BOUNDS and converted is not None:
+                accepts, wanted = _BOUNDS[field.name]
+                if not accepts(converted):
+                    raise ScscoError(f"{field.name} is {value!r}; wanted {wanted}")
+        if self.dataset == "iharmony4" and self.root is None:
+            raise ScscoError('root is None; wanted the folder of iHarmony4 (or dataset "synthetic")')
+        if self.layer_weights is not None and len(self.layer_weights) != len(self.vgg_layers):
+            raise ScscoError(f"layer_weights has {len(self.layer_weights)} numbers; wanted {len(self.vgg_layers)}")
+
+    def architecture(self) -> dict[str, Any]:
+        """Constructor arguments of `HarmonizationUNet`."""
+        return {name: getattr(self, name) for name in ARCHITECTURE}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values that JSON can hold."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=2)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
+        """The inverse of `to_dict`; a name that is no field is a `ScscoError`."""
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ScscoError(f"{', '.join(unknown)}: no such field of a training configuration; see scsco train --help")
+        return cls(**values)
+
+    @classmethod
+    def from_json(cls, text: str) -> "TrainConfig":
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ScscoError(f"the training configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ScscoError("the training configuration is not a JSON object; wanted field names and values")
+        return cls.from_dict(values)
+
+    def differences(self, other: "TrainConfig") -> dict[str, tuple[Any, Any]]:
+        """Fields whose values differ, as name -> (here, there)."""
+        here, there = vars(self), vars(other)
+        return {name: (here[name], there[name]) for name in here if here[name] != there[name]}
+
+
+_HINTS = typing.get_type_hints(TrainConfig)
+_WRONG = object()
+
+
+def _convert(value: Any, hint: Any) -> Any:
+    """`value` as the annotated type (lists from JSON become tuples, integers become floats), or `_WRONG`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        choices = (_convert(value, choice) for choice in arguments)
+        return next((choice for choice in choices if choice is not _WRONG), _WRONG)
+    if origin is Literal:
+        return value if isinstance(value, str) and value in arguments else _WRONG
+    if origin is tuple:
+        return _convert_tuple(value, arguments)
+    if hint is float:
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        return float(value) if number else _WRONG
+    if hint is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value if type(value) is hint else _WRONG
+
+
+def _convert_tuple(value: Any, arguments: tuple[Any, ...]) -> Any:
+    if not isinstance(value, (list, tuple)):
+        return _WRONG
+    hints = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+    if len(hints) != len(value):
+        return _WRONG
+    items = tuple(_convert(item, hint) for item, hint in zip(value, hints, strict=True))
+    return _WRONG if _WRONG in items else items
+
+
+def _describe(hint: Any) -> str:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return " or ".join(_describe(choice) for choice in arguments)
+    if origin is Literal:
+        return "one of " + ", ".join(arguments)
+    if origin is tuple:
+        return f"a list of {_describe(arguments[0]).removeprefix('a ')}s" + ("" if ... in arguments else " (two)")
+    names = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "none"}
+    return names[hint]
+
+
+def _at_least(least: float) -> tuple[Any, str]:
+    return (lambda value: value >= least), f"at least {least}"
+
+
+_POSITIVE = ((lambda value: value > 0), "a number above 0")
+_FRACTION = ((lambda value: 0 <= value < 1), "at least 0 and below 1")
+_NOT_EMPTY = ((lambda value: len(value) > 0), "at least one")
+_BOUNDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("size", "batch_size", "base_channels", "levels", "key_channels", "negatives"), _at_least(1)),
+    **dict.fromkeys(("style_every", "style_size", "non_finite_limit"), _at_least(1)),
+    **dict.fromkeys(("log_every", "picture_every", "checkpoint_every", "steps"), _at_least(1)),
+    **dict.fromkeys(("workers", "warmup", "bad_sample_limit", "weight_decay", "style_weight", "seed"), _at_least(0)),
+    **dict.fromkeys(("lr", "clip_norm"), _POSITIVE),
+    **dict.fromkeys(("output", "photos", "subsets", "vgg_layers", "vgg_weights", "device"), _NOT_EMPTY),
+    "ema_decay": _FRACTION,
+    "betas": ((lambda value: all(0 <= beta < 1 for beta in value)), "two numbers at least 0 and below 1"),
+    "in_channels": ((lambda value: value in (3, 4)), "3 or 4"),
+    "root": _NOT_EMPTY,
+}
+
+
+def load_config(path: str | Path) -> TrainConfig:
+    """Read the configuration of a run from its `config.json`."""
+    try:
+        return TrainConfig.from_dict(json.loads(Path(path).read_text(encoding="utf-8"))["config"])
+    except FileNotFoundError as error:
+        raise ScscoError(f"{path}: no such file; wanted the config.json of a run") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ScscoError(f"{path}: not the config.json of a run ({error})") from error
+    except ScscoError as error:
+        raise ScscoError(f"{path}: {error}") from error
