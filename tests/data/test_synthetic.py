@@ -150,7 +150,7 @@ def test_a_flat_picture_has_no_object() -> None:
 def test_embedded_photographs_are_split_by_photograph() -> None:
     names = {split: set(photos_module._EMBEDDED[split]) for split in ("train", "test")}
     assert not names["train"] & names["test"]
-    loaded = load_photos("skimage", "test")
+    loaded = load_photos("builtin", "test")
     assert {photo.name for photo in loaded} == names["test"]
     for photo in loaded:
         assert photo.rgb.dtype == np.uint8

@@ -5,7 +5,7 @@ from scsco_fast.train.config import TrainConfig
 DEMO = TrainConfig(
     output="runs/demo",
     dataset="synthetic",
-    photos="skimage",
+    photos="builtin",
     size=128,
     # A correction of the composite is learned in minutes; the picture itself takes days.
     head="residual",
