@@ -259,11 +259,11 @@ def _evaluate(arguments: list[str]) -> int:
     options = _parse(EvaluateOptions, arguments, "scsco evaluate")
     _check_backend()
     from scsco_fast.evaluate import evaluate
-    from scsco_fast.weights import working_size
+    from scsco_fast.nn.unet import WORKING_SIZE
 
     device = _device(options.device)
     model = None if options.model == "none" else _load_model(options.model, device)
-    dataset = _dataset(options, options.size or (256 if model is None else working_size(model)))
+    dataset = _dataset(options, options.size or (WORKING_SIZE if model is None else model.working_size))
     with _progress() as progress:
         result = evaluate(
             model,

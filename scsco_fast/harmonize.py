@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from scsco_fast import weights
 from scsco_fast.errors import ScscoError
 from scsco_fast.nn.unet import HarmonizationUNet
 
@@ -181,7 +180,7 @@ def _small_size(full: tuple[int, ...], long_side: int) -> tuple[int, int]:
 
 
 def _working_size(model: HarmonizationUNet, wanted: int | None) -> int:
-    size = weights.working_size(model) if wanted is None else wanted
+    size = model.working_size if wanted is None else wanted
     if size < 1:
         raise ScscoError(f"working_size is {size}; wanted at least 1 pixel")
     return size

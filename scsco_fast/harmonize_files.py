@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import PICTURE_SUFFIXES, _open_upright, read_mask
+from scsco_fast.data.images import PICTURE_SUFFIXES, open_upright, read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 from scsco_fast.harmonize import harmonize
@@ -42,7 +42,7 @@ def read_image(path: str | Path) -> Image.Image:
         ScscoError: as `read_picture`; and files that would lose something: animations, and 16-bit colour PNG, which
             Pillow reads as 8-bit.
     """
-    image = _open_upright(path)
+    image = open_upright(path)
     with Image.open(path) as opened:
         frames = getattr(opened, "n_frames", 1)
         # MPO is a phone's JPEG with a second view, which other programs ignore as well.

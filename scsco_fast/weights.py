@@ -17,7 +17,6 @@ from scsco_fast.nn.unet import HarmonizationUNet
 
 FORMAT = 1
 ARCHITECTURE = "HarmonizationUNet"
-DEFAULT_WORKING_SIZE = 256
 _SHOWN = 3  # names listed in an error
 
 
@@ -41,7 +40,7 @@ def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, A
     from safetensors.torch import save_file
 
     metadata: dict[str, Any] = {"format": FORMAT, "architecture": ARCHITECTURE, "config": model.config}
-    extra = {"working_size": working_size(model), **(extra or {})}
+    extra = {"working_size": model.working_size, **(extra or {})}
     reserved = sorted(metadata.keys() & extra.keys())
     if reserved:
         raise ScscoError(f"extra has the reserved name {reserved[0]}; choose another")
@@ -71,13 +70,6 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Harmoniz
     model.load_state_dict(tensors, strict=True)
     model.working_size = metadata["working_size"]
     return model.to(device).eval()
-
-
-def working_size(model: HarmonizationUNet) -> int:
-    """Long side in pixels at which a model works: its model file's, or 256 for one that was not loaded from a file."""
-    size = getattr(model, "working_size", DEFAULT_WORKING_SIZE)
-    assert isinstance(size, int)
-    return size
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         >>> read_picture("/tmp/grey.png").rgb.shape
         (2, 4, 3)
     """
-    image = _open_upright(path)
+    image = open_upright(path)
     if _is_high_depth(image):
         grey = np.rint(_unit_grey(image, path) * 255).astype(np.uint8)  # (H, W)
         return Picture(np.repeat(grey[:, :, None], 3, axis=2), None)
@@ -85,7 +85,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
         >>> float(read_mask("/tmp/mask.png", size=(2, 4)).min())
         1.0
     """
-    image = _open_upright(path)
+    image = open_upright(path)
     if size is not None and (image.height, image.width) != tuple(size):
         raise ScscoError(
             f"{os.fspath(path)}: the mask is {image.width}x{image.height} (width x height) but its picture is "
@@ -138,7 +138,7 @@ def tensor_to_image(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
 
 
-def _open_upright(path: str | os.PathLike[str]) -> Image.Image:
+def open_upright(path: str | os.PathLike[str]) -> Image.Image:
     """The first frame, fully decoded and turned upright; ScscoError for anything that is not a whole picture."""
     _check_file(path)
     name = os.fspath(path)

@@ -13,6 +13,7 @@ from scsco_fast.regions import THRESHOLD, Regions
 NORMS = ("bain", "rain", "instance")
 HEADS = ("direct", "residual")
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
+WORKING_SIZE = 256
 INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
 
 
@@ -35,6 +36,10 @@ class HarmonizationUNet(nn.Module):
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value: BAIN's option of that name.
+
+    Attributes:
+        config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network.
+        working_size: longer side in pixels of the pictures that it was trained on; `harmonize` works at it.
 
     Raises:
         ValueError: an option that does not exist; the message names it.
@@ -73,6 +78,7 @@ class HarmonizationUNet(nn.Module):
             "dropout": dropout,
             "project_value": project_value,
         }
+        self.working_size = WORKING_SIZE
         self.levels = levels
         self.head = head
         self.in_channels = in_channels

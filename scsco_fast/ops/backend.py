@@ -33,6 +33,8 @@ def backends() -> dict[str, str]:
 def use_backend(name: str) -> Iterator[None]:
     """Within the block every operation without a `backend` of its own uses `name` (for the whole process).
 
+    "auto" leaves the choice to an enclosing block, to SCSCO_BACKEND, or to the automatic one.
+
     Raises:
         ValueError: no such backend.
         RuntimeError: the backend cannot serve here; the message says why.
@@ -53,9 +55,9 @@ def use_backend(name: str) -> Iterator[None]:
 def choose(requested: str, tensor: Tensor) -> str:
     """The backend that serves a call whose inputs live where `tensor` does; never "auto"."""
     where = "backend"
-    if requested == "auto" and _override:
-        requested = _override[-1]
-    elif requested == "auto":
+    if requested == "auto":
+        requested = next((name for name in reversed(_override) if name != "auto"), "auto")
+    if requested == "auto":
         requested, where = os.environ.get("SCSCO_BACKEND", "auto"), "SCSCO_BACKEND"
     _checked(requested, where)
     if requested != "auto":
