@@ -19,6 +19,7 @@ from scsco_fast.data.samples import BadSample, Batch, Sample, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 from scsco_fast.metrics import METRICS, PROTOCOLS, score
+from scsco_fast.regions import THRESHOLD
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -262,7 +263,7 @@ def _score_batch(model: Model | None, batch: Batch, protocol: str, device: str |
             batch.subsets[index],
             real.shape[2],
             real.shape[1],
-            100 * float((mask > 0.5).double().mean()),
+            100 * float((mask > THRESHOLD).double().mean()),
             **ours,
             **{f"composite_{metric}": value for metric, value in untouched.items()},
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.regions import THRESHOLD
 
 PictureT = TypeVar("PictureT", np.ndarray, Image.Image)
 
@@ -114,7 +115,7 @@ def _predict_change(
     like = next(model.parameters())
     full = mask.shape
     small = _small_size(full, _working_size(model, working_size))
-    foreground = mask > 0.5
+    foreground = mask > THRESHOLD
     if not foreground.any():  # only soft values: the region is all that the mask touches
         foreground = mask > 0
 
@@ -221,7 +222,7 @@ def _check_regions(weight: np.ndarray, valid: np.ndarray) -> bool:
     if not (weight > 0).any():
         warnings.warn("the mask is empty: the picture is returned unchanged", stacklevel=4)
         return False
-    if (weight[valid] > 0.5).all():
+    if (weight[valid] > THRESHOLD).all():
         warnings.warn("the mask is full: there is no background to adapt to", stacklevel=4)
     return True
 

@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.regions import THRESHOLD
 
 METRICS = ("mse", "fmse", "psnr", "fpsnr", "ssim")
 
@@ -64,7 +65,7 @@ def score(output: Tensor, real: Tensor, mask: Tensor, protocol: str = "strict") 
 def _strict(output: np.ndarray, real: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     if not (np.isfinite(output).all() and np.isfinite(real).all()):
         raise ScscoError("a picture to score holds NaN or infinite pixels; check the weights that made it")
-    inside = mask[0] > 0.5  # (H, W)
+    inside = mask[0] > THRESHOLD  # (H, W)
     if not inside.any():
         raise ScscoError("the mask to score with is empty; fMSE is not defined")
     output, real = np.clip(output, 0, 1) * PEAK, real * PEAK

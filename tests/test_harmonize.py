@@ -208,7 +208,7 @@ def test_full_mask_is_processed_with_a_warning(small_model: HarmonizationUNet) -
 def test_ordinary_masks_do_not_warn(small_model: HarmonizationUNet) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        harmonize(picture(30, 30), disc(30, 30), small_model)
+        assert harmonize(picture(30, 30), disc(30, 30), small_model).shape == (30, 30, 3)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.regions import THRESHOLD
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -48,9 +49,10 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
             pixels, floats outside [0, 1], integers outside 16 bits. The message names the file.
 
     Example:
-        >>> from PIL import Image
-        >>> Image.new("L", (4, 2), 128).save("/tmp/grey.png")
-        >>> read_picture("/tmp/grey.png").rgb.shape
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "grey.png"
+        >>> Image.new("L", (4, 2), 128).save(path)
+        >>> read_picture(path).rgb.shape
         (2, 4, 3)
     """
     image = open_upright(path)
@@ -80,9 +82,10 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
         ScscoError: as `read_picture`; and another size than `size`. The message names the file.
 
     Example:
-        >>> from PIL import Image
-        >>> Image.new("L", (4, 2), 255).save("/tmp/mask.png")
-        >>> float(read_mask("/tmp/mask.png", size=(2, 4)).min())
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "mask.png"
+        >>> Image.new("L", (4, 2), 255).save(path)
+        >>> float(read_mask(path, size=(2, 4)).min())
         1.0
     """
     image = open_upright(path)
@@ -104,7 +107,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
 
 def binary_mask(mask: np.ndarray) -> np.ndarray:
     """(H, W) bool of a mask in [0, 1]: True where it is above a half, which is 8-bit grey above 127."""
-    return mask > 0.5
+    return mask > THRESHOLD
 
 
 def image_to_tensor(rgb: np.ndarray) -> Tensor:

@@ -1,0 +1,32 @@
+"""What the README shows can be done: its Python runs, its commands exist, its links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from scsco_fast.cli import main
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    with pytest.warns(UserWarning, match="RANDOM"):
+        exec(compile(code, "README.md", "exec"), {})
+    assert "'consistency'" in capsys.readouterr().out
+
+
+def test_the_commands_exist() -> None:
+    for command in set(re.findall(r"^    scsco (\w+)", README, re.MULTILINE)):
+        assert main([command, "--help"]) == 0
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(re.findall(r"make (demo|test|lint|bench)", README)) <= set(targets)
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert target.startswith("http") or ((ROOT / page).parent / target).exists(), target
