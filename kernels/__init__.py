@@ -5,13 +5,21 @@ Importing this package imports neither; the modules of the operations import bot
 
 import os
 from functools import cache
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OLDEST, NEWEST = (3, 6), (3, 9)  # Triton releases the kernels are written for
 CAPABILITY = (8, 0)
+DTYPES = ("float32", "bfloat16", "float16")
+MAX_CHANNELS = 512
+MAX_KEY_CHANNELS = 256
+MAX_IMAGES = 65535  # of a grid's second and third dimension
 
 
 def interpreted() -> bool:
-    """True where Triton runs its kernels in its interpreter on the CPU (TRITON_INTERPRET=1 before Triton is imported)."""
+    """True where Triton interprets its kernels on the CPU (TRITON_INTERPRET=1 before Triton is imported)."""
     return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
@@ -53,3 +61,22 @@ def _no_device() -> str | None:
 
 def _text(version: tuple[int, ...]) -> str:
     return ".".join(str(part) for part in version)
+
+
+def refusal(operation: str, *tensors: "Tensor") -> str | None:
+    """Why the kernels cannot serve floating maps (..., C, H, W) of an operation, in one line; None if they can.
+
+    For `bain_attention` the tensors are value, query and key.
+    """
+    for tensor in tensors:
+        name = str(tensor.dtype).removeprefix("torch.")
+        if name not in DTYPES:
+            return f"{name} inputs: the Triton kernels serve {', '.join(DTYPES)}"
+        if max(tensor.shape[:-3]) > MAX_IMAGES:
+            return f"{max(tensor.shape[:-3])} images: the Triton kernels serve at most {MAX_IMAGES}"
+    channels = max(tensor.shape[-3] for tensor in tensors)
+    if channels > MAX_CHANNELS:
+        return f"{channels} channels: the Triton kernels serve at most {MAX_CHANNELS}"
+    if operation == "bain_attention" and tensors[1].shape[-3] > MAX_KEY_CHANNELS:
+        return f"{tensors[1].shape[-3]} query channels: the Triton kernels serve at most {MAX_KEY_CHANNELS}"
+    return None

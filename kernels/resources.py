@@ -1,8 +1,8 @@
 """The resource gate: every kernel configuration compiled ahead of time, without a GPU, and what it needs.
 
 Every operation's module lists its configurations in `compile_cases`. `python -m scsco_fast.kernels.resources` compiles
-them for each architecture and prints the table of docs/kernels/resources.md; it exits 1 if one spills, needs more shared
-memory than the device has, or multiplies matrices without tensor cores.
+them for each architecture and prints the table of docs/kernels/resources.md; it exits 1 if one spills, needs more
+shared memory than the device has, or multiplies matrices without tensor cores.
 """
 
 import argparse
@@ -44,7 +44,9 @@ class Case:
         constexprs: value of every constexpr argument, and of arguments the launcher would specialise to 1.
         needs_tensor_cores: it multiplies matrices in something other than IEEE float32.
         architectures: the compute capabilities (80 = 8.0) that the launcher gives this configuration to.
-        aligned: names of arguments divisible by 16; None: all pointers, and integers whose name starts with "stride".
+        aligned: names of arguments divisible by 16; None: all pointers, and integers named "stride..." or "n_...".
+        options: further options of the compiler, such as maxnreg.
+        core: compiled by the test suite; the others only by `python -m scsco_fast.kernels.resources`.
     """
 
     label: str
@@ -57,6 +59,7 @@ class Case:
     architectures: tuple[int, ...] = ARCHITECTURES
     aligned: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    core: bool = True
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def measure(case: Case, architecture: int) -> Resources:
 def _aligned(case: Case) -> list[str]:
     if case.aligned is not None:
         return list(case.aligned)
-    return [arg for arg, kind in case.signature.items() if kind.startswith("*") or arg.startswith("stride")]
+    return [arg for arg, kind in case.signature.items() if kind.startswith("*") or arg.startswith(("stride", "n_"))]
 
 
 @cache
@@ -156,8 +159,8 @@ def table(rows: Iterable[Resources]) -> str:
     ]
     for row in rows:
         case = row.case
-        cells = (case.kernel.__name__, case.label, case.num_warps, case.num_stages, row.architecture, row.registers)
-        cells = (*cells, row.spilled, f"{row.shared / 1024:.1f}", row.instruction or "none")
+        launch = (case.kernel.__name__, case.label, case.num_warps, case.num_stages, row.architecture)
+        cells = (*launch, row.registers, row.spilled, f"{row.shared / 1024:.1f}", row.instruction or "none")
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -165,9 +168,9 @@ def table(rows: Iterable[Resources]) -> str:
 HEADER = """# What every kernel configuration needs
 
 Compiled ahead of time without a GPU by Triton {version}, one row per configuration and architecture; written by
-`python -m scsco_fast.kernels.resources > docs/kernels/resources.md`. Limits: no spilled byte, at most {limits} of shared
-memory, a matrix instruction wherever matrices are multiplied in anything but IEEE float32. These are no timings: no GPU
-figure exists yet.
+`python -m scsco_fast.kernels.resources > docs/kernels/resources.md`. Limits: no spilled byte, at most {limits} of
+shared memory, a matrix instruction wherever matrices are multiplied in anything but IEEE float32. These are no timings:
+no GPU figure exists yet.
 """
 
 

@@ -12,9 +12,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.nn.unet import IN_CHANNELS
 
 # The constructor arguments of HarmonizationUNet: a checkpoint fits only a run where all of these are equal.
-ARCHITECTURE = ("in_channels", "base_channels", "levels", "norm", "head", "key_channels", "project_value", "dropout")
+ARCHITECTURE = (
+    "in_channels",
+    "base_channels",
+    "levels",
+    "norm",
+    "head",
+    "key_channels",
+    "project_value",
+    "cosine",
+    "dropout",
+)
 
 
 @dataclass(frozen=True)
@@ -52,7 +63,7 @@ class TrainConfig:
     """Stop when more than this many different samples cannot be used; until then they are skipped and named."""
 
     in_channels: int = 4
-    """4: composite and mask; 3: composite only, as RainNet."""
+    """4: composite and mask; 3: composite only (RainNet); 7: also the composite with matched colours."""
     base_channels: int = 64
     """Width of the first level."""
     levels: int = 8
@@ -65,6 +76,8 @@ class TrainConfig:
     """Channels of BAIN's queries and keys; None is min(channels, 64)."""
     project_value: bool = False
     """BAIN's attention takes the statistics of a learned 1x1 projection of the background, not of the background."""
+    cosine: bool = False
+    """BAIN's logits are a bounded cosine similarity instead of a scaled dot product."""
     dropout: bool = True
     """Dropout 0.5 in the decoder levels between the coarsest one and the three finest."""
 
@@ -237,7 +250,7 @@ _BOUNDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("output", "photos", "subsets", "vgg_layers", "vgg_weights", "device"), _NOT_EMPTY),
     "ema_decay": _FRACTION,
     "betas": ((lambda value: all(0 <= beta < 1 for beta in value)), "two numbers at least 0 and below 1"),
-    "in_channels": ((lambda value: value in (3, 4)), "3 or 4"),
+    "in_channels": ((lambda value: value in IN_CHANNELS), "3, 4 or 7"),
     "root": _NOT_EMPTY,
 }
 

@@ -1,12 +1,14 @@
 """RAIN and BAIN: normalisations that give the foreground the background's statistics."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.ops import bain_attention, region_norm
 from scsco_fast.regions import RegionLevel, Regions, level_of
 
 MAX_KEY_CHANNELS = 64
+COSINE_SCALE = 5.0
 
 
 class RAIN(nn.Module):
@@ -64,6 +66,8 @@ class BAIN(RAIN):
         channels: C.
         key_channels: D; None: min(C, 64).
         project_value: v = Wv x with a 1x1 convolution that starts as the identity, instead of v = x.
+        cosine: the logits are `COSINE_SCALE` times the cosine of q and k. Bounded logits keep the attention from
+            resting on the few background pixels that the foreground's values have leaked into.
         eps: added to each variance.
 
     Example:
@@ -74,10 +78,16 @@ class BAIN(RAIN):
     """
 
     def __init__(
-        self, channels: int, key_channels: int | None = None, project_value: bool = False, eps: float = 1e-5
+        self,
+        channels: int,
+        key_channels: int | None = None,
+        project_value: bool = False,
+        eps: float = 1e-5,
+        cosine: bool = False,
     ) -> None:
         super().__init__(channels, eps)
         self.key_channels = min(channels, MAX_KEY_CHANNELS) if key_channels is None else key_channels
+        self.cosine = cosine
         self.query = nn.Conv2d(channels, self.key_channels, 1, bias=False)
         self.key = nn.Conv2d(channels, self.key_channels, 1, bias=False)
         self.value = nn.Conv2d(channels, channels, 1, bias=False) if project_value else nn.Identity()
@@ -88,7 +98,10 @@ class BAIN(RAIN):
         """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
         level = level_of(mask, x.shape[-2], x.shape[-1])
         normalised = region_norm(x, level, eps=self.eps, adapt=False)
-        mean, std = bain_attention(self.query(normalised), self.key(normalised), self.value(x), level, eps=self.eps)
+        query, key, scale = self.query(normalised), self.key(normalised), None
+        if self.cosine:
+            query, key, scale = F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
+        mean, std = bain_attention(query, key, self.value(x), level, scale, self.eps)
         # Outside the foreground mean = 0 and std = 1, so this is the background's branch as well.
         y = torch.addcmul(mean, std, normalised)
         gain = torch.where(level.foreground, _map(1 + self.foreground_gamma), _map(1 + self.background_gamma))
@@ -97,7 +110,7 @@ class BAIN(RAIN):
         return y if level.valid is None else torch.where(level.valid, y, 0)
 
     def extra_repr(self) -> str:
-        return f"{self.channels}, key_channels={self.key_channels}, eps={self.eps}"
+        return f"{self.channels}, key_channels={self.key_channels}, eps={self.eps}, cosine={self.cosine}"
 
 
 def _map(parameter: Tensor) -> Tensor:

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.nn.norm import BAIN, RAIN
+from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
 NORMS = ("bain", "rain", "instance")
+IN_CHANNELS = (3, 4, 7)
 HEADS = ("direct", "residual")
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
 WORKING_SIZE = 256
@@ -26,7 +28,10 @@ class HarmonizationUNet(nn.Module):
     loads.
 
     Args:
-        in_channels: 4: composite and mask; 3: composite only, as RainNet.
+        in_channels: 4: composite and mask; 3: composite only, as RainNet; 7: composite, mask, and the composite with
+            its foreground brought to the background's mean and deviation per colour (`region_norm`). The encoder's
+            instance norms take the picture's own mean and contrast away, so only with 7 does a foreground pixel know
+            the background's colours in absolute terms.
         base_channels: width of the first level.
         levels: 5 to 10; the input is padded to a multiple of 2 ** levels and the output cropped back.
         norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the
@@ -35,7 +40,7 @@ class HarmonizationUNet(nn.Module):
             composite, which learns in minutes what the other learns in days.
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
-        project_value: BAIN's option of that name.
+        project_value, cosine: BAIN's options of those names.
 
     Attributes:
         config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network.
@@ -64,6 +69,7 @@ class HarmonizationUNet(nn.Module):
         key_channels: int | None = None,
         dropout: bool = True,
         project_value: bool = False,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
         norms = (norm,) * (levels - 1) if isinstance(norm, str) else tuple(norm)
@@ -77,6 +83,7 @@ class HarmonizationUNet(nn.Module):
             "key_channels": key_channels,
             "dropout": dropout,
             "project_value": project_value,
+            "cosine": cosine,
         }
         self.working_size = WORKING_SIZE
         self.levels = levels
@@ -96,7 +103,7 @@ class HarmonizationUNet(nn.Module):
             for level, (wide, narrow) in enumerate(zip(inputs, outputs, strict=True))
         )
         self.norm = nn.ModuleList(
-            _norm(name, width, key_channels, project_value)
+            _norm(name, width, key_channels, project_value, cosine)
             for name, width in zip(reversed(norms), widths, strict=False)
         )
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
@@ -122,17 +129,22 @@ class HarmonizationUNet(nn.Module):
         _check_inputs(composite, mask, valid)
         height, width = composite.shape[-2:]
         image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
-        prediction = self._decode(*self._encode(image, foreground), Regions(foreground, known))
+        regions = Regions(foreground, known)
+        prediction = self._decode(*self._encode(image, foreground, regions), regions)
         prediction = torch.tanh(prediction[..., :height, :width].to(composite.dtype))
         blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
         if self.head == "residual":
             return composite + prediction * blend
         return torch.lerp(composite, (prediction + 1) / 2, blend)
 
-    def _encode(self, image: Tensor, mask: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, image: Tensor, mask: Tensor, regions: Regions) -> tuple[Tensor, list[Tensor]]:
         """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
         x = image * 2 - 1
-        x = torch.cat([x, mask.to(x.dtype)], dim=1) if self.in_channels == 4 else x
+        if self.in_channels > 3:
+            x = torch.cat([x, mask.to(x.dtype)], dim=1)
+        if self.in_channels == 7:
+            matched = torch.where(mask > THRESHOLD, region_norm(image, regions), image)
+            x = torch.cat([x, matched.clamp(0, 1) * 2 - 1], dim=1)
         skips: list[Tensor] = []
         for level, convolution in enumerate(self.down):
             x = convolution(x)
@@ -163,9 +175,9 @@ def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return convolution
 
 
-def _norm(name: str, channels: int, key_channels: int | None, project_value: bool) -> nn.Module:
+def _norm(name: str, channels: int, key_channels: int | None, project_value: bool, cosine: bool) -> nn.Module:
     if name == "bain":
-        return BAIN(channels, key_channels, project_value)
+        return BAIN(channels, key_channels, project_value, cosine=cosine)
     return RAIN(channels) if name == "rain" else nn.InstanceNorm2d(channels)
 
 
@@ -191,8 +203,8 @@ def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None
 
 
 def _check_options(in_channels: int, base_channels: int, levels: int, norms: tuple[str, ...], head: str) -> None:
-    if in_channels not in (3, 4):
-        raise ValueError(f"in_channels must be 3 (composite) or 4 (composite and mask), got {in_channels}")
+    if in_channels not in IN_CHANNELS:
+        raise ValueError(f"in_channels must be 3, 4 (with the mask) or 7 (with matched colours), got {in_channels}")
     if base_channels < 1:
         raise ValueError(f"base_channels must be positive, got {base_channels}")
     if not 5 <= levels <= 10:

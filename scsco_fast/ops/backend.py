@@ -10,9 +10,12 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from scsco_fast import kernels
+
 logger = logging.getLogger("scsco_fast")
 
 ORDER = ("triton", "cuda", "eager", "reference")  # auto takes the first that can serve
+ROOMS = {"triton": "kernels", "eager": "eager"}  # where a backend's modules are, one of each operation's name
 
 _override: list[str] = []
 _told: set[str] = set()
@@ -26,7 +29,7 @@ def backends() -> dict[str, str]:
         >>> sf.ops.backends()["eager"]
         'yes'
     """
-    return {name: _unavailable(name) or "yes" for name in ORDER}
+    return {name: unavailable(name) or "yes" for name in ORDER}
 
 
 @contextmanager
@@ -44,7 +47,9 @@ def use_backend(name: str) -> Iterator[None]:
         >>> with sf.use_backend("reference"):
         ...     pass
     """
-    _checked(name, "use_backend")
+    _check_name(name, "use_backend")
+    if name != "auto":
+        _require(name, "use_backend", unavailable(name))
     _override.append(name)
     try:
         yield
@@ -52,47 +57,66 @@ def use_backend(name: str) -> Iterator[None]:
         _override.pop()
 
 
-def choose(requested: str, tensor: Tensor) -> str:
-    """The backend that serves a call whose inputs live where `tensor` does; never "auto"."""
+def choose(requested: str, operation: str, *tensors: Tensor) -> str:
+    """The backend that serves a call of `operation` with these floating inputs, the first of them the widest; not "auto".
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend that was asked for cannot serve; the message says why.
+    """
     where = "backend"
     if requested == "auto":
         requested = next((name for name in reversed(_override) if name != "auto"), "auto")
     if requested == "auto":
         requested, where = os.environ.get("SCSCO_BACKEND", "auto"), "SCSCO_BACKEND"
-    _checked(requested, where)
+    _check_name(requested, where)
     if requested != "auto":
+        _require(requested, where, refusal(requested, operation, *tensors))
         return requested
     for name in ORDER:
-        reason = _unavailable(name)
+        reason = refusal(name, operation, *tensors)
         if reason is None:
             return name
-        if tensor.is_cuda:
-            _tell(name, reason)
+        if tensors[0].is_cuda:
+            _tell(name, operation, reason)
     raise AssertionError("the eager backend serves everything")
 
 
 def implementation(backend: str, operation: str) -> ModuleType:
     """The module that computes `operation` (`forward`, `backward`) for a backend that is not the reference."""
-    return importlib.import_module(f"scsco_fast.{backend}.{operation}")
+    return importlib.import_module(f"scsco_fast.{ROOMS[backend]}.{operation}")
 
 
-def _checked(name: str, where: str) -> None:
+def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
+    """Why a backend cannot serve these inputs, or None."""
+    if name != "triton":
+        return unavailable(name)
+    if not (tensors[0].is_cuda or kernels.interpreted()):  # before Triton is imported, which takes a second
+        return f"the inputs are on {tensors[0].device.type}, Triton serves CUDA devices"
+    return unavailable(name) or kernels.refusal(operation, *tensors)
+
+
+@torch.compiler.assume_constant_result
+def unavailable(name: str) -> str | None:
+    """Why a backend cannot serve on this machine, or None; a constant of the process."""
+    if name == "triton":
+        return kernels.unavailable()
+    return "this version has no cuda kernels yet" if name == "cuda" else None
+
+
+def _check_name(name: str, where: str) -> None:
     if name not in (*ORDER, "auto"):
         raise ValueError(f"{where} {name!r} is not one of auto, {', '.join(ORDER)}")
-    reason = None if name == "auto" else _unavailable(name)
+
+
+def _require(name: str, where: str, reason: str | None) -> None:
     if reason is not None:
         raise RuntimeError(f"{where} {name!r} cannot be used: {reason}")
 
 
-def _unavailable(name: str) -> str | None:
-    """Why a backend cannot serve on this machine, or None."""
-    if name in ("triton", "cuda"):
-        return f"this version has no {name} kernels yet"
-    return None
-
-
-def _tell(name: str, reason: str) -> None:
-    if torch.compiler.is_compiling() or name in _told:
+def _tell(name: str, operation: str, reason: str) -> None:
+    text = f"backend {name} is not used for {operation}: {reason}"
+    if torch.compiler.is_compiling() or text in _told:
         return
-    _told.add(name)
-    logger.info("backend %s is not used: %s", name, reason)
+    _told.add(text)
+    logger.info(text)

@@ -63,7 +63,7 @@ def bain_attention(
     if torch.is_autocast_enabled(device):
         query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
     scale = query.shape[1] ** -0.5 if scale is None else float(scale)
-    chosen = choose(backend, value)
+    chosen = choose(backend, "bain_attention", value, query, key)
     with without_autocast(value):
         if chosen == "reference":
             function = torch.ops.scsco_fast.bain_attention_reference

@@ -37,7 +37,7 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
     check_map("b", b)
     check_same("batch and size of b", b.shape[:1] + b.shape[2:], "a", a.shape[:1] + a.shape[2:])
     check_device("b", b, "a is", a.device)
-    chosen = choose(backend, a)
+    chosen = choose(backend, "cross_gram", a, b)
     with without_autocast(a):
         if chosen == "reference":
             return torch.ops.scsco_fast.cross_gram_reference(a, b)

@@ -37,7 +37,7 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
     check_map("others", others, dims=5)
     check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
     check_device("others", others, "anchor is", anchor.device)
-    chosen = choose(backend, anchor)
+    chosen = choose(backend, "feature_distances", anchor, others)
     with without_autocast(anchor):
         if chosen == "reference":
             return torch.ops.scsco_fast.feature_distances_reference(anchor, others)

@@ -46,7 +46,7 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
     check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
     check_device("background", background, "anchor is", anchor.device)
     check_device("others", others, "anchor is", anchor.device)
-    chosen = choose(backend, anchor)
+    chosen = choose(backend, "gram_distances", anchor, background, others)
     with without_autocast(anchor):
         if chosen == "reference":
             return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)

@@ -38,7 +38,7 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
     """
     check_map("features", features)
     foreground = None if mask is None else check_regions(mask, features).foreground
-    chosen = choose(backend, features)
+    chosen = choose(backend, "masked_gram", features)
     with without_autocast(features):
         if chosen == "reference":
             return torch.ops.scsco_fast.masked_gram_reference(features, foreground)

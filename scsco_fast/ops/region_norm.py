@@ -66,7 +66,7 @@ def region_norm(
         check_same(f"the shape of {name}", tuple(parameter.shape), "the channels of x", (x.shape[1],))
         check_device(name, parameter, "x is", x.device)
         parameters.append(parameter)
-    chosen = choose(backend, x)
+    chosen = choose(backend, "region_norm", x)
     with without_autocast(x):
         if chosen == "reference":
             function = torch.ops.scsco_fast.region_norm_reference

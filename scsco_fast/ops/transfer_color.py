@@ -61,7 +61,7 @@ def transfer_color(
     check_device("reference", reference, "source is", source.device)
     inside = _region(mask, source)
     there = _region(reference_mask, reference)
-    chosen = choose(backend, source)
+    chosen = choose(backend, "transfer_color", source, reference)
     if chosen == "reference":
         return torch.ops.scsco_fast.transfer_color_reference(source, reference, inside, there, method)
     return _transfer_color(source, reference, inside, there, method, chosen)

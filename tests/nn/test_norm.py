@@ -99,5 +99,22 @@ def test_gradcheck_of_the_module() -> None:
     assert torch.autograd.gradcheck(lambda x: bain(x, make_mask("random", 1, 3, 3)), x)
 
 
+def test_cosine_bounds_the_logits() -> None:
+    """The scale of q and k does not matter, and no pixel outweighs another by more than exp(2 * COSINE_SCALE)."""
+    torch.manual_seed(0)
+    x, mask = random(1, 4, 6, 6), make_mask("block", 1, 6, 6)
+    bain = sf.BAIN(4, cosine=True).double()
+    y = bain(x, mask)
+    with torch.no_grad():
+        bain.query.weight.mul_(50)
+        bain.key.weight.mul_(7)
+    torch.testing.assert_close(bain(x, mask), y)
+    assert not torch.allclose(sf.RAIN(4).double()(x, mask), y)
+    n = sf.ops.region_norm(x, mask, adapt=False)
+    q, k = (torch.nn.functional.normalize(conv(n), dim=1) for conv in (bain.query, bain.key))
+    mean, std = sf.ops.bain_attention(q, k, x, mask, scale=5.0)
+    torch.testing.assert_close(y, std * n + mean)
+
+
 def test_key_channels_default_to_the_channels_up_to_64() -> None:
     assert (sf.BAIN(16).key_channels, sf.BAIN(512).key_channels, sf.BAIN(512, 32).key_channels) == (16, 64, 32)

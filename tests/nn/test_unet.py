@@ -59,9 +59,10 @@ def test_a_soft_mask_blends() -> None:
     torch.testing.assert_close(soft - composite, (hard - composite) * 0.75)
 
 
+@pytest.mark.parametrize("cosine", [False, True])
 @pytest.mark.parametrize("norm", ["bain", "rain", "instance", ["bain", "rain", "instance", "bain"]])
-def test_norms_train(norm: object) -> None:
-    model = small(norm=norm).train()
+def test_norms_train(norm: object, cosine: bool) -> None:
+    model = small(norm=norm, cosine=cosine).train()
     composite, mask = inputs(48, 48, batch=2)
     model(composite, mask).square().mean().backward()
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters())

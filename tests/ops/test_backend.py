@@ -19,16 +19,16 @@ def test_every_backend_says_yes_or_why_not() -> None:
 def test_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.zeros(1)
     monkeypatch.delenv("SCSCO_BACKEND", raising=False)
-    assert backend.choose("auto", x) == "eager"
+    assert backend.choose("auto", "cross_gram", x) == "eager"
     monkeypatch.setenv("SCSCO_BACKEND", "reference")
-    assert backend.choose("auto", x) == "reference"
+    assert backend.choose("auto", "cross_gram", x) == "reference"
     with sf.use_backend("eager"):
-        assert backend.choose("auto", x) == "eager"
+        assert backend.choose("auto", "cross_gram", x) == "eager"
         with sf.use_backend("reference"):
-            assert backend.choose("auto", x) == "reference"
-        assert backend.choose("reference", x) == "reference"
-        assert backend.choose("auto", x) == "eager"
-    assert backend.choose("eager", x) == "eager"
+            assert backend.choose("auto", "cross_gram", x) == "reference"
+        assert backend.choose("reference", "cross_gram", x) == "reference"
+        assert backend.choose("auto", "cross_gram", x) == "eager"
+    assert backend.choose("eager", "cross_gram", x) == "eager"
 
 
 def test_the_chosen_backend_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,10 +57,10 @@ def test_unknown_and_unavailable_names() -> None:
     for name, answer in sf.ops.backends().items():
         if answer != "yes":
             with pytest.raises(RuntimeError, match="cannot be used: "):
-                backend.choose(name, torch.zeros(1))
+                backend.choose(name, "cross_gram", torch.zeros(1))
 
 
 def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCSCO_BACKEND", "quick")
     with pytest.raises(ValueError, match="SCSCO_BACKEND 'quick'"):
-        backend.choose("auto", torch.zeros(1))
+        backend.choose("auto", "cross_gram", torch.zeros(1))

@@ -1,4 +1,4 @@
-"""Minutes on two CPU cores: about two million parameters, on composites made from photographs inside installed wheels."""
+"""Minutes on two CPU cores: about a million parameters, on composites of photographs inside installed packages."""
 
 from scsco_fast.train.config import TrainConfig
 

@@ -1,0 +1,57 @@
+"""`scsco_fast.kernels`: importing it is free, and it says why the kernels cannot serve."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from scsco_fast import kernels
+
+
+@pytest.fixture(autouse=True)
+def forget() -> None:
+    kernels._no_triton.cache_clear()
+    kernels._no_device.cache_clear()
+
+
+def test_import_loads_neither_torch_nor_triton() -> None:
+    program = (
+        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('kernels', sys.argv[1]); "
+        "spec.loader.exec_module(importlib.util.module_from_spec(spec)); "
+        "sys.exit(bool({'torch', 'triton'} & set(sys.modules)))"
+    )
+    subprocess.run([sys.executable, "-c", program, kernels.__file__], check=True)
+
+
+def test_missing_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "Triton cannot be imported" in str(kernels.unavailable())
+
+
+@pytest.mark.parametrize("version", ["3.5.1", "3.10.0", "4.0.0", "2.3.0"])
+def test_other_triton(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    assert kernels.unavailable() == f"Triton {version} is installed, 3.6 to 3.9 is needed"
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "3.7.1+git0", "3.9.0"])
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((9, 0), True), ((12, 0), True)])
+def test_compute_capability(
+    monkeypatch: pytest.MonkeyPatch, version: str, capability: tuple[int, int], served: bool
+) -> None:
+    triton = pytest.importorskip("triton")
+    monkeypatch.setattr(triton, "__version__", version)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    reason = kernels.unavailable()
+    assert (reason is None) == served
+    assert served or "compute capability 7.5, 8.0 or newer is needed" in str(reason)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device() -> None:
+    pytest.importorskip("triton")
+    assert "no CUDA device" in str(kernels.unavailable())

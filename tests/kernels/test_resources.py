@@ -1,0 +1,58 @@
+"""The resource gate: configurations compiled without a GPU may not spill, exceed shared memory or miss tensor cores."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from scsco_fast.kernels import resources
+from scsco_fast.kernels.resources import Case, Resources, all_cases, measure, name
+
+CASES = all_cases()
+CORE = [(case, sm) for case in CASES if case.core for sm in case.architectures]
+TABLE = Path(__file__).parents[2] / "docs" / "kernels" / "resources.md"
+
+
+@pytest.mark.parametrize(("case", "sm"), CORE, ids=[f"{name(case)}-sm_{sm}" for case, sm in CORE])
+def test_configuration_fits(case: Case, sm: int) -> None:
+    assert measure(case, sm).problems() == []
+
+
+def test_every_rule_is_enforced() -> None:
+    case = dataclasses.replace(CASES[0], needs_tensor_cores=True)
+    found = Resources(case, 80, 255, spilled=8, shared=200_000, tensor_memory=600, instruction="").problems()
+    assert [word for word in ("spills", "shared", "tensor memory", "tensor cores") if word in " ".join(found)] == [
+        "spills",
+        "shared",
+        "tensor memory",
+        "tensor cores",
+    ]
+    assert Resources(case, 80, 255, 0, 100_000, 0, "mma.sync").problems() == []
+
+
+def test_a_spill_is_seen() -> None:
+    """A configuration squeezed into too few registers: the measurement itself works."""
+    case = next(case for case in CASES if "dq" in case.kernel.__name__ and case.core)
+    squeezed = dataclasses.replace(case, options={"maxnreg": 32})
+    assert measure(squeezed, case.architectures[0]).spilled > 0
+
+
+def test_labels_are_unique() -> None:
+    rows = [(name(case), sm) for case in CASES for sm in case.architectures]
+    assert len(rows) == len(set(rows))
+
+
+def test_table_lists_every_configuration_without_a_spill() -> None:
+    """`python -m scsco_fast.kernels.resources > docs/kernels/resources.md` writes it."""
+    lines = [line.strip("| ").split(" | ") for line in TABLE.read_text().splitlines() if line.startswith("| ")][1:]
+    listed = {(cells[0], cells[1], int(cells[4])): int(cells[6]) for cells in lines}
+    wanted = {(case.kernel.__name__, case.label, sm) for case in CASES for sm in case.architectures}
+    assert set(listed) == wanted
+    assert not any(listed.values())
+
+
+def test_operations_are_those_with_modules() -> None:
+    folder = Path(resources.__file__).parent
+    assert [operation for operation in resources.OPERATIONS if not (folder / f"{operation}.py").exists()] == []
