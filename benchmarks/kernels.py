@@ -114,7 +114,7 @@ def attention_cases(
     keys = min(channels, 64)
     mask, side = square_mask(batch, size, foreground, device)
     n_fg, pixels = side * side, size * size
-    shape = dict(batch=batch, size=size, channels=channels, foreground=n_fg / pixels, dtype=str(dtype)[6:])
+    shape = {"batch": batch, "size": size, "channels": channels, "foreground": n_fg / pixels, "dtype": str(dtype)[6:]}
     # Multiply-adds of logits (D), and of the two moments (2 C); the backward recomputes and has five products.
     forward_ops = 2.0 * batch * n_fg * (pixels - n_fg) * (keys + 2 * channels)
     both_ops = forward_ops + 2.0 * batch * n_fg * (pixels - n_fg) * (3 * keys + 4 * channels)
@@ -192,7 +192,7 @@ def norm_cases(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     regions = sf.Regions(square_mask(batch, size, foreground, device)[0])
     regions.at(size, size)
-    shape = dict(batch=batch, size=size, channels=channels, foreground=foreground, dtype=str(dtype)[6:])
+    shape = {"batch": batch, "size": size, "channels": channels, "foreground": foreground, "dtype": str(dtype)[6:]}
     numel = batch * channels * size * size
 
     def inputs() -> list[Tensor]:
@@ -214,7 +214,7 @@ def norm_cases(
 def loss_cases(device: str, batch: int, size: int, channels: int) -> Iterator[Callable[[Ceiling], Row]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     others = 3 if device == "cpu" else 6
-    shape = dict(batch=batch, size=size, channels=channels, foreground=1.0, dtype=str(dtype)[6:])
+    shape = {"batch": batch, "size": size, "channels": channels, "foreground": 1.0, "dtype": str(dtype)[6:]}
     numel = batch * channels * size * size
     gram = 2.0 * batch * channels * channels * size * size
 
@@ -280,8 +280,8 @@ def measure(
         return Row(**{**values, "note": f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}"})
     rate, bandwidth = operations / ms / 1e-3, nbytes / ms / 1e-3
     share = rate / ceiling.matmul[dtype] if operations else bandwidth / ceiling.copy
-    found = dict(ms=ms, ms_20=low, ms_80=high, share=share, peak_mib=peak, error=error)
-    found |= dict(tflops=rate / 1e12 if operations else None, gbytes=bandwidth / 1e9 if nbytes else None)
+    found = {"ms": ms, "ms_20": low, "ms_80": high, "share": share, "peak_mib": peak, "error": error}
+    found |= {"tflops": rate / 1e12 if operations else None, "gbytes": bandwidth / 1e9 if nbytes else None}
     return Row(**{**values, **found})
 
 

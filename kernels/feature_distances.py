@@ -109,7 +109,7 @@ def feature_distances_bwd_kernel(
 
 
 def _layout(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, str]:
-    """The maps as (B, C, N) and (B, J, C, N): one channel of C N pixels where all lie in raster order, as they are else.
+    """The maps as (B, C, N) and (B, J, C, N): one channel of C N pixels if all lie in raster order, else as they are.
 
     Only a sum over all elements, and outputs in raster order, allow this.
     """

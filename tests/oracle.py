@@ -1,8 +1,11 @@
 """Cases and derived tolerances that the operations' tests share.
 
-A result is held to the float64 reference on the same (rounded) inputs, in the maximum norm. It may err by twice what the
-float32 reference errs plus the rounding band, which is one rounding to its own dtype and log2(n) float32 roundings, the
-bound of a pairwise sum of n terms: `2 * (|reference32 - oracle| + (eps(dtype) + log2(n) eps(float32)) |oracle|)`.
+A result is held to the float64 reference on the same (rounded) inputs, in the maximum norm. It may err by twice what
+the float32 reference errs plus the rounding band, which is one rounding to its own dtype and log2(n) float32 roundings,
+the bound of a pairwise sum of n terms:
+
+    2 * (|reference32 - oracle| + (eps(dtype) + log2(n) eps(float32)) |oracle|)
+
 Without the logarithm one lucky sum of the reference decides. A float64 result has no wider oracle: two float64 sums of
 up to 10^3 terms in different orders differ by at most 10^3 eps, 2e-13 of the terms' magnitude; `FLOAT64` is 1e-12.
 """

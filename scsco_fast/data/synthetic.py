@@ -218,7 +218,7 @@ def _keeps_contrast(real: np.ndarray, recoloured: np.ndarray) -> bool:
 
 def _vary_photograph(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another picture of the same scene: exposure, white balance, hue, saturation, gamma; in [0, 1]."""
-    gains = np.exp(rng.normal(0, 0.25, 3) + rng.normal(0, 0.2))
+    gains = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.2))
     matrix = _colour_matrix(rng.normal(0, 0.1), rng.uniform(0.5, 1.5)) * gains[:, None]
     mixed = rgb @ matrix.T.astype(np.float32)
     mean = mixed.mean()

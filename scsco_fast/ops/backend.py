@@ -14,7 +14,10 @@ from scsco_fast import kernels
 
 logger = logging.getLogger("scsco_fast")
 
-ORDER = ("triton", "cuda", "eager", "reference")  # auto takes the first that can serve
+ORDER = ("triton", "cuda", "eager", "reference")
+# What auto tries, in this order. The Triton kernels have been interpreted and compiled but not yet run on a GPU, so
+# they serve only those who ask for them.
+AUTOMATIC = ("cuda", "eager", "reference")
 ROOMS = {"triton": "kernels", "eager": "eager"}  # where a backend's modules are, one of each operation's name
 
 _override: list[str] = []
@@ -58,7 +61,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def choose(requested: str, operation: str, *tensors: Tensor) -> str:
-    """The backend that serves a call of `operation` with these floating inputs, the first of them the widest; not "auto".
+    """The backend, never "auto", that serves a call of `operation` with these floating inputs.
 
     Raises:
         ValueError: no such backend.
@@ -73,7 +76,7 @@ def choose(requested: str, operation: str, *tensors: Tensor) -> str:
     if requested != "auto":
         _require(requested, where, refusal(requested, operation, *tensors))
         return requested
-    for name in ORDER:
+    for name in AUTOMATIC:
         reason = refusal(name, operation, *tensors)
         if reason is None:
             return name

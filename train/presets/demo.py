@@ -9,19 +9,22 @@ DEMO = TrainConfig(
     size=128,
     # A correction of the composite is learned in minutes; the picture itself takes days.
     head="residual",
-    # From the coarsest level (4x4) to the finest (64x64), where attention would take half of each step.
-    norm=("bain", "bain", "bain", "bain", "rain"),
+    # With the mask and the colours matched to the background: 5 points more off the MSE of unseen photographs.
+    in_channels=7,
+    # From the coarsest level (8x8) to the finest (64x64), where attention would take half of each step.
+    norm=("bain", "bain", "bain", "rain"),
+    cosine=True,
     base_channels=16,
-    levels=6,
+    levels=5,
     dropout=False,
-    steps=1400,
+    steps=1500,
     batch_size=8,
     workers=1,
     lr=2e-3,
     betas=(0.9, 0.999),
     schedule="cosine",
     warmup=20,
-    clip_norm=1.0,
+    clip_norm=0.2,
     ema_decay=0.99,
     # The style loss at a size, a layer and a rate that a CPU affords: 0.1 s of a step instead of 0.8 s.
     style_weight=0.01,

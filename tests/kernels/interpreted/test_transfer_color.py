@@ -35,7 +35,9 @@ def check(source: Tensor, reference: Tensor, method: str, mask: Tensor, shown: T
     assert result.is_contiguous()
     assert result.dtype == source.dtype
     assert torch.equal(result[~inside], source[~inside])
-    band = NEAR[method] + torch.finfo(source.dtype).eps
+    narrow = sf.ops.transfer_color(source.float(), reference.float(), method, mask, "reference", shown)
+    # Twice what float32 itself costs: with five examples, a share on the edge of a step lands one step further.
+    band = NEAR[method] + torch.finfo(source.dtype).eps + 2 * float((narrow - wanted).abs().nan_to_num(0).max())
     torch.testing.assert_close(result.double(), wanted, rtol=0, atol=band)
 
 

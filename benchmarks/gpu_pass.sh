@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call of under ten minutes: the gpu tests, then time and memory of every operation.
+#   benchmarks/gpu_pass.sh OUT      OUT receives gpu_tests.txt and kernels.csv
+# It needs the packages of pyproject.toml's dependencies but those of the command line, and no network.
+set -uo pipefail
+out=${1:?usage: benchmarks/gpu_pass.sh OUT}
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+mkdir -p "$out"
+python3 -m pip install --quiet --no-deps --no-build-isolation --no-index -e . || exit 1
+timeout 240 python3 -m pytest -m gpu -q tests/ops tests/nn tests/kernels 2>&1 | tee "$out/gpu_tests.txt"
+tests=${PIPESTATUS[0]}
+timeout 320 python3 -m benchmarks.kernels --minutes 5 --out "$out"
+measured=$?
+exit $((tests || measured))
