@@ -1,7 +1,7 @@
 """Configurations of the attention kernels by architecture, kind of product, channels and key width.
 
-Chosen by what compiles without spilling (docs/kernels/resources.md), not by timings. Nothing is chosen at run time:
-whoever tunes on a device rewrites this file.
+Chosen by what compiles without spilling (`python -m scsco_fast.kernels.resources`), not by timings. Nothing is chosen
+at run time: whoever tunes on a device rewrites this file.
 """
 
 from typing import NamedTuple

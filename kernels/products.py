@@ -113,8 +113,8 @@ def _loose(tile: Tile, precision: str) -> Tile:
     # Without 16-byte loads a thread holds more addresses: with the whole block_k, 255 registers and up to 240 spilled
     # bytes.
     if precision == "ieee":
-        return tile._replace(warps=4)
-    return tile._replace(block_n=min(tile.block_n, 64), block_k=tile.block_k // 2)
+        return tile._replace(warps=4) if tile.block_n > 32 else tile
+    return tile._replace(block_n=min(tile.block_n, 64), block_k=max(16, tile.block_k // 2))
 
 
 def dot_precision(precision: str) -> str:

@@ -1,7 +1,7 @@
 """The resource gate: every kernel configuration compiled ahead of time, without a GPU, and what it needs.
 
 Every operation's module lists its configurations in `compile_cases`. `python -m scsco_fast.kernels.resources` compiles
-them for each architecture and prints the table of docs/kernels/resources.md; it exits 1 if one spills, needs more
+them for each architecture and prints a table of what each needs; it exits 1 if one spills, needs more
 shared memory than the device has, or multiplies matrices without tensor cores.
 """
 
@@ -168,7 +168,7 @@ def table(rows: Iterable[Resources]) -> str:
 HEADER = """# What every kernel configuration needs
 
 Compiled ahead of time without a GPU by Triton {version}, one row per configuration and architecture; written by
-`python -m scsco_fast.kernels.resources > docs/kernels/resources.md`. Limits: no spilled byte, at most {limits} of
+`python -m scsco_fast.kernels.resources`. Limits: no spilled byte, at most {limits} of
 shared memory, a matrix instruction wherever matrices are multiplied in anything but IEEE float32. These are no timings:
 no GPU figure exists yet.
 """
