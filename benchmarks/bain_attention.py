@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -54,12 +53,24 @@ def measure(size: int, channels: int, backend: str, repeats: int) -> dict[str, f
     """One case in this process: medians in milliseconds, and the peak memory above what importing took."""
     tensors, mask = inputs(size, channels)
     step(*inputs(8, 8), backend)  # imports and thread pools
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = reset_peak()
     step(tensors, mask, backend)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    peak = resident("VmHWM") - before
     times = [step(tensors, mask, backend) for _ in range(repeats)]
     forward, both = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
     return {"forward_ms": forward, "both_ms": both, "peak_mib": peak / 1024}
+
+
+def resident(field: str) -> int:
+    """KiB of this process (Linux): VmRSS now, or VmHWM at most. `getrusage` starts from the parent's peak instead."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def reset_peak() -> int:
+    """Forget the peak so far, and say what is in use."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
 
 
 def error(size: int, channels: int, backend: str) -> float:
