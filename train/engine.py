@@ -98,8 +98,8 @@ class Run:
             for index, batch in zip(range(self.first, config.steps), batches, strict=False):
                 self.note_bad(batch.bad)
                 if batch.names:
-                    tensors = [x.to(device, non_blocking=True) for x in (batch.composite, batch.real, batch.mask)]
-                    self.step(*tensors, index=index)
+                    composite, real, mask = (x.to(device, non_blocking=True) for x in batch[:3])
+                    self.step(composite, real, mask, index)
                 done, images = index + 1, images + len(batch.names)
                 progress.advance(bar)
 
