@@ -33,6 +33,7 @@ class Shift(torch.nn.Module):
 
     def __init__(self, red: float, green: float, blue: float) -> None:
         super().__init__()
+        self.working_size = 256
         self.shift = torch.nn.Parameter(torch.tensor([red, green, blue]))
         self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
         self.was_training: list[bool] = []

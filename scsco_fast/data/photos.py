@@ -44,6 +44,7 @@ LONGEST_SIDE = 1024  # of a photograph in memory: 2 MB, and 128 KB for its regio
 _SEGMENTED_SIDE = 256
 _SUPERPIXELS = 120
 _COMPACTNESS = 20.0
+_LEAST_RANGE = 16  # grey levels
 _CANDIDATES = 64
 _GROWTHS = 256
 _AREA_RANGE = (0.01, 0.35)  # share of the photograph
@@ -128,7 +129,8 @@ def segmented_photo(name: str, rgb: np.ndarray) -> Photo:
     rgb = _shrink(rgb, LONGEST_SIDE)
     small = _shrink(rgb, _SEGMENTED_SIDE)
     regions = slic(small, n_segments=_SUPERPIXELS, compactness=_COMPACTNESS, start_label=0).astype(np.uint16)
-    candidates = _object_like_unions(small, regions, np.random.default_rng(_hash(name)))
+    flat = int(np.ptp(small, axis=(0, 1)).max()) < _LEAST_RANGE  # superpixels tile a flat picture too
+    candidates = () if flat else _object_like_unions(small, regions, np.random.default_rng(_hash(name)))
     if not candidates:
         raise ScscoError(f"{name}: no region of the photograph looks like an object; give it a mask, or leave it out")
     return Photo(name, rgb, regions, candidates, smoothing=_OUTLINE_SMOOTHING)

@@ -99,9 +99,8 @@ def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
     return unavailable(name) or kernels.refusal(operation, *tensors)
 
 
-@torch.compiler.assume_constant_result
 def unavailable(name: str) -> str | None:
-    """Why a backend cannot serve on this machine, or None; a constant of the process."""
+    """Why a backend cannot serve on this machine, or None."""
     if name == "triton":
         return kernels.unavailable()
     return "this version has no cuda kernels yet" if name == "cuda" else None

@@ -45,7 +45,7 @@ def test_lists_and_whole_numbers_of_json_become_the_fields_types() -> None:
         ("schedule", "cosin", "constant, cosine, linear-decay, step"),
         ("precision", "float16", "bfloat16"),
         ("backend", "cudnn", "eager"),
-        ("in_channels", 5, "3 or 4"),
+        ("in_channels", 5, "3, 4 or 7"),
         ("clip_norm", -1.0, "above 0"),
         ("vgg_layers", (), "at least one"),
         ("vgg_layers", "relu4_3", "a list of texts"),
@@ -111,6 +111,6 @@ def test_paper_preset_is_the_paper_where_it_is_known() -> None:
 
 def test_demo_preset_trains_bain_with_the_style_loss() -> None:
     demo = PRESETS["demo"]
-    assert demo.norm == "bain"
+    assert demo.norm.count("bain") >= 3
     assert demo.style_weight > 0
     assert demo.dataset == "synthetic"
