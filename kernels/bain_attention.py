@@ -15,13 +15,14 @@ import torch
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels import refusal
 from scsco_fast.kernels.bain_attention_kernels import (
     bain_attention_bwd_dkv_kernel,
     bain_attention_bwd_dq_kernel,
     bain_attention_fwd_kernel,
 )
 from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Config
-from scsco_fast.kernels.launch import common_dtype, on_device, precision, refuse, rows
+from scsco_fast.kernels.launch import common_dtype, on_device, precision, rows
 from scsco_fast.kernels.packing import (
     BLOCK_P,
     argument_type,
@@ -38,15 +39,12 @@ from scsco_fast.kernels.packing_gradients import (
 )
 from scsco_fast.kernels.resources import ARCHITECTURES, Case
 
-MAX_KEY_WIDTH = KEYS[-1]
 BLOCK_C = 128  # channels are padded to a multiple of this, or to a power of two below it
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot serve these inputs, in one line; None if they can."""
-    if query.shape[1] > MAX_KEY_WIDTH:
-        return f"{query.shape[1]} query channels: the Triton kernels serve at most {MAX_KEY_WIDTH}"
-    return refuse(value.shape[1], value.shape[0], query, key, value)
+    return refusal("bain_attention", value, query, key)
 
 
 def forward(

@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scsco_fast.kernels import refusal
 from scsco_fast.kernels.launch import (
     COMPUTE,
     common_dtype,
@@ -13,7 +14,6 @@ from scsco_fast.kernels.launch import (
     on_device,
     pointers,
     precision,
-    refuse,
     require,
     rows,
     split,
@@ -124,7 +124,7 @@ def cross_gram_bwd_kernel(
 
 def supports(a: Tensor, b: Tensor) -> str | None:
     """Why `forward` cannot serve the maps, or None."""
-    return refuse(max(a.shape[1], b.shape[1]), a.shape[0], a, b)
+    return refusal("cross_gram", a, b)
 
 
 def forward(a: Tensor, b: Tensor) -> Tensor:

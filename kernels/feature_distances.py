@@ -5,7 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels.launch import case, empty, on_device, pointers, refuse, require, rows, split
+from scsco_fast.kernels import refusal
+from scsco_fast.kernels.launch import case, empty, on_device, pointers, require, rows, split
 from scsco_fast.kernels.resources import Case
 
 PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs
@@ -134,7 +135,7 @@ def _launch(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...], int,
 
 def supports(anchor: Tensor, others: Tensor) -> str | None:
     """Why `forward` cannot serve the maps, or None."""
-    return refuse(anchor.shape[1], anchor.shape[0], anchor, others)
+    return refusal("feature_distances", anchor, others)
 
 
 def forward(anchor: Tensor, others: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scsco_fast.kernels import refusal
 from scsco_fast.kernels.launch import (
     COMPUTE,
     common_dtype,
@@ -19,7 +20,6 @@ from scsco_fast.kernels.launch import (
     on_device,
     pointers,
     precision,
-    refuse,
     require,
     rows,
 )
@@ -323,8 +323,7 @@ def _blocks(tile: Tile) -> dict[str, int]:
 
 def supports(anchor: Tensor, background: Tensor, others: Tensor) -> str | None:
     """Why `forward` cannot serve the maps, or None."""
-    channels = max(anchor.shape[1], background.shape[1])
-    return refuse(channels, max(others.shape[:2]), anchor, background, others)
+    return refusal("gram_distances", anchor, background, others)
 
 
 def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:

@@ -11,21 +11,6 @@ from torch import Tensor
 from scsco_fast.kernels.resources import Case
 
 COMPUTE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-MAX_CHANNELS = 512
-MAX_GRID = 65535  # of a grid's second and third dimension
-
-
-def refuse(channels: int, images: int, *tensors: Tensor) -> str | None:
-    """Why inputs cannot be served, or None: the dtype, the channels or the number of images."""
-    for tensor in tensors:
-        if tensor.dtype not in COMPUTE:
-            name = str(tensor.dtype).removeprefix("torch.")
-            return f"{name} inputs: the Triton kernels serve float32, bfloat16 and float16"
-    if channels > MAX_CHANNELS:
-        return f"{channels} channels: the Triton kernels serve at most {MAX_CHANNELS}"
-    if images > MAX_GRID:
-        return f"a batch of {images}: the Triton kernels serve at most {MAX_GRID}"
-    return None
 
 
 def require(reason: str | None) -> None:

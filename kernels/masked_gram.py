@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scsco_fast.kernels import refusal
 from scsco_fast.kernels.launch import (
     COMPUTE,
     case,
@@ -19,7 +20,6 @@ from scsco_fast.kernels.launch import (
     on_device,
     pointers,
     precision,
-    refuse,
     require,
     rows,
     split,
@@ -221,7 +221,7 @@ def masked_gram_bwd_kernel(
 
 def supports(features: Tensor) -> str | None:
     """Why `forward` cannot serve the features, or None."""
-    return refuse(features.shape[1], features.shape[0], features)
+    return refusal("masked_gram", features)
 
 
 def forward(features: Tensor, foreground: Tensor | None) -> Tensor:

@@ -10,7 +10,8 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, refuse, require, rows, split
+from scsco_fast.kernels import refusal
+from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, require, rows, split
 from scsco_fast.kernels.region_norm_kernels import (
     region_norm_bwd_dx_kernel,
     region_norm_bwd_sums_kernel,
@@ -59,7 +60,7 @@ def _plan(x: Tensor) -> Plan:
 
 def supports(x: Tensor) -> str | None:
     """Why `forward` cannot serve x, or None."""
-    return refuse(x.shape[1], x.shape[0], x)
+    return refusal("region_norm", x)
 
 
 def forward(

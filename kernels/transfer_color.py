@@ -8,7 +8,8 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, refuse, require, rows, split
+from scsco_fast.kernels import refusal
+from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, require, rows, split
 from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.transfer_color_kernels import (
     AFFINE,
@@ -32,7 +33,7 @@ MATCH_WARPS = 8  # of the histogram's last kernel: with 4, sm_80's compiler spil
 
 def supports(source: Tensor, reference: Tensor) -> str | None:
     """Why `forward` cannot serve the images, or None."""
-    return refuse(3, source.shape[0], source, reference)
+    return refusal("transfer_color", source, reference)
 
 
 def forward(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str) -> Tensor:
