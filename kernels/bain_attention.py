@@ -63,41 +63,8 @@ def forward(
         ValueError: `supports` has a reason.
     """
     mean, std = (torch.empty_like(value, memory_format=torch.contiguous_format) for _ in range(2))
-    saved = _forward(query, key, value, order, counts, scale, eps, mean, std, None, None)
+    saved = attend(query, key, value, order, counts, scale, eps, mean, std, None, None)
     return mean, std, *saved
-
-
-def forward_norm(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    normalised: Tensor,
-    order: Tensor,
-    counts: Tensor,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    scale: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """BAIN's output in the attention's own pass: mean and deviation are never written.
-
-        foreground: y = (std * normalised + mean) * fg_weight + fg_bias
-        background: y = normalised * bg_weight + bg_bias
-        excluded:   y = 0
-
-    Args:
-        normalised: (B, C, H, W) of any layout, each pixel normalised by its own region's moments.
-        fg_weight, fg_bias, bg_weight, bg_bias: (C,) gains and offsets.
-
-    Returns:
-        y (B, C, H, W) in the dtype of normalised, and first, variance and lse as `forward` returns them.
-    """
-    y = torch.empty_like(normalised, memory_format=torch.contiguous_format)
-    affine = torch.stack([fg_weight, fg_bias, bg_weight, bg_bias]).float()
-    saved = _forward(query, key, value, order, counts, scale, eps, y, None, normalised, affine)
-    return y, *saved
 
 
 @dataclass(frozen=True)
@@ -160,7 +127,7 @@ def _architecture(device: torch.device) -> int:
     return {(8, 0): 80, (9, 0): 90, (10, 0): 100, (10, 3): 100}.get((major, minor), 86)
 
 
-def _forward(
+def attend(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -173,7 +140,10 @@ def _forward(
     normalised: Tensor | None,
     affine: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Writes `mean` and `std`, or y into `mean` where `normalised` is given; returns what the backward needs."""
+    """Write `mean` and `std`, or BAIN's output into `mean` where `normalised` is given; return what backward needs.
+
+    `affine` (4, C) float32: the foreground's gain and offset, the background's gain and offset.
+    """
     chosen = _plan(query, key, value)
     batch, channels = value.shape[:2]
     pixels = order.shape[1]
@@ -229,16 +199,40 @@ def backward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, contiguous and in their dtypes, from what `forward` saved."""
+    saved = (query, key, value, order, counts, first, variance, lse)
+    return attend_backward(grad_mean, grad_std, None, *saved, scale, eps)[0]
+
+
+def attend_backward(
+    grad_mean: Tensor,
+    grad_std: Tensor,
+    gain: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Gradients of query, key and value, and the background's mean (B, width) of each channel.
+
+    With the foreground's `gain` (C,) float32, `grad_mean` is the gradient of BAIN's output and `grad_std` its
+    normalised map.
+    """
     chosen = _plan(query, key, value)
     batch, channels = value.shape[:2]
     keys, pixels = query.shape[1], order.shape[1]
     d_query, d_key, d_value = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (query, key, value))
     if not first.numel():
-        return d_query, d_key, d_value
+        return (d_query, d_key, d_value), first.new_zeros((batch, chosen.width))
     with on_device(value):
         order, counts = order.contiguous(), counts.contiguous()
         packed = pack(query, key, value, order, counts, chosen.key_width, chosen.width)
-        grads = pack_gradients(grad_mean, grad_std, packed, order, counts, first, variance, lse, eps)
+        grads = pack_gradients(grad_mean, grad_std, packed, order, counts, first, variance, lse, eps, gain)
         shared = (packed.query, packed.key, packed.value, grads.first, grads.second, grads.delta, grads.lse, grads.span)
         scaled = packed.value.dtype == torch.float16
         blocks = triton.cdiv(pixels, chosen.configs["dq"].block_m)
@@ -265,7 +259,7 @@ def backward(
                 DK="k" in name,
                 DV="v" in name,
             )
-    return d_query, d_key, d_value
+    return (d_query, d_key, d_value), packed.pivot
 
 
 def compile_cases() -> list[Case]:

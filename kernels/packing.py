@@ -284,6 +284,8 @@ FLOAT32_POINTERS = (
     "span",
     "largest",
     "affine",
+    "gain",
+    "part",
 )
 
 
@@ -295,14 +297,14 @@ def argument_type(argument: str, dtype: str) -> str:
     return "*i64" if name in ("order", "counts") else "*fp32" if name in FLOAT32_POINTERS else f"*{dtype}"
 
 
-def pack_cases(kernels: Mapping[Any, int]) -> list[Case]:
+def pack_cases(kernels: Mapping[Any, int], norm: bool = False) -> list[Case]:
     """Packing kernels, which have one configuration each, with their blocks of pixels."""
     cases = []
     for dtype in ("fp16", "fp32"):
         sizes = {"KEY_WIDTH": 64, "WIDTH": 128, "SPLITS": SPLITS, "BLOCK_C": BLOCK_C}
-        sizes |= {"SCALED": dtype == "fp16", "BLOCK_L": 64}
+        sizes |= {"SCALED": dtype == "fp16", "NORM": norm, "BLOCK_L": 64} | ({} if norm else {"gain_ptr": None})
         for kernel, block_p in kernels.items():
             constants = {n: value for n, value in {**sizes, "BLOCK_P": block_p}.items() if n in kernel.arg_names}
             types = {name: argument_type(name, dtype) for name in kernel.arg_names if name not in constants}
-            cases.append(Case(dtype, kernel, types, constants, WARPS, STAGES))
+            cases.append(Case(f"{dtype} norm" if norm else dtype, kernel, types, constants, WARPS, STAGES))
     return cases

@@ -17,6 +17,7 @@ BLOCK_P = 32
 def _moment_gradients(
     d_mean_ptr,
     d_std_ptr,
+    gain_ptr,
     first_ptr,
     variance_ptr,
     unit_ptr,
@@ -29,8 +30,12 @@ def _moment_gradients(
     stride_sc,
     stride_sn,
     eps,
+    NORM: tl.constexpr,
 ):
-    """da and db of scaled values, and a and b themselves, [pixels, channels] each; 0 outside the image."""
+    """da and db of scaled values, and a and b themselves, [pixels, channels] each; 0 outside the image.
+
+    Where NORM, `d_mean_ptr` holds the gradient of y = (std * x + mean) * gain + bias and `d_std_ptr` holds x.
+    """
     mask = keep[:, None] & (channels < n_channels)[None, :]
     rows = pixels[:, None] * n_channels + channels[None, :]
     first = tl.load(first_ptr + rows, mask=mask, other=0.0)
@@ -38,6 +43,10 @@ def _moment_gradients(
     unit = tl.load(unit_ptr + channels, mask=channels < n_channels, other=1.0)[None, :]
     d_mean = tl.trans(map_tile(d_mean_ptr, channels, pixels, keep, n_channels, stride_mc, stride_mn))
     d_std = tl.trans(map_tile(d_std_ptr, channels, pixels, keep, n_channels, stride_sc, stride_sn))
+    if NORM:
+        gain = tl.load(gain_ptr + channels, mask=channels < n_channels, other=0.0).to(tl.float32)
+        d_mean *= gain[None, :]
+        d_std *= d_mean
     d_var = tl.where(variance >= 0, 0.5 * d_std / tl.sqrt_rn(tl.maximum(variance, 0.0) + eps), 0.0)
     d_first = d_mean - 2.0 * first * d_var
     a = first / unit
@@ -46,8 +55,9 @@ def _moment_gradients(
 
 @triton.jit
 def bain_attention_bwd_range_kernel(
-    d_mean_ptr,
+    d_mean_ptr,  # as in bain_attention_bwd_pack_kernel
     d_std_ptr,
+    gain_ptr,
     first_ptr,
     variance_ptr,
     unit_ptr,
@@ -64,6 +74,7 @@ def bain_attention_bwd_range_kernel(
     n_pixels,
     n_channels,
     WIDTH: tl.constexpr,
+    NORM: tl.constexpr,
     SPLITS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -83,6 +94,7 @@ def bain_attention_bwd_range_kernel(
         da, db, _a, _b = _moment_gradients(
             d_mean_ptr + image * stride_mb,
             d_std_ptr + image * stride_sb,
+            gain_ptr,
             first_ptr + rows,
             variance_ptr + rows,
             unit_ptr + image * WIDTH,
@@ -95,6 +107,7 @@ def bain_attention_bwd_range_kernel(
             stride_sc,
             stride_sn,
             tl.cast(eps, tl.float32),
+            NORM,
         )
         largest = tl.maximum(largest, tl.maximum(tl.abs(da), tl.abs(db)))
     target = (image * tl.num_programs(1) + tl.program_id(1)) * SPLITS + split
@@ -103,8 +116,9 @@ def bain_attention_bwd_range_kernel(
 
 @triton.jit
 def bain_attention_bwd_pack_kernel(
-    d_mean_ptr,  # (B, C, N)
-    d_std_ptr,  # (B, C, N)
+    d_mean_ptr,  # (B, C, N), or the gradient of y where NORM
+    d_std_ptr,  # (B, C, N), or the normalised map where NORM
+    gain_ptr,  # (C,) the foreground's gain where NORM
     first_ptr,  # (B, N, C)
     variance_ptr,  # (B, N, C)
     lse_ptr,  # (B, N)
@@ -128,6 +142,7 @@ def bain_attention_bwd_pack_kernel(
     n_channels,
     n_largest,
     WIDTH: tl.constexpr,
+    NORM: tl.constexpr,
     SCALED: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -157,6 +172,7 @@ def bain_attention_bwd_pack_kernel(
         da, db, a, b = _moment_gradients(
             d_mean_ptr + image * stride_mb,
             d_std_ptr + image * stride_sb,
+            gain_ptr,
             first_ptr + rows,
             variance_ptr + rows,
             unit_ptr + image * WIDTH,
@@ -169,6 +185,7 @@ def bain_attention_bwd_pack_kernel(
             stride_sc,
             stride_sn,
             tl.cast(eps, tl.float32),
+            NORM,
         )
         da = (da / span).to(da_ptr.dtype.element_ty)
         db = (db / span).to(db_ptr.dtype.element_ty)
@@ -203,8 +220,12 @@ def pack_gradients(
     variance: Tensor,
     lse: Tensor,
     eps: float,
+    gain: Tensor | None,
 ) -> PackedGradients:
-    """Gradients of both moments of every query as rows, and what the softmax's backward subtracts."""
+    """Gradients of both moments of every query as rows, and what the softmax's backward subtracts.
+
+    With `gain` (C,), `grad_mean` is the gradient of y = (std * x + mean) * gain + bias, and `grad_std` is x.
+    """
     grad_mean, grad_std = rows(grad_mean), rows(grad_std)
     batch, channels, pixels = grad_mean.shape
     width = packed.value.shape[2]
@@ -214,9 +235,10 @@ def pack_gradients(
     scaled = packed.value.dtype == torch.float16
     blocks = triton.cdiv(channels, BLOCK_C)
     largest = lse.new_empty((batch, blocks * SPLITS if scaled else 1))
-    moments = (grad_mean, grad_std, first, variance)
+    moments = (grad_mean, grad_std, gain, first, variance)
     sizes = (*grad_mean.stride(), *grad_std.stride(), eps, pixels, channels)
-    tiles = {"WIDTH": width, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, "num_warps": WARPS, "num_stages": STAGES}
+    tiles = {"WIDTH": width, "NORM": gain is not None, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C}
+    tiles |= {"num_warps": WARPS, "num_stages": STAGES}
     if scaled:
         bain_attention_bwd_range_kernel[(SPLITS, blocks, batch)](
             *moments, packed.unit, order, counts, largest, *sizes, SPLITS=SPLITS, **tiles

@@ -66,8 +66,12 @@ def assert_matches(
     operation: Callable[..., Tensor | tuple[Tensor, ...]],
     tensors: Sequence[Tensor],
     backend: str = "eager",
+    products: torch.dtype = torch.float64,
 ) -> None:
-    """Hold a backend, forward and backward, to the float64 reference."""
+    """Hold a backend, forward and backward, to the float64 reference.
+
+    `products` is the dtype in which matrices are multiplied, where a result has a finer one of its own.
+    """
     got = run(operation, tensors, backend)
     wide = [torch.float64 if t.dtype == torch.float64 else torch.float32 for t in tensors]
     near = run(operation, [t.to(d) for t, d in zip(tensors, wide, strict=True)], "reference")
@@ -76,7 +80,8 @@ def assert_matches(
     for index, (ours, theirs, truth) in enumerate(zip(got, near, oracle, strict=True)):
         assert torch.isfinite(ours).all(), f"result {index} is not finite"
         size = float(truth.abs().max())
-        band = torch.finfo(ours.dtype).eps + math.log2(max(terms, 2)) * torch.finfo(torch.float32).eps
+        band = max(torch.finfo(ours.dtype).eps, torch.finfo(products).eps)
+        band += math.log2(max(terms, 2)) * torch.finfo(torch.float32).eps
         allowed = 2 * (float((theirs.double() - truth).abs().max()) + band * size)
         if ours.dtype == torch.float64:
             allowed = FLOAT64 * (1 + size)

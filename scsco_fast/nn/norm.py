@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scsco_fast.ops import bain_attention, region_norm
+from scsco_fast.ops import bain_norm, region_norm
 from scsco_fast.regions import RegionLevel, Regions, level_of
 
 MAX_KEY_CHANNELS = 64
@@ -101,17 +101,9 @@ class BAIN(RAIN):
         query, key, scale = self.query(normalised), self.key(normalised), None
         if self.cosine:
             query, key, scale = F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
-        mean, std = bain_attention(query, key, self.value(x), level, scale, self.eps)
-        # Outside the foreground mean = 0 and std = 1, so this is the background's branch as well.
-        y = torch.addcmul(mean, std, normalised)
-        gain = torch.where(level.foreground, _map(1 + self.foreground_gamma), _map(1 + self.background_gamma))
-        bias = torch.where(level.foreground, _map(self.foreground_beta), _map(self.background_beta))
-        y = torch.addcmul(bias, y, gain).to(x.dtype)
-        return y if level.valid is None else torch.where(level.valid, y, 0)
+        gain_f, gain_b = 1 + self.foreground_gamma, 1 + self.background_gamma
+        parameters = (gain_f, self.foreground_beta, gain_b, self.background_beta)
+        return bain_norm(query, key, self.value(x), normalised, level, *parameters, scale, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.channels}, key_channels={self.key_channels}, eps={self.eps}, cosine={self.cosine}"
-
-
-def _map(parameter: Tensor) -> Tensor:
-    return parameter.reshape(1, -1, 1, 1)

@@ -2,6 +2,7 @@
 
 from scsco_fast.ops.backend import backends, use_backend
 from scsco_fast.ops.bain_attention import bain_attention
+from scsco_fast.ops.bain_norm import bain_norm
 from scsco_fast.ops.cross_gram import cross_gram
 from scsco_fast.ops.feature_distances import feature_distances
 from scsco_fast.ops.gram_distances import gram_distances
@@ -12,6 +13,7 @@ from scsco_fast.ops.transfer_color import transfer_color
 __all__ = [
     "backends",
     "bain_attention",
+    "bain_norm",
     "cross_gram",
     "feature_distances",
     "gram_distances",

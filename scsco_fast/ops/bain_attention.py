@@ -53,16 +53,8 @@ def bain_attention(
         >>> torch.allclose(mean[..., 0, 0], x[..., 3:].mean(dim=(2, 3)), atol=1e-6)
         True
     """
-    for name, tensor in {"query": query, "key": key, "value": value}.items():
-        check_map(name, tensor)
-        check_device(name, tensor, "value is", value.device)
-    check_same("the shape of key", tuple(key.shape), "query", tuple(query.shape))
-    check_same("batch and size of value", value.shape[:1] + value.shape[2:], "query", query.shape[:1] + query.shape[2:])
-    level = check_regions(regions_or_mask, value)
-    device = value.device.type
-    if torch.is_autocast_enabled(device):
-        query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
-    scale = query.shape[1] ** -0.5 if scale is None else float(scale)
+    level = check_attention(query, key, value, regions_or_mask)
+    query, key, scale = logit_operands(query, key, scale)
     chosen = choose(backend, "bain_attention", value, query, key)
     with without_autocast(value):
         if chosen == "reference":
@@ -70,6 +62,26 @@ def bain_attention(
             return function(query, key, value, level.foreground, level.valid, scale, eps)
         mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
         return mean, std
+
+
+def check_attention(
+    query: Tensor, key: Tensor, value: Tensor, regions_or_mask: Regions | RegionLevel | Tensor
+) -> RegionLevel:
+    """The regions at the size of value, after the checks of what an attention is given."""
+    for name, tensor in {"query": query, "key": key, "value": value}.items():
+        check_map(name, tensor)
+        check_device(name, tensor, "value is", value.device)
+    check_same("the shape of key", tuple(key.shape), "query", tuple(query.shape))
+    check_same("batch and size of value", value.shape[:1] + value.shape[2:], "query", query.shape[:1] + query.shape[2:])
+    return check_regions(regions_or_mask, value)
+
+
+def logit_operands(query: Tensor, key: Tensor, scale: float | None) -> tuple[Tensor, Tensor, float]:
+    """query and key in the autocast dtype where autocast is on, and the scale of their products."""
+    device = query.device.type
+    if torch.is_autocast_enabled(device):
+        query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
+    return query, key, query.shape[1] ** -0.5 if scale is None else float(scale)
 
 
 register_reference(

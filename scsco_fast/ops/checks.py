@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from scsco_fast.eager.dtypes import accumulate_dtype
 from scsco_fast.regions import RegionLevel, Regions, level_of
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -36,3 +37,24 @@ def check_regions(regions_or_mask: Regions | RegionLevel | Tensor, features: Ten
     check_same("the mask's batch", level.foreground.shape[0], "the features'", features.shape[0])
     check_device("the mask", level.foreground, "the features are", features.device)
     return level
+
+
+def check_parameters(
+    features: Tensor,
+    fg_weight: Tensor | None,
+    fg_bias: Tensor | None,
+    bg_weight: Tensor | None,
+    bg_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gains and offsets (C,) of both regions; None becomes 1 or 0."""
+    given = {"fg_weight": fg_weight, "fg_bias": fg_bias, "bg_weight": bg_weight, "bg_bias": bg_bias}
+    channels, dtype = features.shape[1], accumulate_dtype(features)
+    checked = []
+    for name, parameter in given.items():
+        if parameter is None:
+            parameter = features.new_full((channels,), float("weight" in name), dtype=dtype)
+        check_same(f"the shape of {name}", tuple(parameter.shape), "the features' channels", (channels,))
+        check_device(name, parameter, "the features are", features.device)
+        checked.append(parameter)
+    fg_weight, fg_bias, bg_weight, bg_bias = checked
+    return fg_weight, fg_bias, bg_weight, bg_bias

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
-from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
+from scsco_fast.ops.checks import check_map, check_parameters, check_regions
 from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import region_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
@@ -58,14 +58,7 @@ def region_norm(
     """
     check_map("x", x)
     level = check_regions(regions_or_mask, x)
-    parameters = []
-    given = {"fg_weight": fg_weight, "fg_bias": fg_bias, "bg_weight": bg_weight, "bg_bias": bg_bias}
-    for name, parameter in given.items():
-        if parameter is None:
-            parameter = x.new_full((x.shape[1],), float("weight" in name), dtype=statistics_dtype(x))
-        check_same(f"the shape of {name}", tuple(parameter.shape), "the channels of x", (x.shape[1],))
-        check_device(name, parameter, "x is", x.device)
-        parameters.append(parameter)
+    parameters = check_parameters(x, fg_weight, fg_bias, bg_weight, bg_bias)
     chosen = choose(backend, "region_norm", x)
     with without_autocast(x):
         if chosen == "reference":

@@ -129,22 +129,6 @@ def test_registered_op_passes_opcheck() -> None:
     torch.library.opcheck(torch.ops.scsco_fast.bain_attention.default, arguments, test_utils=checks)
 
 
-@pytest.mark.parametrize("mask", ["random", "full", "empty"])
-def test_norm_writes_the_module_s_output(mask: str) -> None:
-    level = Regions(make_mask(mask, 2, 4, 5), make_mask("random", 2, 4, 5, seed=9)).at(4, 5)
-    tensors = inputs(2, 4, 5)
-    normalised = random(2, 5, 4, 5, seed=7, dtype=torch.float32)
-    affine = [random(5, seed=seed, dtype=torch.float32) for seed in range(10, 14)]
-    y, *saved = kernels.forward_norm(*tensors, normalised, level.order, level.counts, *affine, 0.5, 1e-5)
-    mean, std, *wanted = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
-    assert all(torch.equal(a, b) for a, b in zip(saved, wanted, strict=True))
-    fg_weight, fg_bias, bg_weight, bg_bias = (a.reshape(1, -1, 1, 1) for a in affine)
-    gain = torch.where(level.foreground, fg_weight, bg_weight)
-    expected = (std * normalised + mean) * gain + torch.where(level.foreground, fg_bias, bg_bias)
-    counted = level.foreground | level.background
-    torch.testing.assert_close(y, torch.where(counted, expected, 0), rtol=1e-6, atol=1e-6)
-
-
 def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
     """Channels 2^30 elements apart, in a sparse file of which a few pages exist."""
     pixels, channels, apart = 6, 4, 2**30

@@ -1,0 +1,188 @@
+"""BAIN's output: `bain_attention`'s statistics given to a normalised map, with the affine of each region."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.bain_attention import bain_attention, check_attention, logit_operands
+from scsco_fast.ops.checks import check_device, check_map, check_parameters, check_same
+from scsco_fast.ops.registration import empty_like, without_autocast
+from scsco_fast.reference.bain_norm import bain_norm as affine
+from scsco_fast.regions import RegionLevel, Regions
+
+
+def bain_norm(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    regions_or_mask: Regions | RegionLevel | Tensor,
+    fg_weight: Tensor | None = None,
+    fg_bias: Tensor | None = None,
+    bg_weight: Tensor | None = None,
+    bg_bias: Tensor | None = None,
+    scale: float | None = None,
+    eps: float = 1e-5,
+    backend: str = "auto",
+) -> Tensor:
+    """The foreground with the deviation and mean of the background that each of its pixels resembles.
+
+        mean_i, std_i = bain_attention(query, key, value, regions)
+        foreground:  y = (std_i * n_i + mean_i) * fg_weight + fg_bias
+        background:  y = n_i * bg_weight + bg_bias
+        excluded:    y = 0
+
+    Only the `triton` backend computes this in the attention's own pass; the others write mean and std first.
+
+    Args:
+        query, key, value, regions_or_mask, scale, eps: as of `bain_attention`.
+        normalised: n (B, C, H, W), each pixel normalised by its own region's moments, as
+            `region_norm(x, regions, adapt=False)` returns it.
+        fg_weight, bg_weight: (C,) gains; None: 1.
+        fg_bias, bg_bias: (C,) offsets; None: 0.
+        backend: "auto" or one of `scsco_fast.ops.backends()`.
+
+    Returns:
+        (B, C, H, W) in the dtype of normalised; float32 or wider in between.
+
+    Raises:
+        TypeError, ValueError: an argument's type, shape or device; the message names it.
+        RuntimeError: an explicit backend cannot serve.
+
+    Source: SCS-Co (Hang et al., CVPR 2022), BAIN.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> x, mask = torch.randn(1, 8, 6, 6), torch.zeros(1, 1, 6, 6)
+        >>> mask[..., :3] = 1
+        >>> n = sf.ops.region_norm(x, mask, adapt=False)
+        >>> y = sf.ops.bain_norm(torch.zeros_like(x), n, x, n, mask)  # uniform attention: RAIN
+        >>> torch.allclose(y, sf.ops.region_norm(x, mask), atol=1e-5)
+        True
+    """
+    level = check_attention(query, key, value, regions_or_mask)
+    check_map("normalised", normalised)
+    check_same("the shape of normalised", tuple(normalised.shape), "value", tuple(value.shape))
+    check_device("normalised", normalised, "value is", value.device)
+    parameters = check_parameters(value, fg_weight, fg_bias, bg_weight, bg_bias)
+    chosen = choose(backend, "bain_attention", value, query, key)
+    if chosen != "triton":
+        mean, std = bain_attention(query, key, value, level, scale, eps, chosen)
+        return affine(normalised, mean, std, level.foreground, level.valid, *parameters)
+    query, key, scale = logit_operands(query, key, scale)
+    with without_autocast(value):
+        regions = (level.foreground, level.valid, level.order, level.counts)
+        return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
+
+
+@torch.library.custom_op("scsco_fast::bain_norm", mutates_args=())
+def _bain_norm(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    order: Tensor,
+    counts: Tensor,
+    fg_weight: Tensor,
+    fg_bias: Tensor,
+    bg_weight: Tensor,
+    bg_bias: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    module = implementation(backend, "bain_norm")
+    regions, parameters = (foreground, valid, order, counts), (fg_weight, fg_bias, bg_weight, bg_bias)
+    return module.forward(query, key, value, normalised, *regions, *parameters, scale, eps)
+
+
+@_bain_norm.register_fake
+def _(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    order: Tensor,
+    counts: Tensor,
+    fg_weight: Tensor,
+    fg_bias: Tensor,
+    bg_weight: Tensor,
+    bg_bias: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    first = value.new_empty((value.shape[0], order.shape[1], value.shape[1]), dtype=torch.float32)
+    lse = value.new_empty((value.shape[0], order.shape[1]), dtype=torch.float32)
+    return empty_like(normalised), first, torch.empty_like(first), lse
+
+
+@torch.library.custom_op("scsco_fast::bain_norm_backward", mutates_args=())
+def _bain_norm_backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    order: Tensor,
+    counts: Tensor,
+    fg_weight: Tensor,
+    bg_weight: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    module = implementation(backend, "bain_norm")
+    regions, saved = (foreground, valid, order, counts), (first, variance, lse)
+    return module.backward(grad, query, key, value, normalised, *regions, fg_weight, bg_weight, *saved, scale, eps)
+
+
+@_bain_norm_backward.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    foreground: Tensor,
+    valid: Tensor | None,
+    order: Tensor,
+    counts: Tensor,
+    fg_weight: Tensor,
+    bg_weight: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+    backend: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    maps = (empty_like(tensor) for tensor in (query, key, value, normalised))
+    return *maps, value.new_empty((4, value.shape[1]), dtype=torch.float32)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    *tensors, fg_weight, _, bg_weight, _, ctx.scale, ctx.eps, ctx.backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, fg_weight, bg_weight, *output[1:])
+
+
+def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return (None,) * 15
+    *maps, d_parameters = _bain_norm_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
+    return *maps, None, None, None, None, *d_parameters.unbind(), None, None, None
+
+
+_bain_norm.register_autograd(_backward, setup_context=_setup_context)
