@@ -52,12 +52,12 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# mypy sees kernels/ and train/ under their installed names only if they lie in the package's folder: a tree of links.
+# mypy sees kernels/, train/ and benchmarks/ under their installed names only if they lie in the package's folder: a tree of links.
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	@rm -rf build/typed && mkdir -p build/typed/scsco_fast
-	@ln -s $(CURDIR)/scsco_fast/* $(CURDIR)/kernels $(CURDIR)/train build/typed/scsco_fast/
+	@ln -s $(CURDIR)/scsco_fast/* $(CURDIR)/kernels $(CURDIR)/train $(CURDIR)/benchmarks build/typed/scsco_fast/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p scsco_fast
 
 bench: $(VENV)/.installed-dev

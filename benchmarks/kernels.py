@@ -72,20 +72,25 @@ def main() -> None:
         "--minutes", type=float, default=9.0, help="cases that would start later are left out, and named"
     )
     options = parser.parse_args()
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cpu" and not options.smoke:
+    if not torch.cuda.is_available() and not options.smoke:
         raise SystemExit("no CUDA device; --smoke runs tiny shapes on the CPU")
+    suite(options.out, options.minutes, options.smoke)
+
+
+def suite(out: Path, minutes: float, smoke: bool) -> None:
+    """Measure every case that starts within `minutes` and write out/kernels.csv after each."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     ceiling = measure_ceiling(device)
     rows: list[Row] = []
-    deadline, left_out = time.monotonic() + 60 * options.minutes, 0
-    for case in cases(device, options.smoke):
+    deadline, left_out = time.monotonic() + 60 * minutes, 0
+    for case in cases(device, smoke):
         if time.monotonic() > deadline:
             left_out += 1
             continue
         rows.append(case(ceiling))
         print(describe(rows[-1]), flush=True)
-        write(options.out / "kernels.csv", rows, machine(device, ceiling))
-    print(f"{len(rows)} rows in {options.out / 'kernels.csv'}, {left_out} cases left out for time")
+        write(out / "kernels.csv", rows, machine(device, ceiling))
+    print(f"{len(rows)} rows in {out / 'kernels.csv'}, {left_out} cases left out for time")
 
 
 def cases(device: str, smoke: bool) -> Iterator[Callable[[Ceiling], Row]]:

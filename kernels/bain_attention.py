@@ -105,7 +105,7 @@ def plan(sm: int, kind: str, channels: int, keys: int) -> Plan:
     key_width = max(16, triton.next_power_of_2(keys))
     channel_class = next(c for c in CHANNELS if width <= c)
     key_class = next(d for d in KEYS if key_width <= d)
-    configs = TABLE[sm, kind, channel_class, key_class]
+    configs = TABLE[sm, kind, channel_class, key_class].configs
     if channels % 16:
         # Rows that 16 bytes do not divide are written word by word, and those addresses need registers.
         configs = {name: config._replace(block_c=min(config.block_c, 64)) for name, config in configs.items()}
@@ -116,10 +116,10 @@ def _plan(query: Tensor, key: Tensor, value: Tensor) -> Plan:
     reason = supports(query, key, value)
     if reason is not None:
         raise ValueError(f"bain_attention: {reason}")
-    return plan(_architecture(value.device), precision(common_dtype(query, key)), value.shape[1], query.shape[1])
+    return plan(architecture(value.device), precision(common_dtype(query, key)), value.shape[1], query.shape[1])
 
 
-def _architecture(device: torch.device) -> int:
+def architecture(device: torch.device) -> int:
     """The architecture whose table serves `device`; devices with 99 KiB of shared memory share one."""
     if device.type != "cuda":
         return 80
@@ -270,17 +270,21 @@ def compile_cases() -> list[Case]:
         bain_attention_bwd_range_kernel: GRADIENT_BLOCK_P,
         bain_attention_bwd_pack_kernel: GRADIENT_BLOCK_P,
     }
-    return [*pack_cases(packing), *(case for key in TABLE for case in _cases(*key))]
+    return [*pack_cases(packing), *(case for key in TABLE for case in cases_of(*key))]
 
 
-def _cases(sm: int, kind: str, channels: int, keys: int) -> Iterator[Case]:
-    """The kernels of one line of the table, at its widest channels and keys."""
+def cases_of(
+    sm: int, kind: str, channels: int, keys: int, names: tuple[str, ...] = ("fwd", "dq", "dkv", "dk", "dv")
+) -> Iterator[Case]:
+    """The kernels of one line of the table, or those of `names` that it has, at its widest channels and keys."""
     chosen = plan(sm, kind, channels, keys)
     dtype = "fp16" if kind == "half" else "fp32"
     label = f"{kind} C={channels} D={keys}"
-    names = ["fwd", "fwd norm", "dq", *(("dkv",) if chosen.fused() else ("dk", "dv"))]
-    for name in names:
-        yield _case(chosen, name.split()[0], sm, f"{label} {name}", dtype, norm=name == "fwd norm")
+    launched = ("fwd", "dq", *(("dkv",) if chosen.fused() else ("dk", "dv")))
+    for name in (name for name in launched if name in names):
+        yield _case(chosen, name, sm, f"{label} {name}", dtype)
+        if name == "fwd":
+            yield _case(chosen, name, sm, f"{label} fwd norm", dtype, norm=True)
 
 
 def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool = False) -> Case:

@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | harmonize | doctor`.
+"""The command line: `scsco train | evaluate | harmonize | bench | doctor`.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -31,6 +31,7 @@ commands:
   train      train a model:                      scsco train demo
   evaluate   measure a model on a data set:      scsco evaluate --model runs/demo/model.safetensors
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
+  bench      time every operation on this GPU:   scsco bench --output runs/bench
   doctor     show what works here, and what not: scsco doctor
 
 `scsco COMMAND --help` lists a command's options; `scsco --version` prints the version.
@@ -127,6 +128,20 @@ class HarmonizeOptions:
 
 
 @dataclass(frozen=True)
+class BenchOptions:
+    """Time every operation on this GPU, beside dense, compiled and library attention; or tune the Triton kernels."""
+
+    output: Path = Path("runs/bench")
+    """Folder for kernels.csv."""
+    minutes: float = 9.0
+    """Cases, or lines of the table, that would start later are left out, and counted."""
+    smoke: bool = False
+    """Tiny shapes, on the CPU where there is no GPU: does the program work?"""
+    tune: bool = False
+    """Instead: time configurations of the attention kernels on this GPU and rewrite their table."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Show versions, devices, backends, VGG-16 weights and optional packages. Exit code 1: nothing can be computed."""
 
@@ -170,6 +185,7 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "harmonize": _harmonize,
+        "bench": _bench,
         "doctor": _doctor,
     }
     if not arguments:
@@ -332,6 +348,32 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path, masks: Path) -> i
         print(f"scsco: failed: {reason}", file=sys.stderr)
     print(f"{len(report.written)} harmonized, {len(report.failed)} failed")
     return 1 if report.failed else 0
+
+
+def _bench(arguments: list[str]) -> int:
+    options = _parse(BenchOptions, arguments, "scsco bench")
+    _check_backend()
+    if options.tune:
+        from scsco_fast import kernels
+
+        reason = kernels.unavailable()
+        if reason is not None:
+            raise ScscoError(f"--tune times the Triton kernels on a GPU: {reason}")
+        from scsco_fast.kernels.tune import tune
+
+        try:
+            tune(options.minutes, lambda line: print(line, flush=True))
+        except RuntimeError as error:
+            raise ScscoError(str(error)) from error
+        return 0
+    import torch
+
+    if not options.smoke and not torch.cuda.is_available():
+        raise ScscoError("there is no CUDA device; --smoke runs tiny shapes on the CPU")
+    from scsco_fast.benchmarks.kernels import suite
+
+    suite(options.output, options.minutes, options.smoke)
+    return 0
 
 
 def _doctor(arguments: list[str]) -> int:

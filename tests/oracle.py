@@ -87,3 +87,19 @@ def assert_matches(
             allowed = FLOAT64 * (1 + size)
         error = float((ours.double() - truth).abs().max())
         assert error <= allowed, f"result {index} is off by {error:.3g}, allowed {allowed:.3g}"
+
+
+def every_operation(query: Tensor, key: Tensor, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
+    """One number of every differentiable operation, from the mask on."""
+    regions = sf.Regions(mask)
+    y = sf.ops.region_norm(x, regions, fg_weight=weight)
+    mean, std = sf.ops.bain_attention(query, key, y, regions)
+    z = sf.ops.bain_norm(query, key, y, y, regions, weight)
+    others = torch.stack([mean, std], 1)
+    distances = sf.ops.feature_distances(y, others) + sf.ops.gram_distances(y, x, others)
+    return distances.sum() + sf.ops.masked_gram(z, regions).sum() + sf.ops.cross_gram(mean, std).sum()
+
+
+def every_operation_inputs(height: int = 6, width: int = 8) -> list[Tensor]:
+    tensors = [random(2, 4, height, width, seed=s, dtype=torch.float32).requires_grad_() for s in range(3)]
+    return [*tensors, make_mask("random", 2, height, width), torch.ones(4, requires_grad=True)]

@@ -20,14 +20,19 @@ from packaging.version import Version
 import scsco_fast
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {"scsco_fast": "scsco_fast", "kernels": "scsco_fast.kernels", "train": "scsco_fast.train"}
+FOLDERS = {
+    "scsco_fast": "scsco_fast",
+    "kernels": "scsco_fast.kernels",
+    "train": "scsco_fast.train",
+    "benchmarks": "scsco_fast.benchmarks",
+}
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 # A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
 ORDER = (
     *("errors", "files", "reference", "kernels", "eager", "regions", "photometric", "ops", "nn", "negatives", "loss"),
     *("data", "metrics", "evaluate", "weights", "harmonize", "strips", "harmonize_files", "info"),
-    *("scsco_fast", "train", "cli", "__main__"),
+    *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}

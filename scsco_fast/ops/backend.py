@@ -15,9 +15,7 @@ from scsco_fast import kernels
 logger = logging.getLogger("scsco_fast")
 
 ORDER = ("triton", "cuda", "eager", "reference")
-# What auto tries, in this order. The Triton kernels have been interpreted and compiled but not yet run on a GPU, so
-# they serve only those who ask for them.
-AUTOMATIC = ("cuda", "eager", "reference")
+AUTOMATIC = ("triton", "cuda", "eager")  # what auto tries, in this order; the last serves everything
 ROOMS = {"triton": "kernels", "eager": "eager"}  # where a backend's modules are, one of each operation's name
 
 _override: list[str] = []
@@ -104,6 +102,11 @@ def unavailable(name: str) -> str | None:
     if name == "triton":
         return kernels.unavailable()
     return "this version has no cuda kernels yet" if name == "cuda" else None
+
+
+# What torch.compiler.assume_constant_result sets, without its import of torch._dynamo (about a second): under
+# torch.compile the answer is asked for once, and the imports and device queries behind it are not traced.
+unavailable.__dict__["_dynamo_marked_constant"] = True
 
 
 def _check_name(name: str, where: str) -> None:

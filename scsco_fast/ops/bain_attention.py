@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import autocasts, empty_like, register_reference, statistics_dtype, without_autocast
 from scsco_fast.reference import bain_attention as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -78,9 +78,9 @@ def check_attention(
 
 def logit_operands(query: Tensor, key: Tensor, scale: float | None) -> tuple[Tensor, Tensor, float]:
     """query and key in the autocast dtype where autocast is on, and the scale of their products."""
-    device = query.device.type
-    if torch.is_autocast_enabled(device):
-        query, key = query.to(torch.get_autocast_dtype(device)), key.to(torch.get_autocast_dtype(device))
+    if autocasts(query):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key = query.to(dtype), key.to(dtype)
     return query, key, query.shape[1] ** -0.5 if scale is None else float(scale)
 
 

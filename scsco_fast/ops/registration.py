@@ -34,7 +34,11 @@ def statistics_dtype(*tensors: Tensor) -> torch.dtype:
     return accumulate_dtype(*tensors)
 
 
+def autocasts(tensor: Tensor) -> bool:
+    """True under autocast where `tensor` lives; meta tensors, which have no autocast, are never under it."""
+    return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Autocast off where `tensor` lives: it would round the operands of every product inside an operation."""
-    device = tensor.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import make_mask, random
+from oracle import every_operation, every_operation_inputs, make_mask, random
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -63,28 +63,13 @@ def test_fake_cuda_tensors_have_the_real_shapes(name: str) -> None:
         assert (ours.shape, ours.dtype, ours.stride()) == (theirs.shape, theirs.dtype, theirs.stride())
 
 
-def step(query: Tensor, key: Tensor, x: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
-    """Every differentiable operation, from the mask on."""
-    regions = sf.Regions(mask)
-    y = sf.ops.region_norm(x, regions, fg_weight=weight)
-    mean, std = sf.ops.bain_attention(query, key, y, regions)
-    others = torch.stack([mean, std], 1)
-    distances = sf.ops.feature_distances(y, others) + sf.ops.gram_distances(y, x, others)
-    return distances.sum() + sf.ops.masked_gram(y, regions).sum() + sf.ops.cross_gram(mean, std).sum()
-
-
-def step_inputs(height: int = 6, width: int = 8) -> list[Tensor]:
-    tensors = [random(2, 4, height, width, seed=s, dtype=torch.float32).requires_grad_() for s in range(3)]
-    return [*tensors, make_mask("random", 2, height, width), torch.ones(4, requires_grad=True)]
-
-
 @pytest.mark.parametrize("backend", ["eager", "reference"])
 def test_one_graph_forward_and_backward(backend: str) -> None:
     torch._dynamo.reset()
-    plain, traced = step_inputs(), step_inputs()
+    plain, traced = every_operation_inputs(), every_operation_inputs()
     with sf.use_backend(backend):
-        wanted = step(*plain)
-        got = torch.compile(step, fullgraph=True, backend="aot_eager")(*traced)
+        wanted = every_operation(*plain)
+        got = torch.compile(every_operation, fullgraph=True, backend="aot_eager")(*traced)
     wanted.backward()
     got.backward()
     torch.testing.assert_close(got, wanted)
@@ -102,12 +87,12 @@ def test_new_masks_and_sizes_do_not_recompile() -> None:
         graphs += 1
         return module.forward
 
-    compiled = torch.compile(step, fullgraph=True, backend=count, dynamic=True)
+    compiled = torch.compile(every_operation, fullgraph=True, backend=count, dynamic=True)
     for height, width in ((6, 8), (7, 10), (12, 5)):
-        tensors = step_inputs(height, width)
+        tensors = every_operation_inputs(height, width)
         for kind in ("random", "empty", "full", "one pixel"):
             tensors[3] = make_mask(kind, 2, height, width)
-            torch.testing.assert_close(compiled(*tensors), step(*tensors), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(compiled(*tensors), every_operation(*tensors), rtol=1e-4, atol=1e-4)
     assert graphs == 1
 
 

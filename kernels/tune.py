@@ -1,0 +1,185 @@
+"""Tuning of the attention's configurations on the device at hand: `scsco bench --tune`, and nothing else, runs it.
+
+For every line of the table that serves this device's architecture, and every kernel of the line, it climbs: it times
+the neighbours of the configuration that stands there, takes the fastest and goes on from it until none is faster. A
+candidate that would break the resource gate, fails to launch or gives another result is none. The table is written
+after each line, so that an interrupted run loses one line at most.
+"""
+
+import itertools
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import triton
+from torch import Tensor
+
+from scsco_fast.kernels import bain_attention, unavailable
+from scsco_fast.kernels.bain_attention_table import PATH, TABLE, Config, Key, Line, write
+from scsco_fast.kernels.resources import measure
+
+GAIN = 0.98  # a neighbour is taken if it needs less than this share of the time: less than that is noise
+BATCH, FOREGROUND = 16, 0.2
+SIDES = {64: 128, 128: 64, 256: 32, 512: 16}  # pixels of a map's side by channels, as in the decoder
+BLOCKS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)
+
+Cost = Callable[[str, Config], float]  # of a kernel of the line under a configuration; infinite: it cannot be used
+
+
+def tune(minutes: float, report: Callable[[str], None], path: Path = PATH) -> int:
+    """Time this device's lines for about `minutes`, lines that were never timed first; returns how many were.
+
+    Raises:
+        RuntimeError: the kernels cannot run here, or the table cannot be written.
+    """
+    reason = unavailable()
+    if reason is not None or not torch.cuda.is_available():
+        raise RuntimeError(f"configurations are timed on a GPU: {reason or 'no CUDA device'}")
+    write_or_explain(path)
+    sm = bain_attention.architecture(torch.device("cuda", torch.cuda.current_device()))
+    kinds = ("half", "tf32", "ieee")
+    keys = sorted(
+        (key for key in TABLE if key[0] == sm), key=lambda k: (TABLE[k].by == "timed", k[3], kinds.index(k[1]))
+    )
+    deadline, done = time.monotonic() + 60 * minutes, 0
+    for key in keys:
+        if time.monotonic() > deadline:
+            break
+        before = TABLE[key]
+        TABLE[key] = tuned(before, device_cost(key))
+        write_or_explain(path)
+        done += 1
+        for name, config in TABLE[key].configs.items():
+            was = before.configs[name]
+            change = "stays" if config == was else f"was {','.join(map(str, was))}"
+            report(f"{' '.join(map(str, key))} {name}: {','.join(map(str, config))} ({change})")
+    report(f"{done} of {len(keys)} lines of sm_{sm} timed, written to {path}")
+    return done
+
+
+def write_or_explain(path: Path) -> None:
+    try:
+        write(TABLE, path)
+    except OSError as error:
+        raise RuntimeError(
+            f"the table {path} cannot be written ({error.strerror}): tune an editable install"
+        ) from error
+
+
+def tuned(line: Line, cost: Cost) -> Line:
+    """The line with the fastest configuration of each kernel that climbing finds."""
+    return Line(
+        "timed", {name: climb(config, lambda c, name=name: cost(name, c)) for name, config in line.configs.items()}
+    )
+
+
+def climb(start: Config, cost: Callable[[Config], float]) -> Config:
+    """Step to the cheapest neighbour while one is cheaper by more than noise; no configuration is tried twice."""
+    best, least = start, cost(start)
+    seen = {start}
+    while True:
+        costs = {config: cost(config) for config in neighbours(best) if config not in seen}
+        seen |= set(costs)
+        nearest = min(costs, key=lambda config: costs[config], default=best)
+        if not costs or not costs[nearest] < GAIN * least:
+            return best
+        best, least = nearest, costs[nearest]
+
+
+def neighbours(config: Config) -> Iterator[Config]:
+    """Configurations that differ in one step of one number, or trade queries for keys."""
+    ladders = {"block_m": BLOCKS, "block_n": BLOCKS, "warps": WARPS, "stages": STAGES}
+    for field, ladder in ladders.items():
+        at = ladder.index(getattr(config, field))
+        for step in (at - 1, at + 1):
+            if 0 <= step < len(ladder):
+                yield config._replace(**{field: ladder[step]})
+    for m, n in itertools.product((0.5, 2), repeat=2):
+        blocks = int(config.block_m * m), int(config.block_n * n)
+        if m != n and set(blocks) <= set(BLOCKS):
+            yield config._replace(block_m=blocks[0], block_n=blocks[1])
+
+
+def device_cost(key: Key) -> Cost:
+    """Milliseconds of forward or backward with one kernel of the line under a configuration, others as they stand."""
+    sm, kind, channels, keys = key
+    tensors, order, counts = inputs(kind, channels, keys)
+    call = {"fwd": 0}
+    wanted: dict[int, list[Tensor]] = {}
+
+    def cost(name: str, config: Config) -> float:
+        direction = call.get(name, 1)
+        with as_line(key, name, config), matmul_precision(kind):
+            if any(measure(case, sm).problems() for case in bain_attention.cases_of(*key, names=(name,))):
+                return math.inf
+            run = calls(tensors, order, counts)[direction]
+            try:
+                results = run()
+            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
+                return math.inf
+            if not same(results, wanted.setdefault(direction, results)):
+                return math.inf
+            return float(triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median"))
+
+    return cost
+
+
+@contextmanager
+def as_line(key: Key, name: str, config: Config) -> Iterator[None]:
+    """The table with one kernel's configuration changed."""
+    before = TABLE[key]
+    TABLE[key] = Line(before.by, {**before.configs, name: config})
+    try:
+        yield
+    finally:
+        TABLE[key] = before
+
+
+@contextmanager
+def matmul_precision(kind: str) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if kind == "tf32" else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def inputs(kind: str, channels: int, keys: int) -> tuple[list[Tensor], Tensor, Tensor]:
+    """query, key, value and both gradients of a decoder level, and its order and counts."""
+    side = SIDES[channels]
+    dtype = torch.bfloat16 if kind == "half" else torch.float32
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(BATCH, keys, side, side)] * 2 + [(BATCH, channels, side, side)] * 3
+    tensors = [torch.randn(shape, generator=generator, device="cuda").to(dtype) for shape in shapes]
+    pixels = side * side
+    n_fg = round(FOREGROUND * pixels)
+    order = torch.arange(pixels, device="cuda").expand(BATCH, pixels).contiguous()
+    counts = torch.tensor([[n_fg, pixels - n_fg]] * BATCH, device="cuda")
+    return tensors, order, counts
+
+
+def calls(tensors: list[Tensor], order: Tensor, counts: Tensor) -> tuple[Callable[[], list[Tensor]], ...]:
+    """The forward, and the backward of what it saved."""
+    query, key, value, grad_mean, grad_std = tensors
+    scale = query.shape[1] ** -0.5
+
+    def forward() -> list[Tensor]:
+        return list(bain_attention.forward(query, key, value, order, counts, scale, 1e-5))
+
+    saved = forward()[2:]
+
+    def backward() -> list[Tensor]:
+        return list(bain_attention.backward(grad_mean, grad_std, query, key, value, order, counts, *saved, scale, 1e-5))
+
+    return forward, backward
+
+
+def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
+    """Equal but for the order of the sums: four roundings of the products' dtype, of the largest value."""
+    dtype = ours[0].dtype
+    eps = torch.finfo(dtype if dtype != torch.float32 else torch.float16).eps  # TF32 has float16's ten bits
+    return all(float((a - b).abs().max()) <= 4 * eps * float(b.abs().max()) for a, b in zip(ours, theirs, strict=True))
