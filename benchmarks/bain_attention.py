@@ -29,18 +29,18 @@ BACKENDS = ("eager", "reference")
 COLUMNS = ("size", "channels", "backend", "forward_ms", "both_ms", "peak_mib", "error", "speedup")
 
 
-def inputs(size: int, channels: int) -> tuple[list[Tensor], Tensor]:
+def inputs(size: int, channels: int) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
     """Query, key and value with gradients, and a square foreground."""
     generator = torch.Generator().manual_seed(0)
     keys = min(channels, KEY_CHANNELS)
-    tensors = [torch.randn(1, c, size, size, generator=generator).requires_grad_() for c in (keys, keys, channels)]
+    q, k, v = (torch.randn(1, c, size, size, generator=generator).requires_grad_() for c in (keys, keys, channels))
     mask = torch.zeros(1, 1, size, size)
     side = round((FOREGROUND * size * size) ** 0.5)
     mask[..., :side, :side] = 1
-    return tensors, mask
+    return (q, k, v), mask
 
 
-def step(tensors: list[Tensor], mask: Tensor, backend: str) -> tuple[float, float]:
+def step(tensors: tuple[Tensor, Tensor, Tensor], mask: Tensor, backend: str) -> tuple[float, float]:
     """Seconds of the forward, and of forward and backward."""
     start = time.perf_counter()
     mean, std = sf.ops.bain_attention(*tensors, mask, backend=backend)
@@ -78,7 +78,8 @@ def error(size: int, channels: int, backend: str) -> float:
     tensors, mask = inputs(size, channels)
     with torch.no_grad():
         got = sf.ops.bain_attention(*tensors, mask, backend=backend)
-        truth = sf.ops.bain_attention(*(t.double() for t in tensors), mask, backend="reference")
+        q, k, v = (t.double() for t in tensors)
+        truth = sf.ops.bain_attention(q, k, v, mask, backend="reference")
     return max(float((g - t).abs().max() / t.abs().max()) for g, t in zip(got, truth, strict=True))
 
 

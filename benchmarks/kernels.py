@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import scsco_fast as sf
+from scsco_fast.ops.transfer_color import TRANSFERS
 
 GPU_MAPS = ((32, 256), (64, 128), (128, 64), (256, 64))  # size, channels
 SMOKE_MAPS = ((8, 16),)
@@ -102,6 +104,7 @@ def cases(device: str, smoke: bool) -> Iterator[Callable[[Ceiling], Row]]:
             yield from norm_cases(device, batch, size, channels, foreground)
     for size, channels in SMOKE_MAPS if smoke else VGG_MAPS:
         yield from loss_cases(device, batch, size, channels)
+    yield from color_cases(device, batch, 16 if smoke else 256, FOREGROUNDS[0])
 
 
 def backends(device: str) -> list[str]:
@@ -118,11 +121,15 @@ def attention_cases(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     keys = min(channels, 64)
     mask, side = square_mask(batch, size, foreground, device)
+    regions = sf.Regions(mask)
+    regions.at(size, size)
     n_fg, pixels = side * side, size * size
-    shape = {"batch": batch, "size": size, "channels": channels, "foreground": n_fg / pixels, "dtype": str(dtype)[6:]}
+    shape: dict[str, Any] = {"batch": batch, "size": size, "channels": channels, "dtype": str(dtype)[6:]}
+    shape["foreground"] = n_fg / pixels
     # Multiply-adds of logits (D), and of the two moments (2 C); the backward recomputes and has five products.
     forward_ops = 2.0 * batch * n_fg * (pixels - n_fg) * (keys + 2 * channels)
     both_ops = forward_ops + 2.0 * batch * n_fg * (pixels - n_fg) * (3 * keys + 4 * channels)
+    modes = (("forward", forward_ops), ("forward+backward", both_ops))
 
     def inputs(width: torch.dtype = dtype) -> list[Tensor]:
         torch.manual_seed(0)
@@ -133,29 +140,55 @@ def attention_cases(
     variants: dict[str, Callable[..., Any]] = {}
     for name in backends(device):
         if name != "reference" or dense_fits(device, batch, pixels):
-            variants[name] = lambda q, k, v, name=name: sf.ops.bain_attention(q, k, v, mask, backend=name)
+            variants[name] = partial(attend, regions, name)
     if "reference" in variants:
         variants["reference compiled"] = torch.compile(variants["reference"], dynamic=False)
+    truth = cache(partial(outputs_and_gradients, partial(attend, regions, "eager"), partial(inputs, torch.float64)))
     for variant, function in variants.items():
-        for mode, operations in (("forward", forward_ops), ("forward+backward", both_ops)):
+        check = partial(attention_error, inputs, truth)
+        for mode, operations in modes:
             row = Row("bain_attention", variant, mode=mode, **shape)
-            yield lambda ceiling, row=row, function=function, operations=operations: measure(
-                row, function, inputs, ceiling, operations=operations, check=lambda f: attention_error(f, inputs, mask)
-            )
+            yield partial(measure, row, function, inputs, operations=operations, check=check)
     for variant, library in library_attention(device).items():
-        for mode, operations in (("forward", forward_ops), ("forward+backward", both_ops)):
+        for mode, operations in modes:
             row = Row("bain_attention", variant, mode=mode, note="rows packed and centred beforehand", **shape)
-            yield lambda ceiling, row=row, library=library, operations=operations: measure(
-                row, library, lambda: packed_inputs(inputs(), n_fg), ceiling, operations=operations
-            )
+            yield partial(measure, row, library, lambda: packed_inputs(inputs(), n_fg), operations=operations)
+    for name in backends(device):
+        if name != "reference" or dense_fits(device, batch, pixels):
+            for mode, operations in modes:
+                row = Row("bain_norm", name, mode=mode, **shape)
+                function = partial(normalise, regions, name)
+                yield partial(measure, row, function, lambda: [*inputs(), inputs()[2]], operations=operations)
 
 
-def attention_error(function: Callable[..., Any], inputs: Callable[..., list[Tensor]], mask: Tensor) -> float:
-    """Largest relative error of mean and std against float64, over the whole batch, by the memory-linear backend."""
-    with torch.no_grad():
-        got = function(*inputs())
-        truth = sf.ops.bain_attention(*inputs(torch.float64), mask, backend="eager")
-    return max(float((g.double() - t).abs().max() / t.abs().max()) for g, t in zip(got, truth, strict=True))
+def attend(regions: sf.Regions, backend: str, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    return sf.ops.bain_attention(query, key, value, regions, backend=backend)
+
+
+def normalise(
+    regions: sf.Regions, backend: str, query: Tensor, key: Tensor, value: Tensor, normalised: Tensor
+) -> Tensor:
+    return sf.ops.bain_norm(query, key, value, normalised, regions, backend=backend)
+
+
+def outputs_and_gradients(function: Callable[..., Any], inputs: Callable[[], list[Tensor]]) -> list[Tensor]:
+    """mean and std, and the gradients of their sum."""
+    tensors = inputs()
+    outputs = function(*tensors)
+    gradients = torch.autograd.grad([o.double().sum() for o in outputs], tensors)
+    return [*(o.detach() for o in outputs), *gradients]
+
+
+def attention_error(
+    inputs: Callable[[], list[Tensor]], truth: Callable[[], list[Tensor]], function: Callable[..., Any]
+) -> float:
+    """Largest error against float64 relative to the largest value, over the whole batch; of gradients the half of it.
+
+    They pass through twice as many roundings to the operands' dtype.
+    """
+    got = outputs_and_gradients(function, inputs)
+    errors = [float((g.double() - t).abs().max() / t.abs().max()) for g, t in zip(got, truth(), strict=True)]
+    return max(*errors[:2], *(error / 2 for error in errors[2:]))
 
 
 def library_attention(device: str) -> dict[str, Callable[..., Any]]:
@@ -197,7 +230,8 @@ def norm_cases(
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     regions = sf.Regions(square_mask(batch, size, foreground, device)[0])
     regions.at(size, size)
-    shape = {"batch": batch, "size": size, "channels": channels, "foreground": foreground, "dtype": str(dtype)[6:]}
+    shape: dict[str, Any] = {"batch": batch, "size": size, "channels": channels, "dtype": str(dtype)[6:]}
+    shape["foreground"] = foreground
     numel = batch * channels * size * size
 
     def inputs() -> list[Tensor]:
@@ -207,19 +241,15 @@ def norm_cases(
         # Least traffic: forward reads x and writes y; backward reads x and dy and writes dx.
         for mode, passes in (("forward", 2), ("forward+backward", 5)):
             row = Row("region_norm", name, mode=mode, **shape)
-            yield lambda ceiling, row=row, name=name, passes=passes: measure(
-                row,
-                lambda x: sf.ops.region_norm(x, regions, backend=name),
-                inputs,
-                ceiling,
-                nbytes=passes * numel * dtype.itemsize,
-            )
+            function = partial(sf.ops.region_norm, regions_or_mask=regions, backend=name)
+            yield partial(measure, row, function, inputs, nbytes=passes * numel * dtype.itemsize)
 
 
 def loss_cases(device: str, batch: int, size: int, channels: int) -> Iterator[Callable[[Ceiling], Row]]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    others = 3 if device == "cpu" else 6
-    shape = {"batch": batch, "size": size, "channels": channels, "foreground": 1.0, "dtype": str(dtype)[6:]}
+    others = 5
+    shape: dict[str, Any] = {"batch": batch, "size": size, "channels": channels, "dtype": str(dtype)[6:]}
+    shape["foreground"] = 1.0
     numel = batch * channels * size * size
     gram = 2.0 * batch * channels * channels * size * size
 
@@ -229,27 +259,41 @@ def loss_cases(device: str, batch: int, size: int, channels: int) -> Iterator[Ca
     def several() -> Tensor:
         return torch.randn(batch, others, channels, size, size, device=device).to(dtype)
 
-    operations: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]], float, float]] = {
-        "masked_gram": (sf.ops.masked_gram, lambda: [one()], gram, 0.0),
-        "cross_gram": (sf.ops.cross_gram, lambda: [one(), one()], gram, 0.0),
-        "gram_distances": (sf.ops.gram_distances, lambda: [one(), one(), several()], others * gram, 0.0),
-        "feature_distances": (sf.ops.feature_distances, lambda: [one(), several()], 0.0, (1.0 + others) * numel),
+    # Multiply-adds, or numbers moved, of the forward; of forward and backward.
+    counted: dict[str, tuple[Callable[..., Any], Callable[[], list[Tensor]], tuple[float, float], tuple[float, float]]]
+    counted = {
+        "masked_gram": (sf.ops.masked_gram, lambda: [one()], (gram, 2 * gram), (0, 0)),
+        "cross_gram": (sf.ops.cross_gram, lambda: [one(), one()], (gram, 3 * gram), (0, 0)),
+        "gram_distances": (
+            *(sf.ops.gram_distances, lambda: [one(), one().detach(), several()]),
+            *((others * gram, 3 * others * gram), (0, 0)),
+        ),
+        "feature_distances": (
+            *(sf.ops.feature_distances, lambda: [one(), several()]),
+            *((0, 0), ((1.0 + others) * numel, (3.0 + 2 * others) * numel)),
+        ),
     }
-    for operation, (function, inputs, multiply_adds, elements) in operations.items():
+    for operation, (function, inputs, multiply_adds, elements) in counted.items():
         for name in backends(device):
-            row = Row(operation, name, mode="forward", **shape)
-            yield (
-                lambda ceiling, row=row, function=function, inputs=inputs, m=multiply_adds, e=elements, name=name: (
-                    measure(
-                        row,
-                        lambda *tensors: function(*tensors, backend=name),
-                        inputs,
-                        ceiling,
-                        operations=m,
-                        nbytes=e * dtype.itemsize,
-                    )
-                )
-            )
+            for mode, m, e in zip(("forward", "forward+backward"), multiply_adds, elements, strict=True):
+                row = Row(operation, name, mode=mode, **shape)
+                call = partial(function, backend=name)
+                yield partial(measure, row, call, inputs, operations=m, nbytes=e * dtype.itemsize)
+
+
+def color_cases(device: str, batch: int, size: int, foreground: float) -> Iterator[Callable[[Ceiling], Row]]:
+    mask = square_mask(batch, size, foreground, device)[0]
+    shape: dict[str, Any] = {"batch": batch, "size": size, "channels": 3, "foreground": foreground, "dtype": "float32"}
+
+    def inputs() -> list[Tensor]:
+        return [torch.rand(batch, 3, size, size, device=device) for _ in range(2)]
+
+    for method in TRANSFERS:
+        for name in backends(device):
+            row = Row(f"transfer_color {method}", name, mode="forward", **shape)
+            function = partial(sf.ops.transfer_color, method=method, mask=mask, backend=name)
+            # Source and reference are read for the statistics; the source again to write the result.
+            yield partial(measure, row, function, inputs, nbytes=4.0 * 4 * batch * 3 * size * size)
 
 
 # --- measuring --------------------------------------------------------------------------------------------------------
@@ -290,7 +334,7 @@ def measure(
     return Row(**{**values, **found})
 
 
-def timed(call: Callable[[], None], device: str) -> tuple[tuple[float, float, float], float | None]:
+def timed(call: Callable[[], object], device: str) -> tuple[tuple[float, float, float], float | None]:
     """Median and 20/80 band in milliseconds, and the peak memory above what was there before, in MiB."""
     call()
     if device == "cpu":
@@ -321,7 +365,7 @@ def measure_ceiling(device: str) -> Ceiling:
     for dtype in (torch.bfloat16, torch.float32) if device == "cuda" else (torch.float32,):
         side = 8192 if device == "cuda" else 256
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-        (ms, _, _), _ = timed(lambda a=a, b=b: a @ b, device)
+        (ms, _, _), _ = timed(partial(torch.matmul, a, b), device)
         rates[dtype] = 2 * side**3 / ms / 1e-3
     return Ceiling(2 * source.numel() / copy_ms / 1e-3, rates)
 

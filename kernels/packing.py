@@ -301,7 +301,7 @@ def pack_cases(kernels: Mapping[Any, int], norm: bool = False) -> list[Case]:
     """Packing kernels, which have one configuration each, with their blocks of pixels."""
     cases = []
     for dtype in ("fp16", "fp32"):
-        sizes = {"KEY_WIDTH": 64, "WIDTH": 128, "SPLITS": SPLITS, "BLOCK_C": BLOCK_C}
+        sizes: dict[str, Any] = {"KEY_WIDTH": 64, "WIDTH": 128, "SPLITS": SPLITS, "BLOCK_C": BLOCK_C}
         sizes |= {"SCALED": dtype == "fp16", "NORM": norm, "BLOCK_L": 64} | ({} if norm else {"gain_ptr": None})
         for kernel, block_p in kernels.items():
             constants = {n: value for n, value in {**sizes, "BLOCK_P": block_p}.items() if n in kernel.arg_names}

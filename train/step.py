@@ -106,7 +106,7 @@ class TrainingStep:
         self.means = RunningMeans()
         # Steps skipped in all, steps skipped in a row, and the last one that was skipped (-1: none).
         self.skips = torch.tensor([0, 0, -1], device=self.device)
-        self._losses = torch.compile(self._forward) if config.compile else self._forward
+        self._losses = torch.compile(self._forward, fullgraph=True) if config.compile else self._forward
 
     def __call__(self, composite: Tensor, real: Tensor, mask: Tensor, index: int) -> None:
         """Do step `index` (0-based) on pictures (B, 3, H, W) in [0, 1] and masks (B, 1, H, W) on the model's device."""

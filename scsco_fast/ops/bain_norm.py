@@ -168,8 +168,8 @@ def _(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    maps = (empty_like(tensor) for tensor in (query, key, value, normalised))
-    return *maps, value.new_empty((4, value.shape[1]), dtype=torch.float32)
+    dq, dk, dv, dn = (empty_like(tensor) for tensor in (query, key, value, normalised))
+    return dq, dk, dv, dn, value.new_empty((4, value.shape[1]), dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

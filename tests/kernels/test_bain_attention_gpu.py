@@ -8,6 +8,7 @@ import torch
 from oracle import make_mask, random
 from torch import Tensor
 
+import scsco_fast as sf
 from scsco_fast import kernels as room
 from scsco_fast.eager import bain_attention as eager
 from scsco_fast.regions import RegionLevel, Regions
@@ -136,6 +137,32 @@ def test_cuda_graph_replays_with_other_inputs_and_masks(kind: str) -> None:
         level.counts.copy_(other.counts)
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(captured, both(tensors, other), strict=True))
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("size", "keys", "channels"), [(32, 64, 64), (16, 64, 256), (9, 20, 40)])
+def test_norm_is_the_attention_s_statistics_and_the_affine(kind: str, size: int, keys: int, channels: int) -> None:
+    """bain_norm, forward and backward, against the formula on bain_attention's own mean and std in float32."""
+    (query, key, value, normalised, grad), level = inputs(kind, 3, size, keys, channels)
+    regions = Regions(level.foreground.float())
+    parameters = [random(channels, seed=seed, dtype=torch.float32, offset=0.5).cuda() for seed in range(10, 14)]
+    results = []
+    for fused in (True, False):
+        leaves = [t.detach().requires_grad_() for t in (query, key, value, normalised, *parameters)]
+        q, k, v, n, *p = leaves
+        if fused:
+            y = sf.ops.bain_norm(q, k, v, n, regions, *p, scale=SCALE, backend="triton")
+        else:
+            mean, std = sf.ops.bain_attention(q, k, v, regions, SCALE, EPS, "triton")
+            wf, bf, wb, bb = (t.reshape(1, -1, 1, 1) for t in p)
+            y = torch.where(level.foreground, (std * n + mean) * wf + bf, n * wb + bb)
+        results.append([y, *torch.autograd.grad(y, leaves, grad.to(y.dtype))])
+    # The unfused form rounds mean, std, their gradients and three products to the maps' dtype.
+    eps = torch.finfo(torch.bfloat16 if kind == "bfloat16" else torch.float16).eps
+    for index, (ours, theirs) in enumerate(zip(*results, strict=True)):
+        error, size_of = float((ours.double() - theirs.double()).abs().max()), float(theirs.double().abs().max())
+        assert error <= 8 * eps * size_of, f"result {index} is off by {error:.3g} of {size_of:.3g}"
 
 
 def test_addresses_pass_2_to_the_31() -> None:

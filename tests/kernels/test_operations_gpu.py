@@ -1,4 +1,4 @@
-"""The kernels of all operations but bain_attention on a CUDA device: accuracy, equal bits, streams, CUDA graphs."""
+"""The kernels of all operations but the attention on a CUDA device: accuracy, equal bits, streams, CUDA graphs."""
 
 import math
 from collections.abc import Callable, Iterator

@@ -8,7 +8,9 @@ import pytest
 pytest.importorskip("triton")
 
 from scsco_fast.kernels import resources
-from scsco_fast.kernels.resources import Case, Resources, all_cases, measure, name
+from scsco_fast.kernels.resources import SHARED_LIMIT, Case, Resources, all_cases, measure, name
+
+ROOT = Path(__file__).resolve().parents[2]
 
 CASES = all_cases()
 CORE = [(case, sm) for case in CASES if case.core for sm in case.architectures]
@@ -36,6 +38,23 @@ def test_a_spill_is_seen() -> None:
     case = next(case for case in CASES if "dq" in case.kernel.__name__ and case.core)
     squeezed = dataclasses.replace(case, options={"maxnreg": 32})
     assert measure(squeezed, case.architectures[0]).spilled > 0
+
+
+def test_committed_table_has_every_configuration_and_no_problem() -> None:
+    """docs/kernels/resources.md is the whole gate's result; the suite itself compiles the core configurations only."""
+    lines = (ROOT / "docs/kernels/resources.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| ")][1:]
+    wanted = {
+        (case.kernel.__name__, case.label, str(case.num_warps), str(case.num_stages), str(sm))
+        for case in CASES
+        for sm in case.architectures
+    }
+    assert {tuple(row[:5]) for row in rows} == wanted
+    products = {(name(case), str(sm)) for case in CASES for sm in case.architectures if case.needs_tensor_cores}
+    for kernel, label, _, _, sm, _, spilled, shared, instruction in rows:
+        assert spilled == "0"
+        assert float(shared) * 1024 <= SHARED_LIMIT[int(sm)]
+        assert instruction != "none" or (f"{kernel}[{label}]", sm) not in products
 
 
 def test_labels_are_unique() -> None:
