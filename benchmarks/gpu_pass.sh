@@ -7,8 +7,8 @@ out=${1:?usage: benchmarks/gpu_pass.sh OUT}
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 mkdir -p "$out"
 python3 -m pip install --quiet --no-deps --no-build-isolation --no-index -e . || exit 1
-timeout 240 python3 -m pytest -m gpu -q tests/ops tests/nn tests/kernels 2>&1 | tee "$out/gpu_tests.txt"
+timeout 270 python3 -m pytest -m gpu -q tests/ops tests/nn tests/kernels tests/train/test_step_gpu.py 2>&1 | tee "$out/gpu_tests.txt"
 tests=${PIPESTATUS[0]}
-timeout 320 python3 -m benchmarks.kernels --minutes 5 --out "$out"
+timeout 300 python3 -m benchmarks.kernels --minutes 4.5 --out "$out"
 measured=$?
 exit $((tests || measured))

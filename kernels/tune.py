@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,9 +74,7 @@ def write_or_explain(path: Path) -> None:
 
 def tuned(line: Line, cost: Cost) -> Line:
     """The line with the fastest configuration of each kernel that climbing finds."""
-    return Line(
-        "timed", {name: climb(config, lambda c, name=name: cost(name, c)) for name, config in line.configs.items()}
-    )
+    return Line("timed", {name: climb(config, partial(cost, name)) for name, config in line.configs.items()})
 
 
 def climb(start: Config, cost: Callable[[Config], float]) -> Config:
