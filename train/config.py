@@ -122,7 +122,7 @@ class TrainConfig:
 
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """bfloat16 is autocast; auto is bfloat16 on a GPU that computes in it and float32 elsewhere."""
-    backend: Literal["auto", "eager", "reference"] = "auto"
+    backend: Literal["auto", "triton", "cuda", "eager", "reference"] = "auto"
     """Backend of the operations."""
     compile: bool = False
     """Compile model and loss with torch.compile."""
