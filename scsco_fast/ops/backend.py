@@ -10,7 +10,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from scsco_fast import kernels
+from scsco_fast import cuda, kernels
 
 logger = logging.getLogger("scsco_fast")
 
@@ -18,7 +18,7 @@ ORDER = ("triton", "cuda", "eager", "reference")
 # What auto tries, in this order. The Triton kernels have been interpreted and compiled but not yet run on a GPU, so
 # they serve only those who ask for them.
 AUTOMATIC = ("cuda", "eager", "reference")
-ROOMS = {"triton": "kernels", "eager": "eager"}  # where a backend's modules are, one of each operation's name
+ROOMS = {"triton": "kernels", "cuda": "cuda", "eager": "eager"}  # where a backend's modules are, one of each operation's name
 
 _override: list[str] = []
 _told: set[str] = set()
@@ -92,6 +92,8 @@ def implementation(backend: str, operation: str) -> ModuleType:
 
 def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
     """Why a backend cannot serve these inputs, or None."""
+    if name == "cuda":
+        return cuda.refusal(operation, *tensors)
     if name != "triton":
         return unavailable(name)
     if not (tensors[0].is_cuda or kernels.interpreted()):  # before Triton is imported, which takes a second
@@ -103,7 +105,7 @@ def unavailable(name: str) -> str | None:
     """Why a backend cannot serve on this machine, or None."""
     if name == "triton":
         return kernels.unavailable()
-    return "this version has no cuda kernels yet" if name == "cuda" else None
+    return cuda.unavailable() if name == "cuda" else None
 
 
 def _check_name(name: str, where: str) -> None:
