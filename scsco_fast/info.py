@@ -33,7 +33,7 @@ VARIABLES = (
 
 
 def doctor() -> dict[str, dict[str, str]]:
-    """What is here, as section -> name -> finding: versions, devices, backends, CUDA library, weights, options, variables.
+    """Versions, devices, backends, CUDA library, weights and environment, as section -> name -> finding.
 
     Example:
         >>> doctor()["backends"]["eager"]

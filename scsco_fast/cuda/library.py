@@ -153,14 +153,15 @@ def _mismatch(library: Library) -> str | None:
 
 
 def _beyond_driver(facts: dict[str, str]) -> str | None:
-    """Why the driver cannot run what this compiler makes, or None. Any CUDA release of the driver's major version runs."""
+    """Why the driver cannot run what this compiler makes, or None: nvcc may be no newer, in its major version."""
     if facts["target"] != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
         return None
     supported = vars(torch._C)["_cuda_getDriverVersion"]() // 1000
     made_by = int(facts["compiler"].removeprefix("nvcc ").split(".")[0])
     if made_by <= supported:
         return None
-    return f"nvcc is of CUDA {made_by}, the driver supports CUDA {supported}: use an older nvcc (CUDA_HOME) or a newer driver"
+    versions = f"nvcc is of CUDA {made_by}, the driver supports CUDA {supported}"
+    return f"{versions}: use an older nvcc (CUDA_HOME) or a newer driver"
 
 
 def _no_device() -> str | None:

@@ -27,10 +27,8 @@ class Resources:
 
 def read_log(text: str) -> list[Resources]:
     """Every kernel that the log of a build names (nvcc with -Xptxas=-v)."""
-    head = re.compile(r"Compiling entry function '([^']+)' for '([^']+)'")
-    starts = [*head.finditer(text)]
-    ends = [*(start.start() for start in starts[1:]), len(text)]
-    return [_resources(start[1], start[2], text[start.end() : end]) for start, end in zip(starts, ends, strict=True)]
+    _, *pieces = re.split(r"Compiling entry function '([^']+)' for '([^']+)'", text)
+    return [_resources(*piece) for piece in zip(pieces[::3], pieces[1::3], pieces[2::3], strict=True)]
 
 
 def _resources(kernel: str, architecture: str, text: str) -> Resources:

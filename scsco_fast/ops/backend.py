@@ -18,7 +18,8 @@ ORDER = ("triton", "cuda", "eager", "reference")
 # What auto tries, in this order. The Triton kernels have been interpreted and compiled but not yet run on a GPU, so
 # they serve only those who ask for them.
 AUTOMATIC = ("cuda", "eager", "reference")
-ROOMS = {"triton": "kernels", "cuda": "cuda", "eager": "eager"}  # where a backend's modules are, one of each operation's name
+# Where a backend's modules are, one of each operation's name.
+ROOMS = {"triton": "kernels", "cuda": "cuda", "eager": "eager"}
 
 _override: list[str] = []
 _told: set[str] = set()
