@@ -1,0 +1,14 @@
+// The schemas of every operation; the files of the operations register their implementations.
+#include "portable.cuh"
+
+STABLE_TORCH_LIBRARY(scsco_fast_cuda, m) {
+  m.def(
+      "region_norm_forward(Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, Tensor fg_bias, "
+      "Tensor bg_weight, Tensor bg_bias, float eps, bool adapt, int programs) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "region_norm_backward(Tensor grad, Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, "
+      "Tensor bg_weight, Tensor mean, Tensor std, bool adapt, int programs) -> (Tensor, Tensor)");
+  m.def("feature_distances_forward(Tensor anchor, Tensor others, int programs) -> Tensor");
+  m.def(
+      "feature_distances_backward(Tensor grad, Tensor anchor, Tensor others, int programs) -> (Tensor, Tensor)");
+}
