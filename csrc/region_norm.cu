@@ -425,7 +425,8 @@ constexpr int kBackwardFactors = 12;
 template <class T, int V, bool CHANNELS_LAST>
 __global__ void __launch_bounds__(kThreads, kBlocks)
     region_norm_bwd_dx_kernel(Map<T> grad, Map<T> x, Masks masks, Global<const float> mean,
-                              Global<const float> deviations, Global<const float> counts, Global<const float> sums, Parameters weights,
+                              Global<const float> deviations, Global<const float> counts, Global<const float> sums,
+                              Parameters weights,
                               Global<T> dx,              // (B, C, N)
                               Global<float> parameters,  // (B, 4, C): this image's gradients of the parameters
                               Shape shape, bool adapt) {

@@ -131,9 +131,7 @@ def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(near, moved, strict=True))
 
 
-@pytest.mark.parametrize(
-    ("channels", "dtype", "reason"), [(2, torch.float64, "float64")]
-)
+@pytest.mark.parametrize(("channels", "dtype", "reason"), [(2, torch.float64, "float64")])
 def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: str) -> None:
     x, *p = inputs(1, channels, 1, 2, dtype)
     assert reason in str(kernels.supports(x))
