@@ -106,6 +106,7 @@ def plan(
     """
     if sys.platform != "linux":
         raise BuildError(f"the library is built on Linux only, this is {sys.platform}")
+    include = (include or torch_folder() / "include").resolve()
     ninja_command()
     if target == "cuda":
         compiler = _nvcc()
@@ -117,7 +118,7 @@ def plan(
     sources = (sources or source_folder()).resolve()
     if not any(sources.glob("*.cu")):
         raise BuildError(f"{sources} holds no CUDA sources (*.cu)")
-    return Plan(target, wanted, compiler, version, sources, (include or torch_folder() / "include").resolve())
+    return Plan(target, wanted, compiler, version, sources, include)
 
 
 def source_folder() -> Path:
@@ -141,7 +142,9 @@ def torch_folder() -> Path:
     """Where torch is installed; it is not imported."""
     found = importlib.util.find_spec("torch")
     if found is None or not found.submodule_search_locations:
-        raise BuildError("torch is not installed, and its headers are needed: pip install torch (--no-build-isolation)")
+        raise BuildError(
+            "torch, whose headers are needed, is not to be seen: install it, and build with --no-build-isolation"
+        )
     return Path(found.submodule_search_locations[0])
 
 

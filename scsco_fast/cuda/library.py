@@ -70,12 +70,14 @@ def why_not(target: str) -> str | None:
     reason = _no_device() if target == "cuda" else None
     if reason or find(target):
         return reason
+    built = _libraries(target)
+    state = f"the library that is built cannot be used ({_mismatch(built[0])})" if built else "no library is built"
     if os.environ.get("SCSCO_BUILD_CUDA") == "0":
-        return "no library is built, and SCSCO_BUILD_CUDA=0 forbids building it at first use; run scsco build"
+        return f"{state}, and SCSCO_BUILD_CUDA=0 forbids building one at first use; run scsco build"
     try:
         return _beyond_driver(build.plan(target).facts())
     except build.BuildError as error:
-        return f"no library is built, and none can be: {error}"
+        return f"{state}, and none can be built: {error}"
 
 
 def load_failure() -> str | None:
