@@ -47,6 +47,10 @@ def backward(
     adapt: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of x, and of fg_weight, fg_bias, bg_weight and bg_bias as (4, C) in float32."""
+    if x.is_contiguous():  # gradients in another order than x would be read a few bytes at a time
+        grad = grad.contiguous()
+    elif x.is_contiguous(memory_format=torch.channels_last):
+        grad = grad.contiguous(memory_format=torch.channels_last)
     dx, parameters = operations().region_norm_backward(
         *(rows(grad), rows(x), mask_rows(foreground), _optional(valid), _parameter(fg_weight), _parameter(bg_weight)),
         *(mean.contiguous(), std.contiguous(), adapt, PROGRAMS),

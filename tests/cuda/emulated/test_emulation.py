@@ -123,6 +123,7 @@ def test_vectors_are_held_to_the_tensor_and_to_their_alignment(checks: Any) -> N
         checks.load_four(x[:10], 8)
 
 
+RACE = r"(reads|writes) byte \d+ of the shared memory, which thread \(\d+, 0, 0\) (wrote|read) with no barrier"
 MISUSES = {
     "returns_before_a_barrier": r"waits for ever in __syncthreads at checks.cu:\d+: 20 of 64 threads have returned",
     "two_barriers": r"__syncthreads at checks.cu:\d+ while others wait at __syncthreads at checks.cu:\d+",
@@ -131,9 +132,9 @@ MISUSES = {
     "two_collectives": "while lanes of its warp wait at",
     "shared_overrun": "element 3 of 3 in an array in shared memory",
     "too_much_shared": "takes 262144 bytes of shared memory, the launch gave 4096",
-    "reads_too_early": r"(reads|writes) byte \d+ of the shared memory, which thread \(\d+, 0, 0\) (wrote|read) with no barrier",
-    "writes_too_early": r"(reads|writes) byte \d+ of the shared memory, which thread \(\d+, 0, 0\) (wrote|read) with no barrier",
-    "warp_without_barrier": "with no barrier in between",
+    "reads_too_early": RACE,
+    "writes_too_early": RACE,
+    "warp_without_barrier": RACE,
     "misplaced_fragment": "from an address that 32 does not divide",
     "too_many_threads": "cannot be launched",
     "no_blocks": "cannot be launched",

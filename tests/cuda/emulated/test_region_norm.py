@@ -1,4 +1,4 @@
-"""region_norm compiled from csrc/ against the float64 formulas: masks, shapes, layouts, large means, int64 addresses."""
+"""region_norm compiled from csrc/ against the float64 formulas: masks, shapes, layouts, large means, addresses."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +71,40 @@ def test_layouts(dtype: torch.dtype, guarded: Guard) -> None:
         x[:, :, :1, :1].expand(-1, -1, 4, 6),
     ):
         check([guarded(changed) if 0 not in changed.stride() else changed, *parameters], mask)
+
+
+@pytest.mark.parametrize("programs", [2, 64])
+@pytest.mark.parametrize("channels", [4, 8, 132])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_channels_last(channels: int, dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four channels are read at once; 132 are more than a block takes. Gradients lie as x or in raster order."""
+    monkeypatch.setattr(kernels, "PROGRAMS", programs)
+    pixels = (25, 33) if channels == 8 else (9, 13)
+    level = Regions(make_mask("random", 2, *pixels), make_mask("random", 2, *pixels, seed=5)).at(*pixels)
+    x, *p = inputs(2, channels, *pixels, dtype)
+    grad = random(2, channels, *pixels, seed=3, dtype=dtype)
+    results = []
+    for layout in (torch.channels_last, torch.contiguous_format):
+        dy, ours = grad.to(memory_format=layout), x.to(memory_format=layout)
+        y, mean, std = kernels.forward(ours, level.foreground, level.valid, *p, 1e-5, True)
+        back = kernels.backward(dy, ours, level.foreground, level.valid, p[0], p[2], mean, std, True)
+        assert y.is_contiguous()
+        assert back[0].is_contiguous()
+        results.append((y, mean, std, *back))
+    check([x.to(memory_format=torch.channels_last), *p], Regions(level.foreground, level.valid))
+    for last, raster in zip(*results, strict=True):
+        rounding = 2 * torch.finfo(last.dtype).eps if last.dtype != torch.float32 else 1e-5
+        torch.testing.assert_close(last, raster, rtol=rounding, atol=rounding * float(raster.abs().max()))
+
+
+def test_maps_with_gaps(guarded: Guard) -> None:
+    """Neither order of memory is dense, or vectors are not aligned."""
+    x, *parameters = inputs(2, 9, 6, 8)
+    mask = make_mask("random", 2, 6, 8)
+    for part in (x[:, 1:], x.to(memory_format=torch.channels_last)[:, 1:]):
+        check([part, *(p[1:] for p in parameters)], mask)
+    check([x[..., 1:], *parameters], mask[..., 1:])
+    check([x, *parameters], Regions(mask).at(6, 8))
 
 
 def test_expanded_gradient() -> None:
