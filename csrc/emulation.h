@@ -59,7 +59,7 @@ inline std::string text(const Location& at) {
   return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(at.line());
 }
 
-// Who touched two bytes of shared memory last, and when: how many barriers the block and the thread's warp had passed.
+// Who touched two bytes of shared memory last, and when: how many barriers this machine and the thread's warp had passed.
 struct Touch {
   unsigned thread = kNobody;
   unsigned barriers = 0;
@@ -211,7 +211,6 @@ class Machine {
   void run_block(dim3 index) {
     blockIdx = index;
     std::memset(shared_.data(), 0xff, shared_.size());  // NaN as float, half and bfloat16
-    std::fill(shadows_.begin(), shadows_.end(), Shadow());
     const unsigned count = threads();
     threads_.resize(count);
     warps_.resize((count + 31) / 32);
@@ -222,7 +221,7 @@ class Machine {
     ready_.clear();
     next_ = 0;
     arrived_ = votes_ = finished_ = 0;
-    barriers_ = 0;
+    ++barriers_;  // what other blocks touched is far behind
     error_ = nullptr;
     for (unsigned i = 0; i < count; ++i) {
       Thread& thread = threads_[i];
