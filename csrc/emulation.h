@@ -13,10 +13,8 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <exception>
 #include <mutex>
 #include <source_location>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -222,7 +220,7 @@ class Machine {
     next_ = 0;
     arrived_ = votes_ = finished_ = 0;
     ++barriers_;  // what other blocks touched is far behind
-    error_ = nullptr;
+    error_.clear();
     for (unsigned i = 0; i < count; ++i) {
       Thread& thread = threads_[i];
       thread.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
@@ -230,7 +228,7 @@ class Machine {
       thread.fiber = fibers_.start(i, enter);
       wake(i);
     }
-    while (next_ < ready_.size() && !error_) {
+    while (next_ < ready_.size() && error_.empty()) {
       current_ = ready_[next_++];
       if (next_ == ready_.size()) {
         ready_.clear();
@@ -239,7 +237,7 @@ class Machine {
       threadIdx = threads_[current_].index;
       fibers_.resume(threads_[current_].fiber);
     }
-    if (error_) std::rethrow_exception(std::exchange(error_, nullptr));
+    if (!error_.empty()) throw std::runtime_error(error_);
     if (finished_ < count) fail_deadlock();
   }
 
@@ -248,8 +246,8 @@ class Machine {
   void run_thread() {
     try {
       body_(function_);
-    } catch (...) {
-      error_ = std::current_exception();
+    } catch (const std::exception& error) {
+      error_ = error.what();  // thrown again where the launch is, on another stack
     }
     threads_[current_].done = true;
     ++finished_;
@@ -317,7 +315,7 @@ class Machine {
   int votes_ = 0, result_ = 0;
   const char* barrier_name_ = "";
   Location barrier_where_;
-  std::exception_ptr error_;
+  std::string error_;
 };
 
 inline Machine machine;

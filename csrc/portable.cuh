@@ -13,7 +13,6 @@
 #include <cuda_runtime.h>
 #include <mma.h>
 
-#include <sstream>
 #include <stdexcept>
 #endif
 
@@ -197,13 +196,17 @@ __device__ __forceinline__ void block_sum(float (&values)[N], Shared<float> scra
 // ---------------------------------------------------------------------------------------------------------------------
 // The host.
 
+inline std::string text_of(const char* text) { return text; }
+inline std::string text_of(const std::string& text) { return text; }
+template <class Number>
+std::string text_of(Number number) {
+  return std::to_string(number);
+}
+
 // Throws what Python sees as a RuntimeError of one line.
 template <class... Parts>
 void check(bool holds, const Parts&... parts) {
-  if (holds) return;
-  std::ostringstream text;
-  (text << ... << parts);
-  throw std::runtime_error(text.str());
+  if (!holds) throw std::runtime_error((std::string() + ... + text_of(parts)));
 }
 
 inline std::string shape_text(const Tensor& tensor) {
