@@ -11,6 +11,7 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.cuda import region_norm as kernels
+from scsco_fast.cuda.library import operations
 from scsco_fast.regions import RegionLevel, Regions
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -171,6 +172,34 @@ def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: 
     assert reason in str(kernels.supports(x))
     with pytest.raises(ValueError, match=reason):
         kernels.forward(x, level_of("block", 1, 1, 2).foreground, None, *p, 1e-5, True)
+
+
+def test_the_same_bits_every_time() -> None:
+    (x, *p), level = inputs(2, 3, 40, 40), level_of("random", 2, 40, 40)
+    results = []
+    for _ in range(2):
+        y, mean, std = kernels.forward(x, level.foreground, None, *p, 1e-5, True)
+        results.append((y, mean, std, *kernels.backward(x, x, level.foreground, None, p[0], p[2], mean, std, True)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_parameters_of_another_dtype_and_stride() -> None:
+    (x, *p), level = inputs(1, 4, 3, 5), level_of("random", 1, 3, 5)
+    changed = [p[0].half(), p[1].repeat_interleave(2)[::2], p[2].double(), p[3].bfloat16()]
+    got = kernels.forward(x, level.foreground, None, *changed, 1e-5, True)
+    wanted = kernels.forward(x, level.foreground, None, *(t.float().contiguous() for t in changed), 1e-5, True)
+    assert all(torch.equal(a, b) for a, b in zip(got, wanted, strict=True))
+
+
+def test_the_library_checks_what_it_is_given() -> None:
+    (x, *p), mask = inputs(1, 4, 3, 5), torch.zeros(1, 15, dtype=torch.uint8)
+    forward = operations().region_norm_forward
+    with pytest.raises(RuntimeError, match=r"^foreground must have shape \(1, 15\), got \(1, 14\)$"):
+        forward(x.flatten(2), mask[:, 1:], None, *p, 1e-5, True, 8)
+    with pytest.raises(RuntimeError, match="a kernel got a tensor of Double where it takes Float"):
+        forward(x.flatten(2), mask, None, p[0].double(), *p[1:], 1e-5, True, 8)
+    with pytest.raises(RuntimeError, match="float32, float16 or bfloat16 is wanted, got Int"):
+        forward(x.flatten(2).int(), mask, None, *p, 1e-5, True, 8)
 
 
 def test_an_empty_batch() -> None:
