@@ -22,6 +22,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cstring>
 #include <initializer_list>
 #include <optional>
 #include <string>
@@ -306,15 +307,22 @@ inline int64_t split(int64_t thread_blocks, int64_t blocks, int64_t wanted, int6
   return parts < 1 || limit < 1 ? 1 : (parts < limit ? parts : limit);
 }
 
+// A kernel's name without the parentheses and template arguments that LAUNCH was given.
+inline std::string bare_name(const char* kernel) {
+  const std::string name = kernel[0] == '(' ? std::string(kernel + 1, std::strlen(kernel) - 2) : kernel;
+  return name.substr(0, name.find('<'));
+}
+
 // Runs a kernel on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>
-void launch(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Tensor& on,
+void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Tensor& on,
             const Arguments&... arguments) {
+  const std::string name = bare_name(kernel_name);
   check(shared <= kMaxSharedBytes, "kernel ", name, " wants ", shared, " bytes of shared memory, at most ",
         kMaxSharedBytes, " are granted");
 #ifdef SCSCO_EMULATED
   (void)on;
-  emulation::machine.run(name, grid, block, shared, [&] { kernel(arguments...); });
+  emulation::machine.run(name.c_str(), grid, block, shared, [&] { kernel(arguments...); });
 #else
   const int32_t device = on.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
