@@ -57,7 +57,7 @@ inline std::string text(const Location& at) {
   return file.substr(file.find_last_of('/') + 1) + ":" + std::to_string(at.line());
 }
 
-// Who touched two bytes of shared memory last, and when: how many barriers this machine and the thread's warp had passed.
+// Who touched two bytes of shared memory last, and when: how many barriers the machine and its warp had passed.
 struct Touch {
   unsigned thread = kNobody;
   unsigned barriers = 0;

@@ -315,8 +315,8 @@ inline std::string bare_name(const char* kernel) {
 
 // Runs a kernel on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>
-void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared, const Tensor& on,
-            const Arguments&... arguments) {
+void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
+            const Tensor& on, const Arguments&... arguments) {
   const std::string name = bare_name(kernel_name);
   check(shared <= kMaxSharedBytes, "kernel ", name, " wants ", shared, " bytes of shared memory, at most ",
         kMaxSharedBytes, " are granted");
