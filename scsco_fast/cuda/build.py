@@ -27,7 +27,7 @@ OLDEST_CAPABILITY = (7, 5)
 # Where no GPU is seen: a cubin for 8.0 also runs on 8.6 and 8.9, and PTX for 9.0 is compiled by newer GPUs' drivers.
 DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
-JOB_MEMORY = 2 * 2**30  # bytes per compiler process
+JOB_MEMORY = 2**30  # bytes per compiler: 0.43 GiB was the peak of any (CUDA 13.0)
 LAST_LINES = 30  # of a failed compilation
 
 # The stable ABI of torch 2.10: what is compiled against any later torch runs with all of them.
@@ -312,7 +312,8 @@ def _locked(path: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 def _ninja_file(plan: Plan, files: list[Path]) -> str:
     compile_flags = [*COMPILE[plan.target], *_code_flags(plan.architectures), "-isystem", str(plan.include)]
-    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target]]
+    # Without an architecture nvcc links an empty cubin of its default one into the library.
+    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target], *_code_flags(plan.architectures)]
     objects = " ".join(f"{path.stem}.o" for path in files)
     lines = [
         *("rule compile", f"  command = {_shell(plan.compiler, *compile_flags)} -c $in -o $out"),

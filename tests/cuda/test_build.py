@@ -118,8 +118,8 @@ def test_which_gpus_a_library_serves(architectures: str, capability: tuple[int, 
 def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(16))
-    monkeypatch.setattr(build, "_free_memory", lambda: 9 * 2**30)
-    assert build.jobs(8) == (4, "16 cores, 9 GiB free memory; MAX_JOBS changes it")
+    monkeypatch.setattr(build, "_free_memory", lambda: 9 * 2**29)
+    assert build.jobs(8) == (4, "16 cores, 4 GiB free memory; MAX_JOBS changes it")
     assert build.jobs(3)[0] == 3
     monkeypatch.setattr(build, "_free_memory", lambda: 2**20)
     assert build.jobs(8)[0] == 1
