@@ -11,4 +11,11 @@ STABLE_TORCH_LIBRARY(scsco_fast_cuda, m) {
   m.def("feature_distances_forward(Tensor anchor, Tensor others, int programs) -> Tensor");
   m.def(
       "feature_distances_backward(Tensor grad, Tensor anchor, Tensor others, int programs) -> (Tensor, Tensor)");
+  m.def(
+      "bain_attention_forward(Tensor query, Tensor key, Tensor value, Tensor order, Tensor counts, float scale, "
+      "float eps, bool tf32, int shared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "bain_attention_backward(Tensor grad_mean, Tensor grad_std, Tensor query, Tensor key, Tensor value, "
+      "Tensor order, Tensor counts, Tensor first, Tensor variance, Tensor lse, float scale, float eps, bool tf32, "
+      "int shared) -> (Tensor, Tensor, Tensor)");
 }

@@ -165,7 +165,7 @@ class TileProduct<Kind, M, N, WARPS_M, WARPS_N, true> {
     }
   }
 
- private:
+ protected:
   using Fragment = wmma::fragment<wmma::accumulator, 16, 16, Kind::kDepth, float>;
 
   Fragment sums_[kRows][kColumns];
@@ -233,7 +233,7 @@ class TileProduct<IEEEProduct, M, N, WARPS_M, WARPS_N, true> {
     }
   }
 
- private:
+ protected:
   float sums_[kRows][kColumns];
   int row_, column_;
 };
