@@ -31,10 +31,10 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         b.fetch(b_map, column, index * D);
       },
       [&] {
-        a.put(left, [&](int i, int v) { return operand<Kind>(a.values[i][v]); });
-        b.put(right, [&](int i, int v) { return operand<Kind>(b.values[i][v]); });
+        Tile::put(left, a);
+        Tile::put(right, b);
       },
-      [&] { sums.template add<!CHANNELS_LAST, CHANNELS_LAST>(left, Tile::kLd, right, Tile::kLd, D); });
+      [&] { add_tiles<!CHANNELS_LAST, CHANNELS_LAST, D>(sums, left, Tile::kLd, right, Tile::kLd); });
 
   const int64_t at = (part * gridDim.z + image) * height * width;
   sums.each([&](int m, int n, float& value) {
@@ -52,7 +52,8 @@ Tensor cross_gram_forward(const Tensor& a, const Tensor& b, bool tf32, int64_t p
   check_shape("b", b, {batch, width, pixels});
   check_device("b", b, a);
   if (batch == 0) return allocate({1, batch, height, width}, a);
-  const bool last = is_channels_last(a) && is_channels_last(b);
+  const bool last = holds_vectors(a, true) && holds_vectors(b, true);
+  const Tensor lefts = last ? a : in_vectors(a), rights = last ? b : in_vectors(b);
   std::optional<Tensor> parts;
   dispatch_gram(a.scalar_type(), tf32, last, [&](auto kind, auto layout) {
     using Kind = typename decltype(kind)::type;
@@ -65,7 +66,7 @@ Tensor cross_gram_forward(const Tensor& a, const Tensor& b, bool tf32, int64_t p
     LAUNCH((cross_gram_fwd_kernel<Kind, kLast>), dim3(tiles, splits, batch), kProductThreads,
            2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
                shared_bytes<float>(kProductScratch<Kind>),
-           a, matrix_of<Element>(a, last), matrix_of<Element>(b, last), global<float>(parts), height, width, pixels,
+           a, matrix_of<Element>(lefts, last), matrix_of<Element>(rights, last), global<float>(parts), height, width, pixels,
            static_cast<int>(tiles_of(width)), each);
   });
   return *parts;

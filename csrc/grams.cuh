@@ -2,6 +2,8 @@
 // on their way from global memory in registers.
 #pragma once
 
+#include <cstring>
+
 #include "products.cuh"
 
 namespace scsco {
@@ -16,13 +18,23 @@ constexpr int kStageLd = kTile + 4;
 template <class Kind>
 using Sums = TileProduct<Kind, kTile, kTile, 2, 2>;
 
-// One matrix of a batch; `columns` is the direction in which neighbours should lie together.
+// Adds the product of two tiles of `DEPTH`. In two steps: unrolled as one, its operands take up to 40 registers more, and
+// bfloat16's spill.
+template <bool A_BY_ROWS, bool B_BY_ROWS, int DEPTH, class Product, class Element>
+__device__ __forceinline__ void add_tiles(Product& sums, Shared<Element> a, int lda, Shared<Element> b, int ldb) {
+#pragma unroll 1
+  for (int k = 0; k < DEPTH; k += DEPTH / 2) {
+    sums.template add<A_BY_ROWS, B_BY_ROWS>(a + (A_BY_ROWS ? k : k * lda), lda, b + (B_BY_ROWS ? k * ldb : k), ldb,
+                                            DEPTH / 2);
+  }
+}
+
+// One matrix of a batch. A row's elements lie together and can be read 16 bytes at once: `columns` are a multiple.
 template <class T>
 struct Matrix {
   Global<const T> data;
-  int64_t row_stride, column_stride, batch_stride;
+  int64_t row_stride, batch_stride;
   int64_t rows, columns;
-  bool vectors;  // 16 bytes can be read at once
 
   __device__ __forceinline__ Matrix of(int64_t image) const {
     Matrix own = *this;
@@ -31,57 +43,80 @@ struct Matrix {
   }
 };
 
+// 16 bytes of elements of 1, 2 or 4 bytes, held as words: element by element each would take a register of its own.
+template <class T>
+class Packed {
+ public:
+  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+
+  Packed() = default;
+  __device__ __forceinline__ explicit Packed(const Vector<T, kElements>& values) {
+    std::memcpy(&words_, &values, sizeof words_);
+  }
+  __device__ __forceinline__ Vector<T, kElements> values() const {
+    Vector<T, kElements> values;
+    std::memcpy(&values, &words_, sizeof values);
+    return values;
+  }
+
+ private:
+  Vector<uint32_t, 4> words_{};
+};
+
 // A thread's share of a tile of ROWS x COLUMNS of a matrix: vectors of 16 bytes, neighbouring threads along a row.
 template <class T, int ROWS, int COLUMNS>
 struct Share {
-  static constexpr int kVector = 16 / static_cast<int>(sizeof(T));
+  static constexpr int kVector = Packed<T>::kElements;
   static constexpr int kInRow = COLUMNS / kVector;
   static constexpr int kRowStep = kProductThreads / kInRow;
   static constexpr int kVectors = ROWS / kRowStep;
   static_assert(kInRow * kRowStep == kProductThreads && kVectors * kRowStep == ROWS, "threads hold as much each");
+  using Values = Vector<T, kVector>;
 
-  Vector<T, kVector> values[kVectors];
+  Packed<T> packed[kVectors];
 
   __device__ __forceinline__ static int row(int i) { return static_cast<int>(threadIdx.x) / kInRow + i * kRowStep; }
   __device__ __forceinline__ static int column() { return static_cast<int>(threadIdx.x) % kInRow * kVector; }
 
   // Reads the tile at [first_row, first_column]; 0 outside the matrix.
   __device__ __forceinline__ void fetch(const Matrix<T>& matrix, int64_t first_row, int64_t first_column) {
-    const int64_t r = first_row + row(0), c = first_column + column(), step = kRowStep * matrix.row_stride;
-    int64_t at = r * matrix.row_stride + c * matrix.column_stride;
+    const int64_t r = first_row + row(0), c = first_column + column();
+    Global<const T> at = matrix.data + (r * matrix.row_stride + c);
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      values[i] = Vector<T, kVector>{};
-      if (r + i * kRowStep < matrix.rows) {
-        if (matrix.vectors) {
-          if (c < matrix.columns) values[i] = load<kVector>(matrix.data + at);
-        } else {
-#pragma unroll
-          for (int v = 0; v < kVector; ++v) {
-            if (c + v < matrix.columns) values[i][v] = matrix.data[at + v * matrix.column_stride];
-          }
-        }
-      }
-      at += step;
+      packed[i] = Packed<T>();
+      if (r + i * kRowStep < matrix.rows && c < matrix.columns) packed[i] = Packed<T>(load<kVector>(at));
+      at += kRowStep * matrix.row_stride;
     }
   }
 
-  // Writes value(i, v), which stands for values[i][v], to the tile in shared memory.
-  template <class Element, class Value>
-  __device__ __forceinline__ void put(Shared<Element> tile, const Value& value) const {
+  // Writes elements(i), kVector operands that stand for packed[i], to the tile in shared memory.
+  template <class Element, class Elements>
+  __device__ __forceinline__ void put(Shared<Element> tile, const Elements& elements) const {
     constexpr int kWritten = kVector < 16 / int(sizeof(Element)) ? kVector : 16 / int(sizeof(Element));
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
+      const Vector<Element, kVector> all = elements(i);
 #pragma unroll
       for (int first = 0; first < kVector; first += kWritten) {
         Vector<Element, kWritten> out;
 #pragma unroll
-        for (int v = 0; v < kWritten; ++v) out[v] = value(i, first + v);
+        for (int v = 0; v < kWritten; ++v) out[v] = all[first + v];
         store(tile + (row(i) * leading<Element>(COLUMNS) + column() + first), out);
       }
     }
   }
 };
+
+// A number of a map as an operand.
+template <class Kind, class T>
+__device__ __forceinline__ typename Kind::Element operand(T value) {
+  if constexpr (std::is_same_v<T, typename Kind::Element> && !std::is_same_v<Kind, TF32Product>) {
+    return value;
+  } else {
+    return Kind::element(to_float(value));
+  }
+}
 
 // A tile of a map in shared memory: CHANNELS x PIXELS, or its transpose where the map's channels lie together.
 template <class Kind, int CHANNELS, int PIXELS, bool CHANNELS_LAST>
@@ -96,17 +131,16 @@ struct MapTile {
                                                     CHANNELS_LAST ? channel : pixel);
     }
   };
-};
 
-// A number of a map as an operand.
-template <class Kind, class T>
-__device__ __forceinline__ typename Kind::Element operand(T value) {
-  if constexpr (std::is_same_v<T, typename Kind::Element> && !std::is_same_v<Kind, TF32Product>) {
-    return value;
-  } else {
-    return Kind::element(to_float(value));
+  __device__ __forceinline__ static void put(Shared<Element> tile, const Share& share) {
+    share.put(tile, [&](int i) {
+      auto values = share.packed[i].values();
+#pragma unroll
+      for (int v = 0; v < Share::kVector; ++v) values[v] = operand<Kind>(values[v]);
+      return values;
+    });
   }
-}
+};
 
 // For index in [first, last): fetch(index), put(), multiply(), where a fetch travels while its predecessor is
 // multiplied. All threads of the block call it, with the same indices; put() and multiply() share memory.
@@ -166,36 +200,36 @@ struct Mask {
   }
 };
 
-inline bool are_aligned(const Tensor& tensor, int64_t elements) {
-  const size_t element = tensor.scalar_type() == ScalarType::Float  ? 4
-                         : tensor.scalar_type() == ScalarType::Byte ? 1
-                                                                    : 2;
-  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % (elements * element) == 0;
+inline bool is_aligned(const Tensor& tensor) {
+  return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
 inline Mask mask_of(const std::optional<Tensor>& mask) {
   if (!mask) return {{}, 0, 0, false};
   const bool vectors = mask->stride(1) == 1 && mask->size(1) % 16 == 0 &&
-                       (mask->size(0) == 1 || mask->stride(0) % 16 == 0) && are_aligned(*mask, 16);
+                       (mask->size(0) == 1 || mask->stride(0) % 16 == 0) && is_aligned(*mask);
   return {global<const byte>(mask), mask->stride(0), mask->stride(1), vectors};
 }
 
-// Maps (B, ..., C, N) as matrices, and transposed where their channels lie together.
-inline bool is_channels_last(const Tensor& map) {
-  return map.stride(map.dim() - 2) == 1 && map.stride(map.dim() - 1) != 1;
+// Whether a map (B, ..., C, N) can be read 16 bytes at once along its pixels, or along its channels.
+inline bool holds_vectors(const Tensor& map, bool channels_last) {
+  const int64_t fast = map.dim() - (channels_last ? 2 : 1);
+  const int64_t vector = map.scalar_type() == ScalarType::Float ? 4 : 8;
+  bool holds = map.stride(fast) == 1 && map.size(fast) % vector == 0 && is_aligned(map);
+  for (int64_t i = 0; i < map.dim(); ++i) {
+    holds = holds && (i == fast || map.size(i) == 1 || map.stride(i) % vector == 0);
+  }
+  return holds;
 }
 
+// A map that can be read 16 bytes at once along its pixels: itself, or a copy whose rows end with zeros.
+Tensor in_vectors(const Tensor& map);
+
+// The matrix channels x pixels of a map that holds vectors, or its transpose.
 template <class T>
-Matrix<T> matrix_of(const Tensor& map, bool transposed) {
-  const int64_t channels = map.dim() - 2, pixels = map.dim() - 1;
-  const int64_t row = transposed ? pixels : channels, column = transposed ? channels : pixels;
-  constexpr int V = 16 / sizeof(T);
-  bool vectors = map.stride(column) == 1 && map.size(column) % V == 0 && are_aligned(map, V);
-  for (int64_t i = 0; i < map.dim(); ++i) {
-    vectors = vectors && (i == column || map.size(i) == 1 || map.stride(i) % V == 0);
-  }
-  return {global<const T>(map), map.stride(row), map.stride(column), map.stride(0),
-          map.size(row),        map.size(column), vectors};
+Matrix<T> matrix_of(const Tensor& map, bool channels_last) {
+  const int64_t slow = map.dim() - (channels_last ? 1 : 2), fast = map.dim() - (channels_last ? 2 : 1);
+  return {global<const T>(map), map.stride(slow), map.stride(0), map.size(slow), map.size(fast)};
 }
 
 // Calls function(Type<Kind>(), std::bool_constant<CHANNELS_LAST>()).

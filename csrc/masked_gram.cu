@@ -108,6 +108,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   const int64_t part = blockIdx.y, image = blockIdx.z;
   const TileAt tile = upper_tile(blockIdx.x, tiles);
   const bool diagonal = tile.row == tile.column;
+  const int64_t row = int64_t(tile.row) * kTile, column = int64_t(tile.column) * kTile;
   const auto features = maps.of(image);
   const Mask mask = masks.of(image);
   const int64_t used = masks.data ? int64_t(counts[image]) : blocks;
@@ -115,26 +116,31 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
 
   typename Tile::Share a, b;
   Inside<typename Tile::Share, CHANNELS_LAST> inside;
+  // A pixel outside is 0 in both operands: it may hold NaN, and 0 * NaN is NaN.
+  const auto put = [&](Shared<Element> to, const typename Tile::Share& share) {
+    share.put(to, [&](int i) {
+      auto values = share.packed[i].values();
+#pragma unroll
+      for (int v = 0; v < Tile::Share::kVector; ++v) {
+        values[v] = !masks.data || inside(i, v) ? operand<Kind>(values[v]) : Element{};
+      }
+      return values;
+    });
+  };
   pipeline(
       min(part * share, used), min((part + 1) * share, used),
       [&](int64_t index) {
         const int64_t n = (masks.data ? int64_t(list[image * blocks + index]) : index) * D;
-        a.fetch(features, int64_t(tile.row) * kTile, n);
-        if (!diagonal) b.fetch(features, int64_t(tile.column) * kTile, n);
+        a.fetch(features, row, n);
+        if (!diagonal) b.fetch(features, column, n);
         if (masks.data) inside.fetch(mask, n, pixels);
       },
       [&] {
-        // Both: a pixel outside may hold NaN, and 0 * NaN is NaN.
-        a.put(left, [&](int i, int v) {
-          return !masks.data || inside(i, v) ? operand<Kind>(a.values[i][v]) : Element{};
-        });
-        if (diagonal) return;
-        b.put(right, [&](int i, int v) {
-          return !masks.data || inside(i, v) ? operand<Kind>(b.values[i][v]) : Element{};
-        });
+        put(left, a);
+        if (!diagonal) put(right, b);
       },
       [&] {
-        sums.template add<!CHANNELS_LAST, CHANNELS_LAST>(left, Tile::kLd, diagonal ? left : right, Tile::kLd, D);
+        add_tiles<!CHANNELS_LAST, CHANNELS_LAST, D>(sums, left, Tile::kLd, diagonal ? left : right, Tile::kLd);
       });
 
   const int64_t at = ((part * gridDim.z + image) * gridDim.x + blockIdx.x) * kTile * kTile;
@@ -190,7 +196,8 @@ Tensor masked_gram_forward(const Tensor& features, const std::optional<Tensor>& 
   const int64_t batch = features.size(0), channels = features.size(1), pixels = features.size(2);
   const Tensor gram = allocate({batch, channels, channels}, features);
   if (batch == 0) return gram;
-  const bool last = is_channels_last(features);
+  const bool last = holds_vectors(features, true);
+  const Tensor maps = last ? features : in_vectors(features);
   dispatch_gram(features.scalar_type(), tf32, last, [&](auto kind, auto layout) {
     using Kind = typename decltype(kind)::type;
     constexpr bool kLast = decltype(layout)::value;
@@ -208,7 +215,7 @@ Tensor masked_gram_forward(const Tensor& features, const std::optional<Tensor>& 
     LAUNCH((masked_gram_fwd_kernel<Kind, kLast>), dim3(upper, splits, batch), kProductThreads,
            2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
                shared_bytes<float>(kProductScratch<Kind>),
-           features, matrix_of<Element>(features, last), mask_of(foreground), global<const int32_t>(list),
+           features, matrix_of<Element>(maps, last), mask_of(foreground), global<const int32_t>(list),
            global<const int32_t>(counts), global<float>(parts), pixels, blocks, static_cast<int>(tiles));
     LAUNCH((masked_gram_fwd_sum_kernel), dim3(upper, kTile / kSummedRows, batch), kSumThreads,
            shared_bytes<float>(kSummedRows * (kTile + 1)), features, global<const float>(parts), global<float>(gram),

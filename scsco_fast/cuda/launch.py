@@ -20,6 +20,14 @@ def mask_rows(mask: Tensor) -> Tensor:
     return rows(mask.view(torch.uint8)).squeeze(1)
 
 
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which operands of a product meet: their own if they agree."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
 def tf32() -> bool:
     """Whether torch's own products of float32 matrices on the device use TF32; the kernels follow it."""
     return torch.backends.cuda.matmul.fp32_precision == "tf32"

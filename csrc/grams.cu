@@ -1,16 +1,34 @@
-// The backward of both Gram matrices: a small float32 matrix times a feature map.
+// What the Gram operations share: copies of maps that cannot be read 16 bytes at once, and the backward of both Gram
+// matrices, a small float32 matrix times a feature map.
 //
-// A first kernel brings the matrix, or its sum with its transpose, into the form of an operand once, so that the product
+// For the latter a first kernel brings the matrix, or its sum with its transpose, into the form of an operand once, so that the product
 // reads it as it reads the map.
 #include "grams.cuh"
 
 namespace scsco {
 namespace {
 
+constexpr int kCopyThreads = 256;
+constexpr int kCopied = 4;  // elements of a thread
 constexpr int kOperandThreads = 256;
 constexpr int kOperandRows = kOperandThreads / kWarp;  // of a block, one for each warp
 constexpr int kOperandColumns = 4 * kWarp;             // at once
 constexpr int kPadding = 8;                            // a row's columns are a multiple: 16 bytes can be read at once
+
+template <class T>
+__global__ void __launch_bounds__(kCopyThreads)
+    grams_copy_kernel(Global<const T> map, int64_t stride_b, int64_t stride_j, int64_t stride_c, int64_t stride_n,
+                      Global<T> out,  // (B, J, C, padded)
+                      int64_t others, int64_t channels, int64_t pixels, int64_t padded, int64_t size) {
+#pragma unroll
+  for (int i = 0; i < kCopied; ++i) {
+    const int64_t at = (int64_t(blockIdx.x) * kCopied + i) * kCopyThreads + threadIdx.x;
+    if (at >= size) return;
+    const int64_t n = at % padded, row = at / padded;
+    const int64_t c = row % channels, j = row / channels % others, b = row / channels / others;
+    out[at] = n < pixels ? T(map[b * stride_b + j * stride_j + c * stride_c + n * stride_n]) : T{};
+  }
+}
 
 // Entries [m, k] of a float32 matrix at m * stride_m + k * stride_k, plus those at m * turned_m + k * turned_k. The
 // first are read with neighbouring threads along k, the others along m; either may be absent.
@@ -129,10 +147,10 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         b.fetch(features, index * D, n);
       },
       [&] {
-        a.put(left, [&](int i, int v) { return a.values[i][v]; });
-        b.put(right, [&](int i, int v) { return operand<Kind>(b.values[i][v]); });
+        a.put(left, [&](int i) { return a.packed[i].values(); });
+        Tile::put(right, b);
       },
-      [&] { sums.template add<true, !CHANNELS_LAST>(left, kLeftLd, right, Tile::kLd, D); });
+      [&] { add_tiles<true, !CHANNELS_LAST, D>(sums, left, kLeftLd, right, Tile::kLd); });
 
   const Global<const float> own = scales + image * matrix.rows;
   store_sums(sums, stage, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n,
@@ -143,6 +161,23 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
 
 }  // namespace
 
+Tensor in_vectors(const Tensor& map) {
+  if (holds_vectors(map, false)) return map;
+  const bool many = map.dim() == 4;
+  const int64_t batch = map.size(0), others = many ? map.size(1) : 1;
+  const int64_t channels = map.size(map.dim() - 2), pixels = map.size(map.dim() - 1);
+  const int64_t padded = ceil_div(pixels, int64_t(kPadding)) * kPadding, size = batch * others * channels * padded;
+  const Tensor out = many ? allocate({batch, others, channels, padded}, map, map.scalar_type())
+                          : allocate({batch, channels, padded}, map, map.scalar_type());
+  dispatch(map.scalar_type(), [&](auto type) {
+    using T = typename decltype(type)::type;
+    LAUNCH((grams_copy_kernel<T>), ceil_div(size, int64_t(kCopied * kCopyThreads)), kCopyThreads, 0, map,
+           global<const T>(map), map.stride(0), many ? map.stride(1) : 0, map.stride(map.dim() - 2),
+           map.stride(map.dim() - 1), global<T>(out), others, channels, pixels, padded, size);
+  });
+  return out;
+}
+
 Tensor times_features(const Tensor& grad, const Tensor& features, const std::optional<Tensor>& mask, bool symmetric,
                       bool tf32) {
   check(features.dim() == 3, "features must have shape (B, C, N), got ", shape_text(features));
@@ -152,7 +187,8 @@ Tensor times_features(const Tensor& grad, const Tensor& features, const std::opt
   check_device("grad", grad, features);
   const Tensor out = allocate({batch, rows, pixels}, features, features.scalar_type());
   if (batch == 0) return out;
-  const bool last = is_channels_last(features), turned = grad.stride(1) == 1 && grad.stride(2) != 1;
+  const bool last = holds_vectors(features, true), turned = grad.stride(1) == 1 && grad.stride(2) != 1;
+  const Tensor maps = last ? features : in_vectors(features);
   const auto data = global<const float>(grad);
   const Global<const float> none{};
   const SmallMatrix matrix{turned && !symmetric ? none : data,
@@ -181,7 +217,7 @@ Tensor times_features(const Tensor& grad, const Tensor& features, const std::opt
                shared_bytes<float>(kTile * kStageLd) + shared_bytes<int32_t>(kTile) +
                shared_bytes<float>(kProductScratch<Kind>),
            features, matrix_of<Element>(operands, false), global<const float>(scales),
-           matrix_of<Element>(features, last), mask_of(mask), global<Element>(out), channels, pixels,
+           matrix_of<Element>(maps, last), mask_of(mask), global<Element>(out), channels, pixels,
            static_cast<int>(tiles_of(rows)));
   });
   return out;
