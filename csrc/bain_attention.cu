@@ -75,7 +75,7 @@ __global__ void __launch_bounds__(kThreads, 3)
   const bool whole = chunk == shape.key_width;
 
   Logits<Kind, true> logits(floats);
-  MomentProduct<Kind, kOwned, kColumns, kWarps, 1> first(floats), second = first;
+  Sums<Kind> first(floats), second = first;
   if (n_keys > 0 && whole) {
     q.copy(q_tile, ld, kOwned, 0, chunk);
     k.copy(k_tile, ld, kKeys, 0, chunk);
@@ -107,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     }
     largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 16));
     if (__any_sync(kAllLanes, largest > peak + kSlack)) {
-      const float shrink = exp2f(peak - largest);
+      const float shrink = exp2_of(peak - largest);
       peak = largest;
       total *= shrink;
       if (lane < 16) factors[row] = shrink;
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       Vector<Element, V> rounded;
 #pragma unroll
       for (int j = 0; j < V; ++j) {
-        rounded[j] = Kind::element(exp2f(own[i + j] - peak));
+        rounded[j] = Kind::element(exp2_of(own[i + j] - peak));
         // The sum of the rounded weights: then they add up to 1 exactly where they are used.
         sum += to_float(rounded[j]);
       }

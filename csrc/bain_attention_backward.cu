@@ -152,7 +152,7 @@ __device__ __forceinline__ void sum_logit_gradients(const BackwardRows<typename 
     float weights[kQueries * kKeys / kThreads];
     int i = 0;
     logits.each([&](int m, int n, float& value) {
-      weights[i++] = m < q.left && n < k.left ? exp2f(value * (scale * kLog2E) - lse[m]) : 0.0f;
+      weights[i++] = m < q.left && n < k.left ? exp2_of(value * (scale * kLog2E) - lse[m]) : 0.0f;
     });
     i = 0;
     d_weights.each([&](int m, int, float& value) {
@@ -200,14 +200,14 @@ __device__ __forceinline__ void sum_logit_gradients(const BackwardRows<typename 
 }
 
 template <class Kind, int PANELS>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, PANELS == 1 ? 3 : 2)
     bain_attention_bwd_dq_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_query,
                                  Shape shape, Chunks chunks, float scale) {
   sum_logit_gradients<Kind, true, PANELS>(rows, regions, d_query, shape, chunks, scale);
 }
 
 template <class Kind, int PANELS>
-__global__ void __launch_bounds__(kThreads, 2)
+__global__ void __launch_bounds__(kThreads, PANELS == 1 ? 3 : 2)
     bain_attention_bwd_dk_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_key,
                                  Shape shape, Chunks chunks, float scale) {
   sum_logit_gradients<Kind, false, PANELS>(rows, regions, d_key, shape, chunks, scale);
@@ -258,29 +258,29 @@ __global__ void __launch_bounds__(kThreads, 3)
     logits.zero();
     add_logits<Kind, false>(logits, q_tile, k_tile, ld, q, k, whole, chunk);
     logits.each([&](int m, int n, float& value) {
-      value = m < q.left && n < k.left ? exp2f(value * (scale * kLog2E) - lse[m]) : 0.0f;
+      value = m < q.left && n < k.left ? exp2_of(value * (scale * kLog2E) - lse[m]) : 0.0f;
     });
     logits.each([&](int m, int n, float& value) { weights[m * C::kLogitsLd + n] = Kind::element(value); });
     wait_for_copies();
     __syncthreads();  // weights and gradients are there, the queries are done with
     if (whole && at + kQueries < n_other) all_q.from(at + kQueries).copy(q_tile, ld, kQueries, 0, chunk);
     const int depth = depth_of(kQueries, q.left);
-    first.template add<false, true>(weights, C::kLogitsLd, da_tile, kChannelLd, depth);
-    second.template add<false, true>(weights, C::kLogitsLd, db_tile, kChannelLd, depth);
+    first.add_pair(second, weights, C::kLogitsLd, da_tile, db_tile, kChannelLd, depth);
   }
 
+  SharedMemory again;
+  const Shared<float> out = again.array<float>(kOwned * kOutLd);
+  const Shared<Element> v_tile = again.array<Element>(kOwned * kChannelLd);
+  const Rows<Element> v{rows.value + (base + start) * shape.width, n_bg - start, shape.width};
+  __syncthreads();
+  v.copy(v_tile, kChannelLd, kOwned, column, columns);
+  wait_for_copies();
+  __syncthreads();
   float seconds[kOwned * kColumns / kThreads];
   int i = 0;
   second.each([&](int, int, float& value) { seconds[i++] = value; });
   i = 0;
-  const Global<const Element> v = rows.value + ((base + start) * shape.width + column);
-  first.each([&](int m, int n, float& value) {
-    if (m < k.left && n < columns) value += 2.0f * to_float(v[m * shape.width + n]) * seconds[i];
-    ++i;
-  });
-  SharedMemory again;
-  const Shared<float> out = again.array<float>(kOwned * kOutLd);
-  __syncthreads();
+  first.each([&](int m, int n, float& value) { value += 2.0f * to_float(v_tile[m * kChannelLd + n]) * seconds[i++]; });
   first.store(out, kOutLd);
   __syncthreads();
   const float span = rows.span[image];
@@ -337,7 +337,7 @@ size_t values_bytes(int chunk) {
   const size_t used = shared_bytes<Element>(C::kQueries * ld) + shared_bytes<Element>(kOwned * ld) +
                       2 * shared_bytes<Element>(C::kQueries * leading<Element>(kColumns)) +
                       shared_bytes<Element>(C::kQueries * C::kLogitsLd) + shared_bytes<float>(C::kQueries);
-  return std::max(used, kOutBytes);
+  return std::max(used, kOutBytes + shared_bytes<Element>(kOwned * leading<Element>(kColumns)));
 }
 
 // Gradients of the forward's results (B, C, N) of any layout, its inputs and what it saved -> contiguous gradients of

@@ -24,10 +24,6 @@ struct Cut {
   static constexpr int kLogitsLd = leading<Element>(kKeys);
 };
 
-// 64 queries or keys by 64 columns: a warp owns 16 whole rows.
-template <class Kind>
-using Sums = TileProduct<Kind, kOwned, kColumns, kWarps, 1>;
-
 __device__ __forceinline__ float squared(float x) { return x * x; }
 #ifdef SCSCO_EMULATED
 inline half squared(half x) { return from_float<half>(to_float(x) * to_float(x)); }
@@ -36,6 +32,17 @@ inline bfloat16 squared(bfloat16 x) { return from_float<bfloat16>(to_float(x) * 
 __device__ __forceinline__ half squared(half x) { return __hmul(x, x); }
 __device__ __forceinline__ bfloat16 squared(bfloat16 x) { return __hmul(x, x); }
 #endif
+
+// 2^x as the hardware computes it, to 2 roundings; below 2^-126 it is 0, which in no dtype is a weight.
+__device__ __forceinline__ float exp2_of(float x) {
+#ifdef SCSCO_EMULATED
+  return exp2f(x);
+#else
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
 
 // Products with values and with their squares, which are formed where the values stand: in the registers of a fragment.
 template <class Kind, int M, int N, int WARPS_M, int WARPS_N>
@@ -129,6 +136,35 @@ class MomentProduct : public TileProduct<Kind, M, N, WARPS_M, WARPS_N> {
     }
   }
 
+  // This += weights^T a and second += weights^T b, of weights [depth, M], a and b [depth, N], all by rows.
+  __device__ __forceinline__ void add_pair(MomentProduct& second, Shared<const Element> weights, int ldw,
+                                           Shared<const Element> a, Shared<const Element> b, int ld, int depth) {
+    if constexpr (!available<Kind>()) {
+      return;
+    } else if constexpr (std::is_same_v<Kind, IEEEProduct>) {
+      this->template add<false, true>(weights, ldw, a, ld, depth);
+      second.template add<false, true>(weights, ldw, b, ld, depth);
+    } else {
+#pragma unroll 1
+      for (int k = 0; k < depth; k += Kind::kDepth) {
+        Left<wmma::col_major> left[Base::kRows];
+#pragma unroll
+        for (int i = 0; i < Base::kRows; ++i) {
+          wmma::load_matrix_sync(left[i], weights + (k * ldw + this->row_ + 16 * i), ldw);
+        }
+#pragma unroll
+        for (int j = 0; j < Base::kColumns; ++j) {
+          const int at = k * ld + this->column_ + 16 * j;
+          Right<wmma::row_major> right;
+          wmma::load_matrix_sync(right, a + at, ld);
+          multiply(this->sums_, left, right, j);
+          wmma::load_matrix_sync(right, b + at, ld);
+          multiply(second.sums_, left, right, j);
+        }
+      }
+    }
+  }
+
  private:
   template <class Layout, class K = Kind>
   using Left = wmma::fragment<wmma::matrix_a, 16, 16, K::kDepth, typename K::Operand, Layout>;
@@ -158,6 +194,10 @@ class MomentProduct : public TileProduct<Kind, M, N, WARPS_M, WARPS_N> {
 // Queries by keys.
 template <class Kind, bool OWNS_QUERIES, class C = Cut<Kind, OWNS_QUERIES>>
 using Logits = MomentProduct<Kind, C::kQueries, C::kKeys, C::kWarpsM, C::kWarpsN>;
+
+// 64 queries or keys by 64 columns: a warp owns 16 whole rows.
+template <class Kind>
+using Sums = MomentProduct<Kind, kOwned, kColumns, kWarps, 1>;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Rows on their way to shared memory: on sm_80 and later they arrive while the block computes.
