@@ -131,8 +131,8 @@ def source_folder() -> Path:
 
 
 def source_digest(target: str, sources: Path) -> str:
-    """Hash of the flags and of every source file: a library with another one is not this package's."""
-    digest = hashlib.sha256(repr((COMPILE[target], LINK[target])).encode())
+    """Hash of this file, with its flags, and of every source: a library with another one is not this package's."""
+    digest = hashlib.sha256(target.encode() + Path(__file__).read_bytes())
     for path in sorted(path for path in sources.iterdir() if path.suffix in (".cu", ".cuh", ".h")):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()

@@ -183,7 +183,11 @@ def test_what_a_build_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert changed()
     (sources / "second.cu").write_text("")
     assert changed()
-    monkeypatch.setitem(build.COMPILE, "emulated", (*build.COMPILE["emulated"], "-g"))
+    shutil.copy(build.__file__, tmp_path / "build.py")
+    monkeypatch.setattr(build, "__file__", str(tmp_path / "build.py"))
+    assert not changed()
+    with (tmp_path / "build.py").open("a") as file:
+        file.write("# another flag\n")
     assert changed()
     monkeypatch.setattr(build, "_cxx_version", lambda _: "g++ 99")
     assert changed()
