@@ -12,9 +12,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import setuptools
 from setuptools import Extension, find_packages, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # a new venv of Python 3.11 has 65, which --no-build-isolation takes
+    found = f"setuptools {setuptools.__version__} is installed, 77 or newer is needed"
+    sys.exit(f"scsco-fast: {found}: pip install -U setuptools, or leave --no-build-isolation out")
+
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402  older ones have no such module
 
 ROOT = Path(__file__).resolve().parent
 MAPPED = {"scsco_fast.kernels": "kernels", "scsco_fast.train": "train"}

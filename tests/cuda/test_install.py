@@ -161,6 +161,14 @@ def test_without_torch(checkout: Path, tmp_path: Path) -> None:
     assert LIBRARY not in wheel_names(checkout, "any")
 
 
+def test_an_old_setuptools_is_named(checkout: Path) -> None:
+    code = "import runpy, setuptools; setuptools.__version__ = '65.5.0'; runpy.run_path('setup.py')"
+    run = subprocess.run([sys.executable, "-c", code], cwd=checkout, capture_output=True, text=True, check=False)
+    assert run.returncode == 1
+    assert run.stderr.startswith("scsco-fast: setuptools 65.5.0 is installed, 77 or newer is needed: pip install -U")
+    assert run.stderr.count("\n") == 1
+
+
 def test_the_source_distribution_holds_the_sources(checkout: Path) -> None:
     for name in ("docs", "tests", "benchmarks"):
         (checkout / name).mkdir()
