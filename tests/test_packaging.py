@@ -30,11 +30,11 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 
 # A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
 ORDER = (
-    *("errors", "files", "reference", "kernels", "eager", "regions", "photometric", "ops", "nn", "negatives", "loss"),
-    *("data", "metrics", "evaluate", "weights", "harmonize", "strips", "harmonize_files", "info"),
+    *("errors", "files", "reference", "kernels", "cuda", "eager", "regions", "photometric", "ops", "nn", "negatives"),
+    *("loss", "data", "metrics", "evaluate", "weights", "harmonize", "strips", "harmonize_files", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
-ALONE = ("reference", "kernels")
+ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
 LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py")
 
@@ -156,14 +156,17 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
     source.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    for folder in FOLDERS:
-        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in (*FOLDERS, "csrc"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__", "built"))
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    subprocess.run([*command, "--wheel-dir", str(tmp_path), str(source)], check=True, capture_output=True)
+    environment = {**os.environ, "SCSCO_BUILD_CUDA": "0"}  # with it: tests/cuda/test_install.py
+    command += ["--wheel-dir", str(tmp_path), str(source)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("scsco_fast-*-py3-none-any.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {f"{installed_name(path).replace('.', '/')}" for path in SOURCES if path.name != "__init__.py"}
     assert {f"{name}.py" for name in wanted} <= names
+    assert {f"scsco_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= names
     assert {"scsco_fast/py.typed", "scsco_fast/kernels/__init__.py", "scsco_fast/train/presets/__init__.py"} <= names
     assert {name.split("/")[0] for name in names} == {"scsco_fast", f"scsco_fast-{scsco_fast.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -10,13 +10,14 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from scsco_fast import kernels
+from scsco_fast import cuda, kernels
 
 logger = logging.getLogger("scsco_fast")
 
 ORDER = ("triton", "cuda", "eager", "reference")
 AUTOMATIC = ("triton", "cuda", "eager")  # what auto tries, in this order; the last serves everything
-ROOMS = {"triton": "kernels", "eager": "eager"}  # where a backend's modules are, one of each operation's name
+# Where a backend's modules are, one of each operation's name.
+ROOMS = {"triton": "kernels", "cuda": "cuda", "eager": "eager"}
 
 _override: list[str] = []
 _told: set[str] = set()
@@ -90,6 +91,8 @@ def implementation(backend: str, operation: str) -> ModuleType:
 
 def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
     """Why a backend cannot serve these inputs, or None."""
+    if name == "cuda":
+        return cuda.refusal(operation, *tensors)
     if name != "triton":
         return unavailable(name)
     if not (tensors[0].is_cuda or kernels.interpreted()):  # before Triton is imported, which takes a second
@@ -101,7 +104,7 @@ def unavailable(name: str) -> str | None:
     """Why a backend cannot serve on this machine, or None."""
     if name == "triton":
         return kernels.unavailable()
-    return "this version has no cuda kernels yet" if name == "cuda" else None
+    return cuda.unavailable() if name == "cuda" else None
 
 
 # What torch.compiler.assume_constant_result sets, without its import of torch._dynamo (about a second): under

@@ -1,5 +1,7 @@
-"""The kernels of all operations but the attention on a CUDA device: accuracy, equal bits, streams, CUDA graphs."""
+"""Triton's and the compiled kernels of all operations but bain_attention on a CUDA device: accuracy, equal bits,
+streams, CUDA graphs."""
 
+import importlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -9,7 +11,7 @@ from oracle import make_mask, random
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast import kernels as room
+from scsco_fast import cuda, kernels
 from scsco_fast.eager import cross_gram as eager_cross_gram
 from scsco_fast.eager import feature_distances as eager_feature_distances
 from scsco_fast.eager import gram_distances as eager_gram_distances
@@ -31,11 +33,15 @@ EAGER = {
 OPERAND_EPS = {"bfloat16": 2**-7, "float16": 2**-10, "tf32": 2**-10, "float32": 2**-23}
 
 
-@pytest.fixture(autouse=True)
-def served() -> None:
-    reason = room.unavailable()
+ROOMS = {"triton": kernels, "cuda": cuda}
+
+
+@pytest.fixture(params=["triton", "cuda"])
+def backend(request: pytest.FixtureRequest) -> str:
+    reason = ROOMS[request.param].unavailable()
     if reason is not None:
         pytest.skip(reason)
+    return str(request.param)
 
 
 @pytest.fixture
@@ -46,10 +52,8 @@ def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_float32_matmul_precision(before)
 
 
-def kernels_of(name: str) -> object:
-    import importlib
-
-    return importlib.import_module(f"scsco_fast.kernels.{name}")
+def kernels_of(backend: str, name: str) -> object:
+    return importlib.import_module(f"{ROOMS[backend].__name__}.{name}")
 
 
 def inputs(name: str, kind: str, channels: int, size: int, mask: str = "ragged") -> dict[str, Tensor]:
@@ -88,21 +92,35 @@ def both(module: object, name: str, t: dict[str, Tensor]) -> list[Tensor]:
     return [module.forward(x, b, others), *module.backward(t["grad_distance"], x, b, others)]
 
 
-@pytest.mark.usefixtures("tf32")
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("channels", "size"), [(64, 32), (512, 16), (130, 9), (3, 65)])
-@pytest.mark.parametrize("name", OPERATIONS)
-def test_accuracy(name: str, channels: int, size: int, kind: str) -> None:
+def assert_accurate(module: object, name: str, kind: str, tensors: dict[str, Tensor]) -> None:
     """Within two roundings of every operand and of the result, and log2(n) float32 roundings of a sum."""
-    tensors = inputs(name, kind, channels, size)
     wide = {key: t.double() if t.is_floating_point() else t for key, t in tensors.items()}
     terms = math.log2(max(t.numel() for t in tensors.values()))
     truths = both(EAGER[name], name, wide)
     products = 0.0 if name in ("region_norm", "feature_distances") else 2 * OPERAND_EPS[kind]
-    for index, (ours, truth) in enumerate(zip(both(kernels_of(name), name, tensors), truths, strict=True)):
+    for index, (ours, truth) in enumerate(zip(both(module, name, tensors), truths, strict=True)):
         band = torch.finfo(ours.dtype).eps + products + terms * torch.finfo(torch.float32).eps
         error, allowed = float((ours.double() - truth).abs().max()), 2 * band * float(truth.abs().max())
         assert error <= allowed, f"result {index} is off by {error:.3g}, allowed {allowed:.3g}"
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("channels", "size"), [(64, 32), (512, 16), (130, 9), (3, 65)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_accuracy(backend: str, name: str, channels: int, size: int, kind: str) -> None:
+    assert_accurate(kernels_of(backend, name), name, kind, inputs(name, kind, channels, size))
+
+
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("channels", "size"), [(136, 17), (3, 9)])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_channels_last(backend: str, name: str, channels: int, size: int, kind: str) -> None:
+    tensors = inputs(name, kind, channels, size)
+    for key in ("x", "b", "others", "grad"):
+        tensors[key] = tensors[key].movedim(-3, -1).contiguous().movedim(-1, -3)
+    assert_accurate(kernels_of(backend, name), name, kind, tensors)
 
 
 def assert_same_bits(compute: Callable[[], list[Tensor]]) -> None:
@@ -119,14 +137,14 @@ def assert_same_bits(compute: Callable[[], list[Tensor]]) -> None:
 @pytest.mark.usefixtures("tf32")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_repeated_runs_and_side_streams_give_the_same_bits(name: str, kind: str) -> None:
+def test_repeated_runs_and_side_streams_give_the_same_bits(backend: str, name: str, kind: str) -> None:
     tensors = inputs(name, kind, 128, 32)
-    assert_same_bits(lambda: both(kernels_of(name), name, tensors))
+    assert_same_bits(lambda: both(kernels_of(backend, name), name, tensors))
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_cuda_graph_replays_with_other_inputs_and_masks(name: str) -> None:
-    module, tensors = kernels_of(name), inputs(name, "bfloat16", 64, 16)
+def test_cuda_graph_replays_with_other_inputs_and_masks(backend: str, name: str) -> None:
+    module, tensors = kernels_of(backend, name), inputs(name, "bfloat16", 64, 16)
     both(module, name, tensors)  # compiles
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -145,12 +163,13 @@ def pictures(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return source.to(dtype).cuda(), (torch.rand(2, 3, 64, 90, generator=generator) ** 2).to(dtype).cuda()
 
 
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("method", TRANSFERS)
-def test_transfer_color(method: str, dtype: torch.dtype) -> None:
+def test_transfer_color(backend: str, method: str, dtype: torch.dtype) -> None:
     source, reference = pictures(dtype)
     masks = [make_mask(kind, 2, *t.shape[2:]).cuda() > 0.5 for kind, t in (("block", source), ("random", reference))]
-    module = kernels_of("transfer_color")
+    module = kernels_of(backend, "transfer_color")
     result = module.forward(source, reference, *masks, method)
     wanted = sf.ops.transfer_color(
         source.double(), reference.double(), method, masks[0], "eager", reference_mask=masks[1]
@@ -170,11 +189,11 @@ def test_transfer_color(method: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["region_norm", "feature_distances"])
-def test_addresses_pass_2_to_the_31(name: str) -> None:
+def test_addresses_pass_2_to_the_31(backend: str, name: str) -> None:
     """Two images of 3 * 2^30 bytes and more: the second lies past 2^31 elements."""
     if torch.cuda.get_device_properties(0).total_memory < 40 * 2**30:
         pytest.skip("needs 40 GiB of GPU memory")
-    module = kernels_of(name)
+    module = kernels_of(backend, name)
     x = torch.randn(2, 8, 11600, 11600, device="cuda", dtype=torch.bfloat16)
     if name == "feature_distances":
         assert torch.equal(module.forward(x, x.flip(0).unsqueeze(1))[1], module.forward(x[1:], x[:1].unsqueeze(1))[0])

@@ -1,0 +1,75 @@
+"""BAIN's attention on the compiled kernels of csrc/bain_attention.cu and csrc/bain_attention_backward.cu."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.cuda import refusal
+from scsco_fast.cuda.launch import require, rows, tf32
+from scsco_fast.cuda.library import operations
+
+SHARED_BYTES = 96 * 1024  # of shared memory that a block may take: two fit on every multiprocessor from sm_80 on
+TURING_SHARED_BYTES = 64 * 1024  # all that sm_75 has; wide queries, keys and values then stand there by columns
+
+
+def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
+    """Why the kernels cannot serve these inputs, in one line; None if they can."""
+    return refusal("bain_attention", value, query, key)
+
+
+def forward(
+    query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Mean and deviation (B, C, H, W) in the dtype of value, and what the backward needs in float32.
+
+    Matrices are multiplied in the dtype of query and key, so a float32 value under float16 or bfloat16 queries is
+    centred in float32 and then rounded to that dtype. float32 ones follow `torch.get_float32_matmul_precision()`.
+
+    Returns:
+        mean, std, first (B, N, C): sum_j A_ij (v_j - pivot), variance (B, N, C) before the clamp, and lse (B, N), the
+        logits' log-sum-exp; the last three by pixel, 0 outside the foreground.
+
+    Raises:
+        ValueError: `supports` has a reason.
+    """
+    require(supports(query, key, value))
+    mean, std, *saved = operations().bain_attention_forward(
+        *_inputs(query, key, value, order, counts), scale, eps, *_device(value)
+    )
+    first, variance, lse = saved
+    return mean.view(value.shape), std.view(value.shape), first, variance, lse
+
+
+def backward(
+    grad_mean: Tensor,
+    grad_std: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    first: Tensor,
+    variance: Tensor,
+    lse: Tensor,
+    scale: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of query, key and value, contiguous and in their dtypes, from what `forward` saved."""
+    saved = (t.contiguous() for t in (first, variance, lse))
+    grads = operations().bain_attention_backward(
+        *(rows(grad_mean), rows(grad_std), *_inputs(query, key, value, order, counts), *saved),
+        *(scale, eps, *_device(value)),
+    )
+    d_query, d_key, d_value = (g.view(t.shape).to(t.dtype) for g, t in zip(grads, (query, key, value), strict=True))
+    return d_query, d_key, d_value
+
+
+def _inputs(query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor) -> tuple[Tensor, ...]:
+    """Queries and keys meet in one dtype."""
+    dtype = torch.promote_types(query.dtype, key.dtype)
+    return rows(query.to(dtype)), rows(key.to(dtype)), rows(value), order.contiguous(), counts.contiguous()
+
+
+def _device(value: Tensor) -> tuple[bool, int]:
+    """Whether float32 matrices are multiplied as TF32, and the shared memory that a block may take."""
+    turing = value.is_cuda and torch.cuda.get_device_capability(value.device) < (8, 0)
+    return tf32() and not turing, TURING_SHARED_BYTES if turing else SHARED_BYTES

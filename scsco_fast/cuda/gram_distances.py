@@ -1,0 +1,46 @@
+"""Distances of Gram matrices that share one factor, on the compiled kernels of csrc/gram_distances.cu."""
+
+import torch
+from torch import Tensor
+
+from scsco_fast.cuda import refusal
+from scsco_fast.cuda.launch import common_dtype, require, rows, tf32
+from scsco_fast.cuda.library import operations
+
+
+def supports(anchor: Tensor, background: Tensor, others: Tensor) -> str | None:
+    """Why `forward` cannot serve the maps, or None."""
+    return refusal("gram_distances", anchor, background, others)
+
+
+def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
+    """mean |(f - o_j) b^T| / (H W): (B, J), float32."""
+    require(supports(anchor, background, others))
+    parts: Tensor = operations().gram_distances_forward(*_operands(anchor, background, others), tf32())
+    return parts.sum(2) * (2 / _size(anchor, background))
+
+
+def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j)."""
+    if 0 in others.shape[:2]:
+        d_anchor, d_background, d_others = (
+            torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (anchor, background, others)
+        )
+        return d_anchor, d_background, d_others
+    scaled = (grad / _size(anchor, background)).contiguous()
+    grads = operations().gram_distances_backward(scaled, *_operands(anchor, background, others), tf32())
+    d_anchor, d_background, d_others = (
+        d.to(t.dtype).view(t.shape) for d, t in zip(grads, (anchor, background, others), strict=True)
+    )
+    return d_anchor, d_background, d_others
+
+
+def _operands(anchor: Tensor, background: Tensor, others: Tensor) -> list[Tensor]:
+    """As rows of pixels, in the dtype in which they meet."""
+    dtype = common_dtype(anchor, background, others)
+    return [rows(t.to(dtype)) for t in (anchor, background, others)]
+
+
+def _size(anchor: Tensor, background: Tensor) -> int:
+    """Entries of one Gram matrix times the pixels it is divided by."""
+    return anchor.shape[1] * background.shape[1] * anchor.shape[2] * anchor.shape[3]

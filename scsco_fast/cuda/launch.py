@@ -1,0 +1,33 @@
+"""What the operations' modules share: how pixels are addressed, how float32 matrices are multiplied."""
+
+import torch
+from torch import Tensor
+
+
+def require(reason: str | None) -> None:
+    """Refuse, before anything is launched, what `supports` gave a reason against."""
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def rows(tensor: Tensor) -> Tensor:
+    """(..., H, W) as (..., H * W): a view, or a copy where H and W have no common stride."""
+    return tensor.flatten(-2)
+
+
+def mask_rows(mask: Tensor) -> Tensor:
+    """A bool mask (B, 1, H, W) as (B, H * W) bytes."""
+    return rows(mask.view(torch.uint8)).squeeze(1)
+
+
+def common_dtype(*tensors: Tensor) -> torch.dtype:
+    """The dtype in which operands of a product meet: their own if they agree."""
+    dtype = tensors[0].dtype
+    for tensor in tensors[1:]:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return dtype
+
+
+def tf32() -> bool:
+    """Whether torch's own products of float32 matrices on the device use TF32; the kernels follow it."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
