@@ -20,7 +20,7 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # a new venv of Python 3.11 
     found = f"setuptools {setuptools.__version__} is installed, 77 or newer is needed"
     sys.exit(f"scsco-fast: {found}: pip install -U setuptools, or leave --no-build-isolation out")
 
-from setuptools.command.bdist_wheel import bdist_wheel  # not in older ones
+from setuptools.command.bdist_wheel import bdist_wheel  # older ones have no such module
 
 ROOT = Path(__file__).resolve().parent
 MAPPED = {"scsco_fast.kernels": "kernels", "scsco_fast.train": "train", "scsco_fast.benchmarks": "benchmarks"}
