@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from scsco_fast.data.iharmony4 import SUBSETS
+from scsco_fast.data.layouts import SUBSETS
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
