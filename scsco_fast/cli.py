@@ -29,7 +29,8 @@ Image harmonization with SCS-Co: fit the colours of a pasted foreground to its b
 
 commands:
   train      train a model:                      scsco train demo
-  evaluate   measure a model on a data set:      scsco evaluate --model runs/demo/model.safetensors
+  evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
+             or compare two measurements:        scsco evaluate compare A.csv B.csv
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   doctor     show what works here, and what not: scsco doctor
@@ -55,12 +56,25 @@ presets:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure MSE, fMSE, PSNR, fPSNR and SSIM of a model on a data set, beside the untouched composite."""
+    """Measure MSE, PSNR, fMSE, fPSNR and SSIM of a method on a data set, beside the untouched composite.
 
-    model: str
-    """Model file (model.safetensors of a run), or "none": the composite as it is."""
-    dataset: Literal["synthetic", "iharmony4"] = "synthetic"
-    """Composites made from photographs, or the iHarmony4 data set."""
+    One of --model, --predictions and --identity says whose output. `scsco evaluate compare A.csv B.csv` says whether B
+    is better than A on the same pictures.
+    """
+
+    model: str | None = None
+    """Model file (model.safetensors of a run); "none" is the same as --identity."""
+    predictions: Path | None = None
+    """Folder of any method's outputs: one for each composite, of its name, with any picture suffix."""
+    identity: bool = False
+    """Score the untouched composites, without a model."""
+    protocol: Literal["strict", "dovenet", "rainnet", "idih", "pctnet", "harmonizer"] = "strict"
+    """How files are read and resized and what is averaged: docs/evaluation.md. Figures compare only within one."""
+    resolution: str | None = None
+    """Side of the scored square pictures in pixels, or "full"; if not given, the model's training size, or 256."""
+    dataset: str = "synthetic"
+    """"synthetic": composites made from photographs; or the folder of iHarmony4 or of data kept like it; or
+    "iharmony4": the folder is --root."""
     photos: str = "builtin"
     """Photographs of the synthetic composites: a folder, or "builtin": those that come with installed packages."""
     root: str | None = None
@@ -71,8 +85,6 @@ class EvaluateOptions:
     """Subsets of iHarmony4; None is all of them."""
     count: int | None = None
     """Number of composites: 48 synthetic ones, or all of iHarmony4, if not given."""
-    size: int | None = None
-    """Height and width in pixels; if not given, the size that the model was trained at."""
     seed: int = 0
     """Seed of the synthetic composites."""
     batch_size: int = 8
@@ -82,7 +94,7 @@ class EvaluateOptions:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     csv: Path | None = None
-    """Write the values of each image to this file."""
+    """Write the values of each image to this file, as they come."""
     json: Path | None = None
     """Write the means (all, per subset, per foreground ratio) to this file."""
     strip: Path | None = None
@@ -91,6 +103,22 @@ class EvaluateOptions:
     """Write the first composites, masks and real pictures to this folder, as 00_composite.png, 00_mask.png ..."""
     strip_count: int = 6
     """Number of composites in the strip and in the folder."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Is B better than A on the same pictures? Mean differences with bootstrap intervals: better, worse or noise."""
+
+    a: Path
+    """CSV file of `scsco evaluate --csv`: the method that is compared with."""
+    b: Path
+    """CSV file of the method that is judged."""
+    resamples: int = 10_000
+    """Resamples of the bootstrap."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    json: Path | None = None
+    """Write the differences to this file."""
 
 
 @dataclass(frozen=True)
@@ -213,15 +241,20 @@ def _parse(
     program: str,
     default: OptionsT | None = None,
     description: str | None = None,
+    positional: bool = False,
 ) -> OptionsT:
-    """Options from the command line; a mistake is a `ScscoError` of one line instead of tyro's box."""
+    """Options from the command line; a mistake is a `ScscoError` of one line instead of tyro's box.
+
+    With `positional` the options without a default are given without their names.
+    """
     import tyro
 
     captured = io.StringIO()
     defaults: dict[str, Any] = {} if default is None else {"default": default}
+    config = (tyro.conf.PositionalRequiredArgs,) if positional else ()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(options, args=arguments, prog=program, description=description, **defaults)
+            return tyro.cli(options, args=arguments, prog=program, description=description, config=config, **defaults)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -235,7 +268,7 @@ def _box_message(box: str) -> str:
     after_title = dropwhile(lambda index: is_rule[index], range(1, len(lines)))
     message = [lines[index] for index in takewhile(lambda index: not is_rule[index], after_title)]
     if message and message[0].startswith("Missing from"):  # options, each with its explanation
-        return "missing " + ", ".join(line for line in message if line.startswith("--"))
+        return "missing " + (", ".join(line for line in message if line.startswith("--")) or "an argument")
     return " ".join(message) or "the options cannot be read"
 
 
@@ -272,34 +305,99 @@ def _resumed(rest: list[str]) -> tuple[Any, str]:
 
 
 def _evaluate(arguments: list[str]) -> int:
+    if arguments[:1] == ["compare"]:
+        return _compare(arguments[1:])
     options = _parse(EvaluateOptions, arguments, "scsco evaluate")
+    _check_evaluated(options)
     _check_backend()
     from scsco_fast.evaluate import evaluate
-    from scsco_fast.nn.unet import WORKING_SIZE
 
     device = _device(options.device)
-    model = None if options.model == "none" else _load_model(options.model, device)
-    dataset = _dataset(options, options.size or (WORKING_SIZE if model is None else model.working_size))
+    model = None if options.model in (None, "none") else _load_model(str(options.model), device)
+    resolution = _resolution(options.resolution, model)
+    if resolution is None and (options.strip is not None or options.save is not None):
+        raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
+    dataset = _dataset(options, resolution)
     with _progress() as progress:
         result = evaluate(
-            model,
+            model if model is None or resolution is not None else _at_full_resolution(model),
             dataset,
-            device=device,
+            protocol=options.protocol,
+            csv=options.csv,
+            device="cpu" if resolution is None else device,
             batch_size=options.batch_size,
             workers=options.workers,
             progress=progress,
+            on_bad=lambda sample: print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr),
         )
-    result.write(csv=options.csv, json=options.json)
-    _print_table(result.table())
-    if model is not None:
+    if options.json is not None:
+        result.write_json(options.json)
+    for table in (result.table(), result.published_table()):
+        if table is not None:
+            _print_table(table)
+    if result.scored != "identity":
         print(result.improvement())
     _write_examples(model, dataset, options)
     for path in (options.csv, options.json, options.strip, options.save):
         if path is not None:
             print(f"wrote {path}")
-    for sample in result.bad:
-        print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr)
-    return 1 if result.bad else 0
+    if result.unpredicted:
+        first = ", ".join(result.unpredicted[:5]) + (", ..." if len(result.unpredicted) > 5 else "")
+        print(f"scsco: failed: {len(result.unpredicted)} composites without prediction: {first}", file=sys.stderr)
+    return 1 if result.bad_count or result.unpredicted else 0
+
+
+def _check_evaluated(options: EvaluateOptions) -> None:
+    given = [options.model is not None, options.predictions is not None, options.identity]
+    if sum(given) != 1:
+        raise ScscoError("wanted one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
+    if options.count is not None and options.count < 1:
+        raise ScscoError(f"--count is {options.count}; wanted at least 1")
+    if options.root is not None and options.dataset != "iharmony4":
+        raise ScscoError("--root belongs to --dataset iharmony4; --dataset takes a folder as well")
+    if options.dataset == "iharmony4" and options.root is None:
+        raise ScscoError("--dataset iharmony4 needs --root, the folder of iHarmony4; or give it as --dataset DIR")
+    if options.dataset == "synthetic" and options.predictions is not None:
+        raise ScscoError("--predictions needs --dataset DIR: synthetic composites have no file names to match")
+
+
+def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | None:
+    """The scored side in pixels; None is full resolution."""
+    from scsco_fast.nn.unet import WORKING_SIZE
+
+    if given is None:
+        return WORKING_SIZE if model is None else model.working_size
+    if given == "full":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise ScscoError(f"--resolution is {given!r}; wanted a number of pixels, such as 256, or full")
+    return int(given)
+
+
+def _at_full_resolution(model: "HarmonizationUNet") -> Any:
+    """The model as `scsco harmonize` applies it to a picture of any size: it works at its own size."""
+    from scsco_fast.harmonize import harmonize
+
+    def run(composite: Any, mask: Any) -> Any:
+        import torch
+
+        pixels = composite[0].permute(1, 2, 0).contiguous().numpy()
+        changed = harmonize(pixels, mask[0, 0].numpy(), model)
+        return torch.from_numpy(changed).permute(2, 0, 1)[None]
+
+    return run
+
+
+def _compare(arguments: list[str]) -> int:
+    options = _parse(CompareOptions, arguments, "scsco evaluate compare", positional=True)
+    from scsco_fast.compare import compare
+
+    result = compare(options.a, options.b, options.resamples, options.seed)
+    _print_table(result.table())
+    if options.json is not None:
+        result.write_json(options.json)
+        print(f"wrote {options.json}")
+    return 0
 
 
 def _harmonize(arguments: list[str]) -> int:
@@ -392,26 +490,25 @@ def _doctor(arguments: list[str]) -> int:
     return 1 if found else 0
 
 
-def _dataset(options: EvaluateOptions, size: int) -> Any:
-    if options.count is not None and options.count < 1:
-        raise ScscoError(f"--count is {options.count}; wanted at least 1")
-    if options.dataset == "iharmony4":
-        from torch.utils.data import Subset
-
+def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
+    if options.dataset != "synthetic":
         from scsco_fast.data.iharmony4 import IHarmony4
+        from scsco_fast.protocols import protocol_named
+        from scsco_fast.triplets import Triplets
 
-        if options.root is None:
-            raise ScscoError("--dataset iharmony4 needs --root, the folder of iHarmony4")
-        dataset = IHarmony4(options.root, split=options.split, size=size, subsets=options.subsets)
-        return Subset(dataset, range(min(options.count or len(dataset), len(dataset))))
+        folder = options.root if options.dataset == "iharmony4" else options.dataset
+        members = IHarmony4(str(folder), split=options.split, subsets=options.subsets).members[: options.count]
+        return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, options.split)
+    if resolution is None:
+        raise ScscoError("synthetic composites have no full resolution; give --resolution 256, or --dataset DIR")
     from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 
     photos = load_photos(options.photos, options.split)
-    return SyntheticComposites(photos, size=size, length=options.count or 48, seed=options.seed, augment=False)
+    return SyntheticComposites(photos, size=resolution, length=options.count or 48, seed=options.seed, augment=False)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress() -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, which disappears; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
