@@ -17,6 +17,7 @@ import torch
 import scsco_fast
 from scsco_fast.data.samples import BadSample, Batch, collate
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import write_durably
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
@@ -312,7 +313,7 @@ def write_config(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": versions(),
     }
-    checkpoint.write_durably(folder / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_durably(folder / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
 
 
 def summary(folder: Path, config: TrainConfig, done: int, source: str) -> str:
