@@ -1,16 +1,18 @@
 """Which samples a step sees: a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
 import signal
-from collections.abc import Iterable, Iterator
-from typing import Protocol, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.iharmony4 import IHarmony4
-from scsco_fast.data.samples import BadSample, Batch, Sample, collate
+from scsco_fast.data.packed import PackedDataset, packed_splits
+from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
+from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 
 
@@ -34,9 +36,23 @@ def build_dataset(config: TrainConfig) -> Samples:
             augment=config.augment,
             seed=config.seed,
         )
+    if config.dataset == "packed":
+        return packed_dataset(config, "train", augment=config.augment)
     photos = load_photos(config.photos, "train")
     length = config.steps * config.batch_size
     return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+
+
+def packed_dataset(config: TrainConfig, split: str, augment: bool = False) -> PackedDataset:
+    """One split of the packed store that `config` names; a store of another size is refused."""
+    assert config.root is not None  # checked by TrainConfig
+    packed = PackedDataset(config.root, split, config.subsets, augment, config.seed)
+    if packed.size != config.size:
+        raise ScscoError(
+            f"{packed.folder}: its pictures are {packed.size}x{packed.size} but size is {config.size}; "
+            f"train with size {packed.size}, or pack again with scsco prepare --size {config.size}"
+        )
+    return packed
 
 
 def build_preview(config: TrainConfig, count: int = 4) -> Batch:
@@ -45,6 +61,8 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
     if config.dataset == "iharmony4":
         assert config.root is not None
         samples = IHarmony4(config.root, "test", config.size, config.subsets)
+    elif config.dataset == "packed":
+        samples = packed_dataset(config, "test" if "test" in packed_splits(config.root or "") else "train")
     else:
         photos = load_photos(config.photos, "test")
         samples = SyntheticComposites(photos, config.size, count, config.seed, augment=False)
@@ -79,21 +97,28 @@ class StepOrder(Sampler[list[int]]):
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
-def build_loader(samples: Samples, config: TrainConfig, first: int, device: torch.device) -> Iterable[Batch]:
+def build_loader(
+    samples: Samples, config: TrainConfig, first: int, device: torch.device
+) -> Iterable[Batch | PackedBatch]:
     """Batches of the steps from `first` on, in order."""
-    order = StepOrder(
-        len(samples), config.batch_size, first, config.steps, shuffle=config.dataset == "iharmony4", seed=config.seed
-    )
+    shuffle = config.dataset != "synthetic"
+    # A packed batch stays in bytes until it is on the device.
+    collating = _as_it_is if isinstance(samples, PackedDataset) else collate
+    order = StepOrder(len(samples), config.batch_size, first, config.steps, shuffle=shuffle, seed=config.seed)
     return DataLoader(
         cast(Dataset[Batch], samples),
         batch_sampler=order,
-        collate_fn=collate,
+        collate_fn=cast(Callable[[list[Any]], Any], collating),
         num_workers=config.workers,
         worker_init_fn=_ignore_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the default one, which dropout draws from, must not move with the number of loaders made.
         generator=torch.Generator(),
     )
+
+
+def _as_it_is(batch: PackedBatch) -> PackedBatch:
+    return batch
 
 
 def _ignore_signals(worker: int) -> None:

@@ -242,8 +242,8 @@ class PackedDataset(Dataset[Sample | BadSample]):
         if not self.augment:
             # Without a detour over the batch's floats, for those who read one by one.
             mask = np.unpackbits(batch.mask[0].numpy(), count=self.size**2).reshape(1, self.size, self.size)
-            pictures = (image_to_tensor(picture[0].numpy()) for picture in (batch.composite, batch.real))
-            return Sample(*pictures, torch.from_numpy(mask.astype(np.float32)), batch.names[0], batch.subsets[0])
+            composite, real = (image_to_tensor(picture[0].numpy()) for picture in (batch.composite, batch.real))
+            return Sample(composite, real, torch.from_numpy(mask.astype(np.float32)), batch.names[0], batch.subsets[0])
         floats = batch.to("cpu")
         return Sample(floats.composite[0], floats.real[0], floats.mask[0], batch.names[0], batch.subsets[0])
 
