@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | harmonize | bench | doctor`.
+"""The command line: `scsco train | evaluate | prepare | harmonize | bench | doctor`.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -6,6 +6,7 @@ stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each 
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import warnings
@@ -31,6 +32,7 @@ commands:
   train      train a model:                      scsco train demo
   evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
              or compare two measurements:        scsco evaluate compare A.csv B.csv
+  prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   doctor     show what works here, and what not: scsco doctor
@@ -122,6 +124,31 @@ class CompareOptions:
 
 
 @dataclass(frozen=True)
+class PrepareOptions:
+    """Check a data set (--check), or pack it into a store that keeps a GPU fed (--output).
+
+    `scsco prepare DIR --check` decodes every file of a data set, or compares every checksum of a packed store; it names
+    whatever cannot be used, and exits with 1 then. `scsco prepare DIR --output STORE` resizes every picture once;
+    train on it with `scsco train PRESET --dataset packed --root STORE`. Both go on where they were interrupted.
+    """
+
+    root: Path
+    """Folder of iHarmony4, or of data kept like it (docs/data.md); `scsco prepare DIR` is short for it."""
+    check: bool = False
+    """Check the data set or store instead of packing it."""
+    report: Path | None = None
+    """Where --check writes its report; if not given, runs/check/NAME.json."""
+    output: Path | None = None
+    """Folder of the store to write; it gets a folder for each split."""
+    size: int = 256
+    """Side of the packed pictures in pixels."""
+    split: Literal["train", "test"] | None = None
+    """Part to pack; if not given, each that has a list."""
+    workers: int | None = None
+    """Processes that decode; if not given, one per core. 0 decodes in this one, which a broken decoder can end."""
+
+
+@dataclass(frozen=True)
 class HarmonizeOptions:
     """Harmonize one picture (--image, --mask) or a folder of them (--images, --masks).
 
@@ -189,6 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            _log_to_stderr()
             return _dispatch(arguments)
     except ScscoError as error:
         if os.environ.get("SCSCO_DEBUG", "0") not in ("", "0"):
@@ -212,6 +240,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "prepare": _prepare,
         "harmonize": _harmonize,
         "bench": _bench,
         "doctor": _doctor,
@@ -400,6 +429,97 @@ def _compare(arguments: list[str]) -> int:
     return 0
 
 
+def _prepare(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--root", *arguments]
+    options = _parse(PrepareOptions, arguments, "scsco prepare")
+    if options.workers is not None and options.workers < 0:
+        raise ScscoError(f"--workers is {options.workers}; wanted 0 or more")
+    if options.check == (options.output is not None):
+        raise ScscoError("wanted either --check or --output STORE (see scsco prepare --help)")
+    if options.output is not None:
+        return _pack(options, options.output)
+    from scsco_fast.data.packed import stores
+
+    found = stores(options.root)
+    return _check_store(found) if found else _check_dataset(options)
+
+
+def _check_dataset(options: PrepareOptions) -> int:
+    from scsco_fast.data.check import check_dataset
+
+    target = options.report or Path("runs/check") / f"{options.root.resolve().name}.json"
+    with _progress("checking") as progress:
+        report = check_dataset(options.root, target.with_suffix(".files.jsonl"), _workers(options), progress)
+    report.write(target)
+    for name, dialect in report.dialects.items():
+        print(f"{name}: {report.samples[name]} samples ({dialect})")
+    print(f"{report.files} files, {report.decoded} decoded now, {report.unlisted} composites in no list")
+    _print_problems(report.problems)
+    print(f"wrote {target}")
+    return 1 if report.problems else 0
+
+
+def _print_problems(problems: Sequence[Any]) -> None:
+    """How many there are of each kind, and the first of each; all of them are in the report."""
+    shown = 3
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        reasons = [problem.reason for problem in problems if problem.kind == kind]
+        for reason in reasons[:shown]:
+            print(f"scsco: {kind}: {_printable(reason)}", file=sys.stderr)
+        if len(reasons) > shown:
+            print(f"scsco: {kind}: {len(reasons) - shown} more in the report", file=sys.stderr)
+    print(f"{len(problems)} problems" if problems else "no problem")
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal can show: file names may hold line ends and bytes of no encoding."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _check_store(folders: Sequence[Path]) -> int:
+    from scsco_fast.data.packed import verify
+
+    changed = []
+    for folder in folders:
+        with _progress("checking") as progress:
+            found = verify(folder, progress)
+        print(f"{folder}: {len(found)} records have been changed" if found else f"{folder}: no problem")
+        changed += found
+    for problem in changed:
+        print(f"scsco: {_printable(problem)}", file=sys.stderr)
+    return 1 if changed else 0
+
+
+def _pack(options: PrepareOptions, output: Path) -> int:
+    from scsco_fast.data.layouts import listed_splits
+    from scsco_fast.data.packing import pack
+
+    splits = [options.split] if options.split else listed_splits(options.root)
+    if not splits:
+        raise ScscoError(f"{options.root}: no list says what is for training; give --split train or --split test")
+    failed = 0
+    for split in splits:
+        with _progress(f"packing {split}") as progress:
+            report = pack(options.root, output, split, options.size, _workers(options), progress)
+        index = report.index
+        for reason in (*index.missing, *index.bad.values()):
+            print(f"scsco: failed: {_printable(reason)}", file=sys.stderr)
+        if report.warning is not None:
+            print(f"scsco: warning: {report.warning}", file=sys.stderr)
+        counts = f"{len(index.names) - len(index.bad)} samples of {len(index.real_checksums)} real pictures"
+        print(f"{report.folder}: {counts}, {len(index.bad)} bad, {len(index.missing)} missing")
+        failed += len(index.bad) + len(index.missing)
+    print(f"train on it: scsco train paper --dataset packed --root {output} --size {options.size}")
+    return 1 if failed else 0
+
+
+def _workers(options: PrepareOptions) -> int:
+    from scsco_fast.data.workers import default_workers
+
+    return default_workers() if options.workers is None else options.workers
+
+
 def _harmonize(arguments: list[str]) -> int:
     options = _parse(HarmonizeOptions, arguments, "scsco harmonize")
     _check_backend()
@@ -508,14 +628,14 @@ def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int | None], None]]:
+def _progress(what: str = "evaluating") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, which disappears; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -570,6 +690,20 @@ def _check_backend() -> None:
     reason = known.get(name, f"no such backend; wanted auto or one of {', '.join(known)}")
     if reason != "yes":
         raise ScscoError(f"SCSCO_BACKEND is {name!r}: {reason}")
+
+
+def _log_to_stderr() -> None:
+    """What the data sets have to say: how they lie on disk, and what is missing."""
+    logger = logging.getLogger("scsco_fast.data")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):
+        logger.addHandler(_ToStderr())
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"scsco: {level}{_printable(record.getMessage())}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

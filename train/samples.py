@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.iharmony4 import IHarmony4
-from scsco_fast.data.packed import PackedDataset, packed_splits
+from scsco_fast.data.packed import PackedDataset, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.errors import ScscoError
@@ -62,7 +62,8 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
         assert config.root is not None
         samples = IHarmony4(config.root, "test", config.size, config.subsets)
     elif config.dataset == "packed":
-        samples = packed_dataset(config, "test" if "test" in packed_splits(config.root or "") else "train")
+        splits = {folder.name for folder in stores(config.root or "")}
+        samples = packed_dataset(config, "test" if "test" in splits else "train")
     else:
         photos = load_photos(config.photos, "test")
         samples = SyntheticComposites(photos, config.size, count, config.seed, augment=False)

@@ -33,6 +33,7 @@ from scsco_fast.errors import ScscoError
 
 FORMAT = 1
 INDEX = "index.json"
+WORK = ".work"  # in a split's folder: what is not finished
 KINDS = ("composite", "real")
 FILTER = "pictures: PIL bilinear, antialiased; masks: above 127 at full size, then nearest neighbour"
 
@@ -132,9 +133,10 @@ def _check_length(path: Path, wanted: int) -> None:
         raise ScscoError(f"{path}: is {length} bytes long, wanted {wanted}; {_REPAIR}")
 
 
-def packed_splits(root: str | os.PathLike[str]) -> list[str]:
-    """The splits that a packed store at `root` holds; none where `root` is something else."""
-    return [split for split in SPLITS if (Path(root) / split / INDEX).is_file()]
+def stores(root: str | os.PathLike[str]) -> list[Path]:
+    """The folders of a packed store's splits, finished or not; none where `root` is something else."""
+    folders = [Path(root) / split for split in SPLITS]
+    return [folder for folder in folders if (folder / INDEX).is_file() or (folder / WORK).is_dir()]
 
 
 def verify(folder: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> list[str]:

@@ -31,6 +31,7 @@ from scsco_fast.data.packed import (
     FORMAT,
     INDEX,
     KINDS,
+    WORK,
     Index,
     read_index,
     record_bytes,
@@ -42,7 +43,6 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.files import sync_folder, write_durably
 
 RECORDS_PER_SHARD = 512  # 105 MB at 256x256; a kill costs the work on one or two of them
-WORK = ".work"
 
 _PLAN = "plan.json"
 _LOCK = "lock"

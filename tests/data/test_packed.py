@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 from scsco_fast.data import packing
 from scsco_fast.data.crops import crop_and_flip
 from scsco_fast.data.iharmony4 import SMALLEST_CROP, IHarmony4
-from scsco_fast.data.packed import PackedDataset, packed_splits, read_index, verify
-from scsco_fast.data.packing import WORK, pack
+from scsco_fast.data.packed import WORK, PackedDataset, read_index, stores, verify
+from scsco_fast.data.packing import pack
 from scsco_fast.data.samples import BadSample, Sample, collate
 from scsco_fast.errors import ScscoError
 
@@ -70,7 +70,7 @@ def test_real_pictures_are_stored_once_and_sizes_are_kept(store: Path) -> None:
     assert (len(index.names), len(index.real_checksums)) == (22, 11)
     assert sum(path.stat().st_size for path in (store / "train").glob("real-*")) == 11 * 3 * SIZE * SIZE
     assert set(zip(index.widths, index.heights, strict=True)) == {(40 + more, 40) for more in range(5)}
-    assert packed_splits(store) == ["train"]
+    assert stores(store) == [store / "train"]
     assert sorted(path.name for path in (store / "train").iterdir()) == [
         *(f"composite-{number:05d}.bin" for number in range(6)),
         "index.json",
