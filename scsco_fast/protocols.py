@@ -141,10 +141,6 @@ def resize_cv2(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image.copy()
     top, bottom, down = _cv2_taps(image.shape[0], size[0], np.float32)
     left, right, across = _cv2_taps(image.shape[1], size[1], np.float32)
-    # Beside the first and last pixel's centre OpenCV takes that pixel alone along x, but both of its equal taps along
-    # y: cutting the bits twice makes that differ in the last bit.
-    inner = left != right
-    across = np.where(inner, across, np.float32(0))
     extra = (1,) * (image.ndim - 2)
     x_weights = [_fixed(weight).reshape(-1, *extra) for weight in (np.float32(1) - across, across)]
     y_weights = [_fixed(weight).reshape(-1, 1, *extra) for weight in (np.float32(1) - down, down)]

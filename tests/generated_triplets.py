@@ -123,8 +123,6 @@ def _pixel_of_8_bits(image: np.ndarray, size: tuple[int, int], y: int, x: int) -
     """Weights are multiples of 1/2048; a row's sum is cut by 4 bits and, weighted again, by 16; the rest is rounded."""
     value = np.full(image.shape[2:], 2, np.int64)
     columns = _taps(x, image.shape[1], size[0], narrow=True)
-    if columns[0][0] == columns[1][0]:
-        columns = [(columns[0][0], 1.0), (columns[1][0], 0.0)]
     for row, down in _taps(y, image.shape[0], size[1], narrow=True):
         line = sum(image[row, column].astype(np.int64) * round(across * 2048) for column, across in columns)
         value = value + ((round(down * 2048) * (line >> 4)) >> 16)

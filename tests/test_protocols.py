@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -285,6 +286,20 @@ def test_opencv_has_computed_this(size: tuple[int, int]) -> None:
 def test_opencv_has_computed_these_floats() -> None:
     floats = SOURCE.astype(np.float32) / np.float32(255)
     np.testing.assert_allclose(resize_cv2(floats, (3, 4)), RESIZED_FLOATS, atol=1.2e-7, rtol=0)
+
+
+# Checksum of the same function's (256, 256, 3) result for `noisy_picture`, in the same two versions.
+CHECKSUMS = {(150, 230): 3458049100, (97, 61): 3592172224, (400, 301): 2114070716, (512, 512): 725669502}
+
+
+def noisy_picture(height: int, width: int) -> np.ndarray:
+    y, x, channel = np.ogrid[:height, :width, :3]
+    return ((y * 7919 + x * 104729 + channel * 1299709 + y * x * 31) ** 2 % 65521 % 256).astype(np.uint8)
+
+
+@pytest.mark.parametrize("size", CHECKSUMS)
+def test_opencv_has_computed_these_bytes(size: tuple[int, int]) -> None:
+    assert zlib.crc32(resize_cv2(noisy_picture(*size), (256, 256)).tobytes()) == CHECKSUMS[size]
 
 
 def test_opencv_where_it_is_installed() -> None:
