@@ -58,7 +58,7 @@ class TrainConfig:
     batch_size: int = 16
     """Composites in one step."""
     workers: int = 0
-    """Processes that read samples; 0 reads them in the training process."""
+    """Processes that read samples; 0 reads them in the training process. A packed store is read by a thread of it."""
     bad_sample_limit: int = 20
     """Stop when more than this many different samples cannot be used; until then they are skipped and named."""
 

@@ -1,15 +1,15 @@
 """Which samples a step sees: a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
 import signal
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, cast
+from collections.abc import Iterable, Iterator
+from typing import Protocol, cast
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.iharmony4 import IHarmony4
-from scsco_fast.data.packed import PackedDataset, stores
+from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.errors import ScscoError
@@ -103,23 +103,19 @@ def build_loader(
 ) -> Iterable[Batch | PackedBatch]:
     """Batches of the steps from `first` on, in order."""
     shuffle = config.dataset != "synthetic"
-    # A packed batch stays in bytes until it is on the device.
-    collating = _as_it_is if isinstance(samples, PackedDataset) else collate
     order = StepOrder(len(samples), config.batch_size, first, config.steps, shuffle=shuffle, seed=config.seed)
+    if isinstance(samples, PackedDataset):
+        return read_ahead(samples, order, pin_memory=device.type == "cuda")
     return DataLoader(
         cast(Dataset[Batch], samples),
         batch_sampler=order,
-        collate_fn=cast(Callable[[list[Any]], Any], collating),
+        collate_fn=collate,
         num_workers=config.workers,
         worker_init_fn=_ignore_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the default one, which dropout draws from, must not move with the number of loaders made.
         generator=torch.Generator(),
     )
-
-
-def _as_it_is(batch: PackedBatch) -> PackedBatch:
-    return batch
 
 
 def _ignore_signals(worker: int) -> None:

@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -307,6 +309,43 @@ class PackedDataset(Dataset[Sample | BadSample]):
     def __getstate__(self) -> dict[str, Any]:
         """Without the maps, which would travel to another process as their contents; it makes its own."""
         return {name: value for name, value in vars(self).items() if name != "_maps"}
+
+
+def read_ahead(
+    dataset: PackedDataset, order: Iterable[Sequence[int]], pin_memory: bool = False, depth: int = 4
+) -> Iterator[PackedBatch]:
+    """The batch of each list of indices, read by a thread that stays `depth` batches ahead.
+
+    One thread, and no processes: what is read is copied once and needs no decoding, while a `DataLoader`'s process
+    copies each batch again to hand it over, at a sixth of the speed (`python -m benchmarks.data`). The thread waits for
+    a slow disk while the other trains.
+
+    Args:
+        dataset: the store.
+        order: lists of indices, as a batch sampler yields; it may be endless.
+        pin_memory: for a copy to the device that nobody waits for.
+        depth: batches read ahead; at 256x256 a batch of 16 takes 6.4 MB.
+
+    Example (needs a store):
+        >>> for batch in read_ahead(PackedDataset("packed"), [[0, 1], [2, 3]]):  # doctest: +SKIP
+        ...     composite, real, mask = batch.to("cuda")[:3]
+    """
+
+    def read(indices: Sequence[int]) -> PackedBatch:
+        batch = dataset.__getitems__(indices)
+        return batch.pin_memory() if pin_memory else batch
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
+    pending: deque[Future[PackedBatch]] = deque()
+    try:
+        for indices in order:
+            pending.append(pool.submit(read, indices))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 _verify = verify  # the constructor's argument has the same name

@@ -76,6 +76,11 @@ class PackedBatch(NamedTuple):
     subsets: list[str]
     bad: list[BadSample]
 
+    def pin_memory(self) -> PackedBatch:
+        """The same in memory from which a GPU can copy by itself."""
+        tensors = {name: value.pin_memory() for name, value in self._asdict().items() if isinstance(value, Tensor)}
+        return self._replace(**tensors)
+
     def to(self, device: str | torch.device) -> Batch:
         """The batch in floats on `device`. A quarter of the bytes travel, and the host does not wait."""
         composite, real, bits = (tensor.to(device, non_blocking=True) for tensor in self[:3])

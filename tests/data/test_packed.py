@@ -1,11 +1,13 @@
 """The packed store: the bytes of IHarmony4, resumed or refused after any kill, and whole batches out of it."""
 
+import itertools
 import json
 import multiprocessing
 import os
 import pickle
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +24,7 @@ from torch.utils.data import DataLoader
 from scsco_fast.data import packing
 from scsco_fast.data.crops import crop_and_flip
 from scsco_fast.data.iharmony4 import SMALLEST_CROP, IHarmony4
-from scsco_fast.data.packed import WORK, PackedDataset, read_index, stores, verify
+from scsco_fast.data.packed import WORK, PackedDataset, read_ahead, read_index, stores, verify
 from scsco_fast.data.packing import pack
 from scsco_fast.data.samples import BadSample, Sample, collate
 from scsco_fast.errors import ScscoError
@@ -363,6 +365,19 @@ def test_loader_reads_whole_batches(store: Path) -> None:
         batches = list(DataLoader(dataset, 8, collate_fn=collate, num_workers=workers))
         assert [len(batch.names) for batch in batches] == [8, 8, 6]
         assert torch.equal(batches[1].real[0], dataset[8].real)  # type: ignore[union-attr]
+
+
+def test_reading_ahead_keeps_the_order_and_ends(store: Path) -> None:
+    dataset = PackedDataset(store)
+    order = [[5, 1], [0], [21, 22, 23], *([[number] for number in range(9)])]
+    batches = list(read_ahead(dataset, order, depth=2))
+    assert [batch.names for batch in batches] == [dataset.__getitems__(indices).names for indices in order]
+    endless = read_ahead(dataset, ([number] for number in itertools.count()))
+    assert next(endless).names == batches[3].names
+    endless.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read_ahead")]
+    with pytest.raises(TypeError):
+        list(read_ahead(dataset, [[0], ["nonsense"]]))  # type: ignore[list-item]
 
 
 def test_a_dataset_that_travels_leaves_its_maps_behind(store: Path) -> None:

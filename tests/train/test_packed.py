@@ -49,13 +49,13 @@ def test_a_run_on_the_store_is_the_run_on_its_pictures(tiny: Tiny, root: Path, s
 
 
 def test_a_resumed_run_sees_the_same_crops(tiny: Tiny, store: Path, tmp_path: Path) -> None:
-    """Five steps of four samples cross the end of an epoch of ten; the resumed part reads in a process of its own."""
+    """Five steps of four samples cross the end of an epoch of ten."""
     config = tiny(dataset="packed", root=str(store), steps=5, batch_size=4, output=str(tmp_path / "whole"))
     whole = train(dataclasses.replace(config, checkpoint_every=2))
     folder = Path(shutil.copytree(whole, tmp_path / "parts"))
     for file in ("last.pt", "step_0000004.pt"):
         (folder / "checkpoints" / file).unlink()
-    train(dataclasses.replace(config, output=str(folder), workers=1, resume=True))
+    train(dataclasses.replace(config, output=str(folder), resume=True))
     assert same(whole, folder)
     other = train(dataclasses.replace(config, augment=False, output=str(tmp_path / "other")))
     assert not same(whole, other)
