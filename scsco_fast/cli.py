@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | harmonize | bench | build | doctor`.
+"""The command line: `scsco train | evaluate | prepare | harmonize | bench | build | doctor`.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -6,6 +6,7 @@ stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each 
 
 import contextlib
 import io
+import logging
 import os
 import sys
 import time
@@ -30,7 +31,9 @@ Image harmonization with SCS-Co: fit the colours of a pasted foreground to its b
 
 commands:
   train      train a model:                      scsco train demo
-  evaluate   measure a model on a data set:      scsco evaluate --model runs/demo/model.safetensors
+  evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
+             or compare two measurements:        scsco evaluate compare A.csv B.csv
+  prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   build      compile the CUDA library:           scsco build
@@ -57,12 +60,25 @@ presets:
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """Measure MSE, fMSE, PSNR, fPSNR and SSIM of a model on a data set, beside the untouched composite."""
+    """Measure MSE, PSNR, fMSE, fPSNR and SSIM of a method on a data set, beside the untouched composite.
 
-    model: str
-    """Model file (model.safetensors of a run), or "none": the composite as it is."""
-    dataset: Literal["synthetic", "iharmony4"] = "synthetic"
-    """Composites made from photographs, or the iHarmony4 data set."""
+    One of --model, --predictions and --identity says whose output. `scsco evaluate compare A.csv B.csv` says whether B
+    is better than A on the same pictures.
+    """
+
+    model: str | None = None
+    """Model file (model.safetensors of a run); "none" is the same as --identity."""
+    predictions: Path | None = None
+    """Folder of any method's outputs: one for each composite, of its name, with any picture suffix."""
+    identity: bool = False
+    """Score the untouched composites, without a model."""
+    protocol: Literal["strict", "dovenet", "rainnet", "idih", "pctnet", "harmonizer"] = "strict"
+    """How files are read and resized and what is averaged: docs/evaluation.md. Figures compare only within one."""
+    resolution: str | None = None
+    """Side of the scored square pictures in pixels, or "full"; if not given, the model's training size, or 256."""
+    dataset: str = "synthetic"
+    """"synthetic": composites made from photographs; or the folder of iHarmony4 or of data kept like it; or
+    "iharmony4": the folder is --root."""
     photos: str = "builtin"
     """Photographs of the synthetic composites: a folder, or "builtin": those that come with installed packages."""
     root: str | None = None
@@ -73,8 +89,6 @@ class EvaluateOptions:
     """Subsets of iHarmony4; None is all of them."""
     count: int | None = None
     """Number of composites: 48 synthetic ones, or all of iHarmony4, if not given."""
-    size: int | None = None
-    """Height and width in pixels; if not given, the size that the model was trained at."""
     seed: int = 0
     """Seed of the synthetic composites."""
     batch_size: int = 8
@@ -84,7 +98,7 @@ class EvaluateOptions:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     csv: Path | None = None
-    """Write the values of each image to this file."""
+    """Write the values of each image to this file, as they come."""
     json: Path | None = None
     """Write the means (all, per subset, per foreground ratio) to this file."""
     strip: Path | None = None
@@ -93,6 +107,47 @@ class EvaluateOptions:
     """Write the first composites, masks and real pictures to this folder, as 00_composite.png, 00_mask.png ..."""
     strip_count: int = 6
     """Number of composites in the strip and in the folder."""
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Is B better than A on the same pictures? Mean differences with bootstrap intervals: better, worse or noise."""
+
+    a: Path
+    """CSV file of `scsco evaluate --csv`: the method that is compared with."""
+    b: Path
+    """CSV file of the method that is judged."""
+    resamples: int = 10_000
+    """Resamples of the bootstrap."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    json: Path | None = None
+    """Write the differences to this file."""
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """Check a data set (--check), or pack it into a store that keeps a GPU fed (--output).
+
+    `scsco prepare DIR --check` decodes every file of a data set, or compares every checksum of a packed store; it names
+    whatever cannot be used, and exits with 1 then. `scsco prepare DIR --output STORE` resizes every picture once;
+    train on it with `scsco train PRESET --dataset packed --root STORE`. Both go on where they were interrupted.
+    """
+
+    root: Path
+    """Folder of iHarmony4, or of data kept like it (docs/data.md); `scsco prepare DIR` is short for it."""
+    check: bool = False
+    """Check the data set or store instead of packing it."""
+    report: Path | None = None
+    """Where --check writes its report; if not given, runs/check/NAME.json."""
+    output: Path | None = None
+    """Folder of the store to write; it gets a folder for each split."""
+    size: int = 256
+    """Side of the packed pictures in pixels."""
+    split: Literal["train", "test"] | None = None
+    """Part to pack; if not given, each that has a list."""
+    workers: int | None = None
+    """Processes that decode; if not given, one per core. 0 decodes in this one, which a broken decoder can end."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            _log_to_stderr()
             return _dispatch(arguments)
     except ScscoError as error:
         if os.environ.get("SCSCO_DEBUG", "0") not in ("", "0"):
@@ -198,6 +254,7 @@ def _dispatch(arguments: list[str]) -> int:
     commands: dict[str, Callable[[list[str]], int]] = {
         "train": _train,
         "evaluate": _evaluate,
+        "prepare": _prepare,
         "harmonize": _harmonize,
         "bench": _bench,
         "build": _build,
@@ -228,15 +285,20 @@ def _parse(
     program: str,
     default: OptionsT | None = None,
     description: str | None = None,
+    positional: bool = False,
 ) -> OptionsT:
-    """Options from the command line; a mistake is a `ScscoError` of one line instead of tyro's box."""
+    """Options from the command line; a mistake is a `ScscoError` of one line instead of tyro's box.
+
+    With `positional` the options without a default are given without their names.
+    """
     import tyro
 
     captured = io.StringIO()
     defaults: dict[str, Any] = {} if default is None else {"default": default}
+    config = (tyro.conf.PositionalRequiredArgs,) if positional else ()
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(options, args=arguments, prog=program, description=description, **defaults)
+            return tyro.cli(options, args=arguments, prog=program, description=description, config=config, **defaults)
     except SystemExit as stop:
         if not stop.code:
             raise
@@ -250,7 +312,7 @@ def _box_message(box: str) -> str:
     after_title = dropwhile(lambda index: is_rule[index], range(1, len(lines)))
     message = [lines[index] for index in takewhile(lambda index: not is_rule[index], after_title)]
     if message and message[0].startswith("Missing from"):  # options, each with its explanation
-        return "missing " + ", ".join(line for line in message if line.startswith("--"))
+        return "missing " + (", ".join(line for line in message if line.startswith("--")) or "an argument")
     return " ".join(message) or "the options cannot be read"
 
 
@@ -287,34 +349,190 @@ def _resumed(rest: list[str]) -> tuple[Any, str]:
 
 
 def _evaluate(arguments: list[str]) -> int:
+    if arguments[:1] == ["compare"]:
+        return _compare(arguments[1:])
     options = _parse(EvaluateOptions, arguments, "scsco evaluate")
+    _check_evaluated(options)
     _check_backend()
     from scsco_fast.evaluate import evaluate
-    from scsco_fast.nn.unet import WORKING_SIZE
 
     device = _device(options.device)
-    model = None if options.model == "none" else _load_model(options.model, device)
-    dataset = _dataset(options, options.size or (WORKING_SIZE if model is None else model.working_size))
+    model = None if options.model in (None, "none") else _load_model(str(options.model), device)
+    resolution = _resolution(options.resolution, model)
+    if resolution is None and (options.strip is not None or options.save is not None):
+        raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
+    dataset = _dataset(options, resolution)
     with _progress() as progress:
         result = evaluate(
-            model,
+            model if model is None or resolution is not None else _at_full_resolution(model),
             dataset,
-            device=device,
+            protocol=options.protocol,
+            csv=options.csv,
+            device="cpu" if resolution is None else device,
             batch_size=options.batch_size,
             workers=options.workers,
             progress=progress,
+            on_bad=lambda sample: print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr),
         )
-    result.write(csv=options.csv, json=options.json)
-    _print_table(result.table())
-    if model is not None:
+    if options.json is not None:
+        result.write_json(options.json)
+    for table in (result.table(), result.published_table()):
+        if table is not None:
+            _print_table(table)
+    if result.scored != "identity":
         print(result.improvement())
     _write_examples(model, dataset, options)
     for path in (options.csv, options.json, options.strip, options.save):
         if path is not None:
             print(f"wrote {path}")
-    for sample in result.bad:
-        print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr)
-    return 1 if result.bad else 0
+    if result.unpredicted:
+        first = ", ".join(result.unpredicted[:5]) + (", ..." if len(result.unpredicted) > 5 else "")
+        print(f"scsco: failed: {len(result.unpredicted)} composites without prediction: {first}", file=sys.stderr)
+    return 1 if result.bad_count or result.unpredicted else 0
+
+
+def _check_evaluated(options: EvaluateOptions) -> None:
+    given = [options.model is not None, options.predictions is not None, options.identity]
+    if sum(given) != 1:
+        raise ScscoError("wanted one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
+    if options.count is not None and options.count < 1:
+        raise ScscoError(f"--count is {options.count}; wanted at least 1")
+    if options.root is not None and options.dataset != "iharmony4":
+        raise ScscoError("--root belongs to --dataset iharmony4; --dataset takes a folder as well")
+    if options.dataset == "iharmony4" and options.root is None:
+        raise ScscoError("--dataset iharmony4 needs --root, the folder of iHarmony4; or give it as --dataset DIR")
+    if options.dataset == "synthetic" and options.predictions is not None:
+        raise ScscoError("--predictions needs --dataset DIR: synthetic composites have no file names to match")
+
+
+def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | None:
+    """The scored side in pixels; None is full resolution."""
+    from scsco_fast.nn.unet import WORKING_SIZE
+
+    if given is None:
+        return WORKING_SIZE if model is None else model.working_size
+    if given == "full":
+        return None
+    if not given.isdecimal() or int(given) < 1:
+        raise ScscoError(f"--resolution is {given!r}; wanted a number of pixels, such as 256, or full")
+    return int(given)
+
+
+def _at_full_resolution(model: "HarmonizationUNet") -> Any:
+    """The model as `scsco harmonize` applies it to a picture of any size: it works at its own size."""
+    from scsco_fast.harmonize import harmonize
+
+    def run(composite: Any, mask: Any) -> Any:
+        import torch
+
+        pixels = composite[0].permute(1, 2, 0).contiguous().numpy()
+        changed = harmonize(pixels, mask[0, 0].numpy(), model)
+        return torch.from_numpy(changed).permute(2, 0, 1)[None]
+
+    return run
+
+
+def _compare(arguments: list[str]) -> int:
+    options = _parse(CompareOptions, arguments, "scsco evaluate compare", positional=True)
+    from scsco_fast.compare import compare
+
+    result = compare(options.a, options.b, options.resamples, options.seed)
+    _print_table(result.table())
+    if options.json is not None:
+        result.write_json(options.json)
+        print(f"wrote {options.json}")
+    return 0
+
+
+def _prepare(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--root", *arguments]
+    options = _parse(PrepareOptions, arguments, "scsco prepare")
+    if options.workers is not None and options.workers < 0:
+        raise ScscoError(f"--workers is {options.workers}; wanted 0 or more")
+    if options.check == (options.output is not None):
+        raise ScscoError("wanted either --check or --output STORE (see scsco prepare --help)")
+    if options.output is not None:
+        return _pack(options, options.output)
+    from scsco_fast.data.packed import stores
+
+    found = stores(options.root)
+    return _check_store(found) if found else _check_dataset(options)
+
+
+def _check_dataset(options: PrepareOptions) -> int:
+    from scsco_fast.data.check import check_dataset
+
+    target = options.report or Path("runs/check") / f"{options.root.resolve().name}.json"
+    with _progress("checking") as progress:
+        report = check_dataset(options.root, target.with_suffix(".files.jsonl"), _workers(options), progress)
+    report.write(target)
+    for name, dialect in report.dialects.items():
+        print(f"{name}: {report.samples[name]} samples ({dialect})")
+    print(f"{report.files} files, {report.decoded} decoded now, {report.unlisted} composites in no list")
+    _print_problems(report.problems)
+    print(f"wrote {target}")
+    return 1 if report.problems else 0
+
+
+def _print_problems(problems: Sequence[Any]) -> None:
+    """How many there are of each kind, and the first of each; all of them are in the report."""
+    shown = 3
+    for kind in dict.fromkeys(problem.kind for problem in problems):
+        reasons = [problem.reason for problem in problems if problem.kind == kind]
+        for reason in reasons[:shown]:
+            print(f"scsco: {kind}: {_printable(reason)}", file=sys.stderr)
+        if len(reasons) > shown:
+            print(f"scsco: {kind}: {len(reasons) - shown} more in the report", file=sys.stderr)
+    print(f"{len(problems)} problems" if problems else "no problem")
+
+
+def _printable(text: str) -> str:
+    """One line that any terminal can show: file names may hold line ends and bytes of no encoding."""
+    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+
+
+def _check_store(folders: Sequence[Path]) -> int:
+    from scsco_fast.data.packed import verify
+
+    changed = []
+    for folder in folders:
+        with _progress("checking") as progress:
+            found = verify(folder, progress)
+        print(f"{folder}: {len(found)} records have been changed" if found else f"{folder}: no problem")
+        changed += found
+    for problem in changed:
+        print(f"scsco: {_printable(problem)}", file=sys.stderr)
+    return 1 if changed else 0
+
+
+def _pack(options: PrepareOptions, output: Path) -> int:
+    from scsco_fast.data.layouts import listed_splits
+    from scsco_fast.data.packing import pack
+
+    splits = [options.split] if options.split else listed_splits(options.root)
+    if not splits:
+        raise ScscoError(f"{options.root}: no list says what is for training; give --split train or --split test")
+    failed = 0
+    for split in splits:
+        with _progress(f"packing {split}") as progress:
+            report = pack(options.root, output, split, options.size, _workers(options), progress)
+        index = report.index
+        for reason in (*index.missing, *index.bad.values()):
+            print(f"scsco: failed: {_printable(reason)}", file=sys.stderr)
+        if report.warning is not None:
+            print(f"scsco: warning: {report.warning}", file=sys.stderr)
+        counts = f"{len(index.names) - len(index.bad)} samples of {len(index.real_checksums)} real pictures"
+        print(f"{report.folder}: {counts}, {len(index.bad)} bad, {len(index.missing)} missing")
+        failed += len(index.bad) + len(index.missing)
+    print(f"train on it: scsco train paper --dataset packed --root {output} --size {options.size}")
+    return 1 if failed else 0
+
+
+def _workers(options: PrepareOptions) -> int:
+    from scsco_fast.data.workers import default_workers
+
+    return default_workers() if options.workers is None else options.workers
 
 
 def _harmonize(arguments: list[str]) -> int:
@@ -424,33 +642,32 @@ def _doctor(arguments: list[str]) -> int:
     return 1 if found else 0
 
 
-def _dataset(options: EvaluateOptions, size: int) -> Any:
-    if options.count is not None and options.count < 1:
-        raise ScscoError(f"--count is {options.count}; wanted at least 1")
-    if options.dataset == "iharmony4":
-        from torch.utils.data import Subset
-
+def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
+    if options.dataset != "synthetic":
         from scsco_fast.data.iharmony4 import IHarmony4
+        from scsco_fast.protocols import protocol_named
+        from scsco_fast.triplets import Triplets
 
-        if options.root is None:
-            raise ScscoError("--dataset iharmony4 needs --root, the folder of iHarmony4")
-        dataset = IHarmony4(options.root, split=options.split, size=size, subsets=options.subsets)
-        return Subset(dataset, range(min(options.count or len(dataset), len(dataset))))
+        folder = options.root if options.dataset == "iharmony4" else options.dataset
+        members = IHarmony4(str(folder), split=options.split, subsets=options.subsets).members[: options.count]
+        return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, options.split)
+    if resolution is None:
+        raise ScscoError("synthetic composites have no full resolution; give --resolution 256, or --dataset DIR")
     from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 
     photos = load_photos(options.photos, options.split)
-    return SyntheticComposites(photos, size=size, length=options.count or 48, seed=options.seed, augment=False)
+    return SyntheticComposites(photos, size=resolution, length=options.count or 48, seed=options.seed, augment=False)
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def _progress(what: str = "evaluating") -> Iterator[Callable[[int, int | None], None]]:
     """A progress bar on stderr, which disappears; nothing where stderr is no terminal."""
     from rich.console import Console
     from rich.progress import Progress
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("evaluating", total=None)
+        task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
@@ -505,6 +722,20 @@ def _check_backend() -> None:
     reason = known.get(name, f"no such backend; wanted auto or one of {', '.join(known)}")
     if reason != "yes":
         raise ScscoError(f"SCSCO_BACKEND is {name!r}: {reason}")
+
+
+def _log_to_stderr() -> None:
+    """What the data sets have to say: how they lie on disk, and what is missing."""
+    logger = logging.getLogger("scsco_fast.data")
+    logger.setLevel(logging.INFO)
+    if not any(isinstance(handler, _ToStderr) for handler in logger.handlers):
+        logger.addHandler(_ToStderr())
+
+
+class _ToStderr(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        level = "warning: " if record.levelno >= logging.WARNING else ""
+        print(f"scsco: {level}{_printable(record.getMessage())}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:

@@ -85,8 +85,17 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "demo", "--stepz", "3"], "--stepz"),
         (["train", "resume"], "needs the folder of a run"),
         (["train", "resume", "/nowhere"], "/nowhere/config.json: no such file"),
-        (["evaluate"], "missing --model STR"),
+        (["evaluate"], "wanted one of --model FILE, --predictions DIR and --identity"),
         (["evaluate", "--model", "/nowhere.safetensors"], "/nowhere.safetensors: no such file"),
+        (["evaluate", "--model", "none", "--identity"], "wanted one of --model FILE"),
+        (["evaluate", "--identity", "--resolution", "half"], "--resolution is 'half'"),
+        (["evaluate", "--identity", "--resolution", "full"], "no full resolution"),
+        (["evaluate", "--identity", "--resolution", "full", "--save", "x"], "leave them out"),
+        (["evaluate", "--identity", "--root", "x"], "--root belongs to --dataset iharmony4"),
+        (["evaluate", "--identity", "--dataset", "/nowhere"], "/nowhere: no such folder"),
+        (["evaluate", "--predictions", "/nowhere"], "--predictions needs --dataset DIR"),
+        (["evaluate", "compare"], "missing an argument"),
+        (["evaluate", "compare", "/nowhere.csv", "/nowhere.csv"], "/nowhere.csv: cannot be read"),
         (["evaluate", "--model", "none", "--count", "0"], "--count is 0"),
         (["evaluate", "--model", "none", "--dataset", "iharmony4"], "--root"),
         (["evaluate", "--model", "none", "--photos", "/nowhere"], "/nowhere"),
@@ -185,7 +194,7 @@ def test_evaluate_writes_what_it_names(model_file: str, tmp_path: Path, capsys: 
 
 def test_evaluate_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved = tmp_path / "unseen"
-    assert cli.main(["evaluate", "--model", "none", "--count", "2", "--size", "32", "--save", str(saved)]) == 0
+    assert cli.main(["evaluate", "--model", "none", "--count", "2", "--resolution", "32", "--save", str(saved)]) == 0
     assert "mean MSE" not in capsys.readouterr().out
     assert not list(saved.glob("*_output.png"))
 

@@ -1,42 +1,18 @@
 """Checkpoints: written whole or not at all, checked when read, and never read partially."""
 
-import os
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
+from scsco_fast.files import write_durably
 
 FORMAT = 1
 LAST = "last.pt"
 CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples"})
-
-
-def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Call `write(file)` on a temporary file beside `path`, flush it to the disk and rename it to `path`.
-
-    Whatever stops this, a kill or a power cut included, `path` is either the old file or the complete new one.
-    """
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power cut, where the system lets a folder be opened."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:

@@ -43,12 +43,12 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in `output` from its newest complete checkpoint."""
 
-    dataset: Literal["synthetic", "iharmony4"] = "synthetic"
-    """Composites made on the fly from photographs, or the iHarmony4 data set."""
+    dataset: Literal["synthetic", "iharmony4", "packed"] = "synthetic"
+    """Composites made on the fly from photographs, the iHarmony4 data set, or a store that scsco prepare packed."""
     photos: str = "builtin"
     """Source of the synthetic composites: a folder of photographs, or scikit-image's own."""
     root: str | None = None
-    """Folder of iHarmony4."""
+    """Folder of iHarmony4, or of the packed store."""
     subsets: tuple[str, ...] | None = None
     """Subsets of iHarmony4 to train on; None is all of them."""
     augment: bool = True
@@ -58,7 +58,7 @@ class TrainConfig:
     batch_size: int = 16
     """Composites in one step."""
     workers: int = 0
-    """Processes that read samples; 0 reads them in the training process."""
+    """Processes that read samples; 0 reads them in the training process. A packed store is read by a thread of it."""
     bad_sample_limit: int = 20
     """Stop when more than this many different samples cannot be used; until then they are skipped and named."""
 
@@ -150,8 +150,8 @@ class TrainConfig:
                 accepts, wanted = _BOUNDS[field.name]
                 if not accepts(converted):
                     raise ScscoError(f"{field.name} is {value!r}; wanted {wanted}")
-        if self.dataset == "iharmony4" and self.root is None:
-            raise ScscoError('root is None; wanted the folder of iHarmony4 (or dataset "synthetic")')
+        if self.dataset != "synthetic" and self.root is None:
+            raise ScscoError('root is None; wanted the folder of iHarmony4 or of a store (or dataset "synthetic")')
         if self.layer_weights is not None and len(self.layer_weights) != len(self.vgg_layers):
             raise ScscoError(f"layer_weights has {len(self.layer_weights)} numbers; wanted {len(self.vgg_layers)}")
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 import scsco_fast
-from scsco_fast.data.samples import BadSample, Batch, collate
+from scsco_fast.data.samples import BadSample, Batch, PackedBatch, collate
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import write_durably
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
@@ -86,7 +87,7 @@ class Run:
         self.bad = bad  # name -> reason of the samples that could not be used
         self.report = Report(folder, first)
 
-    def steps(self, batches: Iterable[Batch]) -> int:
+    def steps(self, batches: Iterable[Batch | PackedBatch]) -> int:
         """Do the steps; return how many of the run are done."""
         config, device, done = self.config, self.step.device, self.first
         if done >= config.steps:
@@ -98,7 +99,7 @@ class Run:
             for index, batch in zip(range(self.first, config.steps), batches, strict=False):
                 self.note_bad(batch.bad)
                 if batch.names:
-                    composite, real, mask = (x.to(device, non_blocking=True) for x in batch[:3])
+                    composite, real, mask = batch.to(device)[:3]
                     self.step(composite, real, mask, index)
                 done, images = index + 1, images + len(batch.names)
                 progress.advance(bar)
@@ -312,7 +313,7 @@ def write_config(
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": versions(),
     }
-    checkpoint.write_durably(folder / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
+    write_durably(folder / "config.json", lambda file: file.write(json.dumps(content, indent=2).encode()))
 
 
 def summary(folder: Path, config: TrainConfig, done: int, source: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.train.checkpoint import write_durably
+from scsco_fast.files import write_durably
 
 COLUMNS = (
     "step",

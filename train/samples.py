@@ -9,8 +9,10 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.iharmony4 import IHarmony4
-from scsco_fast.data.samples import BadSample, Batch, Sample, collate
+from scsco_fast.data.packed import PackedDataset, read_ahead, stores
+from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
+from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 
 
@@ -34,9 +36,23 @@ def build_dataset(config: TrainConfig) -> Samples:
             augment=config.augment,
             seed=config.seed,
         )
+    if config.dataset == "packed":
+        return packed_dataset(config, "train", augment=config.augment)
     photos = load_photos(config.photos, "train")
     length = config.steps * config.batch_size
     return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+
+
+def packed_dataset(config: TrainConfig, split: str, augment: bool = False) -> PackedDataset:
+    """One split of the packed store that `config` names; a store of another size is refused."""
+    assert config.root is not None  # checked by TrainConfig
+    packed = PackedDataset(config.root, split, config.subsets, augment, config.seed)
+    if packed.size != config.size:
+        raise ScscoError(
+            f"{packed.folder}: its pictures are {packed.size}x{packed.size} but size is {config.size}; "
+            f"train with size {packed.size}, or pack again with scsco prepare --size {config.size}"
+        )
+    return packed
 
 
 def build_preview(config: TrainConfig, count: int = 4) -> Batch:
@@ -45,6 +61,9 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
     if config.dataset == "iharmony4":
         assert config.root is not None
         samples = IHarmony4(config.root, "test", config.size, config.subsets)
+    elif config.dataset == "packed":
+        splits = {folder.name for folder in stores(config.root or "")}
+        samples = packed_dataset(config, "test" if "test" in splits else "train")
     else:
         photos = load_photos(config.photos, "test")
         samples = SyntheticComposites(photos, config.size, count, config.seed, augment=False)
@@ -79,11 +98,14 @@ class StepOrder(Sampler[list[int]]):
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
-def build_loader(samples: Samples, config: TrainConfig, first: int, device: torch.device) -> Iterable[Batch]:
+def build_loader(
+    samples: Samples, config: TrainConfig, first: int, device: torch.device
+) -> Iterable[Batch | PackedBatch]:
     """Batches of the steps from `first` on, in order."""
-    order = StepOrder(
-        len(samples), config.batch_size, first, config.steps, shuffle=config.dataset == "iharmony4", seed=config.seed
-    )
+    shuffle = config.dataset != "synthetic"
+    order = StepOrder(len(samples), config.batch_size, first, config.steps, shuffle=shuffle, seed=config.seed)
+    if isinstance(samples, PackedDataset):
+        return read_ahead(samples, order, pin_memory=device.type == "cuda")
     return DataLoader(
         cast(Dataset[Batch], samples),
         batch_sampler=order,

@@ -1,14 +1,17 @@
-"""Samples for training and evaluation: iHarmony4, and composites made on the fly from any photographs."""
+"""Samples for training and evaluation: iHarmony4, a packed store of it, and composites made from any photographs."""
 
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.images import Picture, image_to_tensor, read_mask, read_picture, tensor_to_image
-from scsco_fast.data.samples import BadSample, Batch, Sample, collate
+from scsco_fast.data.packed import PackedDataset
+from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import Photo, SyntheticComposites, load_photos
 
 __all__ = [
     "BadSample",
     "Batch",
     "IHarmony4",
+    "PackedBatch",
+    "PackedDataset",
     "Photo",
     "Picture",
     "Sample",

@@ -1,48 +1,23 @@
-"""iHarmony4 in its official layout, or any data kept the same way.
-
-::
-
-    ROOT/IHD_train.txt  IHD_test.txt          lines: HCOCO/composite_images/c21070_1396052_1.jpg
-    ROOT/HCOCO/HCOCO_train.txt                lines: c21070_1396052_1.jpg (read where ROOT has no IHD list)
-    ROOT/HCOCO/composite_images/ID_M_K.jpg    ROOT/HCOCO/masks/ID_M.png    ROOT/HCOCO/real_images/ID.jpg
-
-ROOT may also be one subset's own folder. Only the file *name* is split at the underscores; ids may contain `-`.
-"""
+"""iHarmony4, or any data kept the same way; `scsco_fast.data.layouts` says which ways those are."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from scsco_fast.data.images import PICTURE_SUFFIXES, binary_mask, image_to_tensor, read_mask, read_picture
+from scsco_fast.data.images import binary_mask, image_to_tensor, read_mask, read_picture
+from scsco_fast.data.layouts import Member, find_layout
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 
-SUBSETS = ("HAdobe5k", "HCOCO", "HFlickr", "Hday2night")
-SPLITS = ("train", "test")
-
-_SUBSET_OF_LETTER = {"a": "HAdobe5k", "c": "HCOCO", "f": "HFlickr", "d": "Hday2night"}
-_SMALLEST_CROP = 0.7  # share of the picture's area
+SMALLEST_CROP = 0.7  # share of the picture's area
 _CROP_TRIES = 8
-_NAMES_SAID = 3
-
-_log = logging.getLogger("scsco_fast")
-
-
-class _Member(NamedTuple):
-    subset: str
-    composite: Path
-    mask: Path
-    real: Path
 
 
 class IHarmony4(Dataset[Sample | BadSample]):
@@ -85,30 +60,20 @@ class IHarmony4(Dataset[Sample | BadSample]):
         augment: bool = False,
         seed: int = 0,
     ) -> None:
-        if split not in SPLITS:
-            raise ScscoError(f"split {split!r} is unknown; use one of {', '.join(SPLITS)}")
         if size is not None and size < 1:
             raise ScscoError(f"size {size} is not a picture's side; use a positive number of pixels, or None")
         if seed < 0:
             raise ScscoError(f"seed {seed} is negative; use 0 or more")
         self.root, self.split, self.size, self.augment, self.seed = Path(root), split, size, augment, seed
-        entries = _read_entries(self.root, split)
-        if subsets is not None:
-            entries = _keep_subsets(entries, subsets)
-        self.members, self.missing = _find_members(entries)
-        if not self.members:
+        layout = find_layout(root, split)
+        if layout.malformed:
+            more = f" ({len(layout.malformed)} such lines)" if len(layout.malformed) > 1 else ""
+            raise ScscoError(layout.malformed[0] + more)
+        layout.say()
+        self.missing = layout.missing
+        if not layout.members:
             raise ScscoError(f"{self.root}: none of the {split} list's entries is complete; first: {self.missing[0]}")
-        if self.missing:
-            said = "; ".join(self.missing[:_NAMES_SAID])
-            _log.warning(
-                "%s: %d of %d %s entries are left out: %s%s",
-                self.root,
-                len(self.missing),
-                len(entries),
-                split,
-                said,
-                "; ..." if len(self.missing) > _NAMES_SAID else "",
-            )
+        self.members = layout.members if subsets is None else keep_subsets(layout.members, subsets)
 
     def __len__(self) -> int:
         return len(self.members)
@@ -123,31 +88,16 @@ class IHarmony4(Dataset[Sample | BadSample]):
         except ScscoError as error:
             return BadSample(member.composite.name, str(error))
 
-    def _load(self, member: _Member, index: int) -> Sample:
-        composite = read_picture(member.composite).rgb  # (H, W, 3)
-        height, width = composite.shape[:2]
+    def _load(self, member: Member, index: int) -> Sample:
+        composite, mask = read_composite(member)
+        assert member.real is not None  # find_layout asks for it
         real = read_picture(member.real).rgb
-        if real.shape != composite.shape:
-            raise ScscoError(
-                f"{member.real}: the real picture is {real.shape[1]}x{real.shape[0]} "
-                f"but its composite is {width}x{height}"
-            )
-        soft = read_mask(member.mask, size=(height, width))
-        mask = binary_mask(soft)
-        if not mask.any():
-            raise ScscoError(
-                f"{member.mask}: the mask is empty (its largest grey value is {soft.max() * 255:.0f}, "
-                "foreground is above 127)"
-            )
-        if mask.all():
-            raise ScscoError(f"{member.mask}: the mask is full, no background is left")
-        box, flip = (0, 0, width, height), False
+        check_real_size(member.real, real.shape[:2], composite.shape[:2])
+        box, flip = (0, 0, mask.shape[1], mask.shape[0]), False
         if self.augment:
-            box, flip = _draw_crop(mask, np.random.default_rng((self.seed, index)))
-        picture, target, cut = (_crop(array, box, flip, self.size) for array in (composite, real, mask))
-        if not cut.any() or cut.all():
-            state = "full" if cut.all() else "empty"
-            raise ScscoError(f"{member.mask}: the mask is {state} at {self.size}x{self.size}; use a larger size")
+            box, flip = draw_crop(mask, np.random.default_rng((self.seed, index)))
+        picture, target, cut = (resize_part(array, box, flip, self.size) for array in (composite, real, mask))
+        check_mask(member.mask, cut)
         return Sample(
             image_to_tensor(picture),
             image_to_tensor(target),
@@ -157,8 +107,57 @@ class IHarmony4(Dataset[Sample | BadSample]):
         )
 
 
-def _crop(array: np.ndarray, box: tuple[int, int, int, int], flip: bool, size: int | None) -> np.ndarray:
-    """Cut `box` (left, top, right, bottom) out of a picture or a boolean mask, resize it to `size` and flip it."""
+def keep_subsets(members: Sequence[Member], subsets: Sequence[str]) -> list[Member]:
+    """The members of the named subsets; a name that none of them has is a `ScscoError`."""
+    known = sorted({member.subset for member in members})
+    for subset in subsets:
+        if subset not in known:
+            raise ScscoError(f"subset {subset!r} is not in the list; it has {', '.join(known)}")
+    return [member for member in members if member.subset in subsets]
+
+
+def read_composite(member: Member) -> tuple[np.ndarray, np.ndarray]:
+    """The composite, (H, W, 3) uint8, and its mask, (H, W) bool, at full resolution.
+
+    Raises:
+        ScscoError: a file cannot be read, the sizes differ, or the mask is empty or full.
+    """
+    composite = read_picture(member.composite).rgb
+    height, width = composite.shape[:2]
+    soft = read_mask(member.mask, size=(height, width))
+    mask = binary_mask(soft)
+    if not mask.any():
+        raise ScscoError(
+            f"{member.mask}: the mask is empty (its largest grey value is {soft.max() * 255:.0f}, "
+            "foreground is above 127)"
+        )
+    if mask.all():
+        raise ScscoError(f"{member.mask}: the mask is full, no background is left")
+    return composite, mask
+
+
+def check_real_size(real: Path, size: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Refuse a real picture whose (height, width) is not its composite's."""
+    if size != wanted:
+        raise ScscoError(
+            f"{real}: the real picture is {size[1]}x{size[0]} but its composite is {wanted[1]}x{wanted[0]}"
+        )
+
+
+def check_mask(path: Path, mask: np.ndarray) -> None:
+    """Refuse a resized mask without foreground, or without background."""
+    if not mask.any() or mask.all():
+        state = "full" if mask.any() else "empty"
+        side = f"{mask.shape[1]}x{mask.shape[0]}"
+        raise ScscoError(f"{path}: the mask is {state} at {side}; use a larger size")
+
+
+def resize_part(array: np.ndarray, box: tuple[int, int, int, int], flip: bool, size: int | None) -> np.ndarray:
+    """Cut `box` (left, top, right, bottom) out of a picture or a boolean mask, resize it to `size` and flip it.
+
+    Pictures are resized by PIL's antialiased bilinear filter, masks by nearest neighbour. With `size` None the cut
+    keeps its size.
+    """
     left, top, right, bottom = box
     cut = array[top:bottom, left:right]
     if size is not None and cut.shape[:2] != (size, size):
@@ -170,114 +169,14 @@ def _crop(array: np.ndarray, box: tuple[int, int, int, int], flip: bool, size: i
     return np.ascontiguousarray(cut[:, ::-1]) if flip else cut
 
 
-def _draw_crop(mask: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
+def draw_crop(mask: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, int, int, int], bool]:
     """A random box of at least 70 % of the area that keeps foreground and background, and whether to flip."""
     flip = bool(rng.random() < 0.5)
     height, width = mask.shape
     for _ in range(_CROP_TRIES):
-        high, wide = np.ceil(rng.uniform(_SMALLEST_CROP**0.5, 1, 2) * (height, width)).astype(int)
+        high, wide = np.ceil(rng.uniform(SMALLEST_CROP**0.5, 1, 2) * (height, width)).astype(int)
         top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
         cut = mask[top : top + high, left : left + wide]
         if cut.any() and not cut.all():
             return (left, top, left + int(wide), top + int(high)), flip
     return (0, 0, width, height), flip
-
-
-class _Entry(NamedTuple):
-    subset: str
-    folder: Path  # holds composite_images, masks, real_images
-    name: str
-
-
-def _read_entries(root: Path, split: str) -> list[_Entry]:
-    if not root.is_dir():
-        raise ScscoError(f"{root}: no such folder; give iHarmony4's root, or one subset's folder")
-    whole = root / f"IHD_{split}.txt"
-    if whole.is_file():
-        return [_entry_of_line(root, line, f"{whole}:{number}") for number, line in _lines(whole)]
-    folders = [root / subset for subset in SUBSETS if (root / subset).is_dir()] or [root]
-    entries: list[_Entry] = []
-    for folder in folders:
-        for listed in _subset_lists(folder, split):
-            entries += [_entry_of_line(folder, line, f"{listed}:{number}") for number, line in _lines(listed)]
-    if not entries:
-        raise ScscoError(
-            f"{root}: no list of {split} pictures; IHD_{split}.txt is wanted there, "
-            f"or SUBSET_{split}.txt in each of its subset folders ({', '.join(SUBSETS)})"
-        )
-    return entries
-
-
-def _subset_lists(folder: Path, split: str) -> list[Path]:
-    own = folder / f"{folder.name}_{split}.txt"
-    if own.is_file():
-        return [own]
-    return [folder / f"{subset}_{split}.txt" for subset in SUBSETS if (folder / f"{subset}_{split}.txt").is_file()]
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The list's lines that are not blank, numbered from 1; a byte-order mark and Windows line ends are dropped."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScscoError(f"{path}: cannot be read as a list of file names ({error})") from error
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            yield number, line.strip().replace("\\", "/")
-
-
-def _entry_of_line(root: Path, line: str, where: str) -> _Entry:
-    parts = PurePosixPath(line).parts
-    name = parts[-1] if parts else ""
-    if Path(name).stem.count("_") < 2:
-        raise ScscoError(f"{where}: {line!r} is not a composite's name; ID_M_K.jpg is wanted")
-    if len(parts) == 1 or parts[:-1] == ("composite_images",):
-        folder, subset = root, _SUBSET_OF_LETTER.get(name[0], root.name)
-    elif len(parts) == 3 and parts[1] == "composite_images":
-        folder, subset = root / parts[0], parts[0]
-    else:
-        raise ScscoError(f"{where}: {line!r} is not in the layout; SUBSET/composite_images/ID_M_K.jpg is wanted")
-    return _Entry(subset, folder, name)
-
-
-def _keep_subsets(entries: list[_Entry], subsets: Sequence[str]) -> list[_Entry]:
-    known = sorted({entry.subset for entry in entries})
-    for subset in subsets:
-        if subset not in known:
-            raise ScscoError(f"subset {subset!r} is not in the list; it has {', '.join(known)}")
-    return [entry for entry in entries if entry.subset in subsets]
-
-
-def _find_members(entries: list[_Entry]) -> tuple[list[_Member], list[str]]:
-    """The entries whose three files are there, and a line for each of the others."""
-    # One listing per folder: 200,000 separate looks at the disk take minutes on a network drive.
-    listing = cache(_list_folder)
-    members: list[_Member] = []
-    missing: list[str] = []
-    for subset, folder, name in entries:
-        identity, number, _ = Path(name).stem.rsplit("_", 2)
-        suffix = Path(name).suffix
-        composite, mask, real = folder / "composite_images", folder / "masks", folder / "real_images"
-        mask_name = _pick(listing(mask), f"{identity}_{number}", ".png")
-        real_name = _pick(listing(real), identity, suffix)
-        if name not in listing(composite):
-            missing.append(f"{composite / name}: no such file")
-        elif mask_name is None:
-            missing.append(f"{mask / f'{identity}_{number}.png'}: no such file")
-        elif real_name is None:
-            missing.append(f"{real / (identity + suffix)}: no such file")
-        else:
-            members.append(_Member(subset, composite / name, mask / mask_name, real / real_name))
-    return members, missing
-
-
-def _list_folder(folder: Path) -> frozenset[str]:
-    try:
-        return frozenset(os.listdir(folder))
-    except OSError:
-        return frozenset()
-
-
-def _pick(names: frozenset[str], stem: str, suffix: str) -> str | None:
-    """`stem` with `suffix`, or with another picture suffix that tools leave behind; None where there is none."""
-    return next((stem + end for end in (suffix, *PICTURE_SUFFIXES) if stem + end in names), None)

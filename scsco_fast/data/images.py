@@ -23,6 +23,8 @@ from scsco_fast.regions import THRESHOLD
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
+# What else Pillow opens are formats of no picture, or need another program: an EPS file is run by Ghostscript.
+_FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes a phone's MPO
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError (an OSError).
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
@@ -146,7 +148,7 @@ def open_upright(path: str | os.PathLike[str]) -> Image.Image:
     _check_file(path)
     name = os.fspath(path)
     try:
-        with Image.open(path) as opened:
+        with Image.open(path, formats=_FORMATS) as opened:
             opened.load()
             return _upright(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:

@@ -113,8 +113,10 @@ def load_photos(source: str | os.PathLike[str], split: Split) -> list[Photo]:
     return _load_folder(Path(source), split)
 
 
-def segmented_photo(name: str, rgb: np.ndarray) -> Photo:
+def segmented_photo(name: str, rgb: np.ndarray, longest: int = LONGEST_SIDE) -> Photo:
     """A `Photo` of an (H, W, 3) uint8 picture, with candidate foregrounds found by segmentation.
+
+    A picture of more than `longest` pixels on its long side is reduced to it.
 
     SLIC superpixels of the picture at 256 pixels are grown from a random one, neighbour by neighbour, towards long
     common borders and, more or less, similar colours, to a random area of 1 to 35 % of the picture. A union is kept if
@@ -126,14 +128,28 @@ def segmented_photo(name: str, rgb: np.ndarray) -> Photo:
     """
     from skimage.segmentation import slic
 
-    rgb = _shrink(rgb, LONGEST_SIDE)
-    small = _shrink(rgb, _SEGMENTED_SIDE)
+    rgb = shrink(rgb, longest)
+    small = shrink(rgb, _SEGMENTED_SIDE)
     regions = slic(small, n_segments=_SUPERPIXELS, compactness=_COMPACTNESS, start_label=0).astype(np.uint16)
     flat = int(np.ptp(small, axis=(0, 1)).max()) < _LEAST_RANGE  # superpixels tile a flat picture too
-    candidates = () if flat else _object_like_unions(small, regions, np.random.default_rng(_hash(name)))
+    candidates = () if flat else _object_like_unions(small, regions, np.random.default_rng(name_hash(name)))
     if not candidates:
         raise ScscoError(f"{name}: no region of the photograph looks like an object; give it a mask, or leave it out")
     return Photo(name, rgb, regions, candidates, smoothing=_OUTLINE_SMOOTHING)
+
+
+def masked_photo(name: str, rgb: np.ndarray, mask_path: Path, longest: int = LONGEST_SIDE) -> Photo:
+    """A `Photo` of an (H, W, 3) uint8 picture with one candidate foreground, the mask file's grey above 127.
+
+    Raises:
+        ScscoError: the mask cannot be read, has another size than the picture, or is empty or full.
+    """
+    mask = binary_mask(read_mask(mask_path, size=rgb.shape[:2]))
+    if mask.all() or not mask.any():
+        raise ScscoError(f"{mask_path}: the mask is {'full' if mask.all() else 'empty'} (foreground is grey above 127)")
+    rgb = shrink(rgb, longest)
+    shrunk = Image.fromarray(mask.astype(np.uint8)).resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
+    return Photo(name, rgb, np.asarray(shrunk, dtype=np.uint16), ((1,),))
 
 
 # Name to split, package and the file inside it.
@@ -149,20 +165,25 @@ _BUILTIN: dict[str, tuple[Split, str, str]] = {
 }
 
 
-def _load_builtin(split: Split) -> list[Photo]:
-    photos = []
+def builtin_files(split: Split) -> dict[str, Path]:
+    """Where the built-in photographs of one split are, by name; see the table at the top."""
+    files = {}
     for name, (belongs, package, file) in _BUILTIN.items():
         spec = importlib.util.find_spec(package)
         if belongs != split or (spec is None and package == "sklearn"):
             continue
         if spec is None or spec.origin is None:
             raise ScscoError(f"the photograph {name} is in {package}, which is not installed: pip install scsco-fast")
-        photos.append(segmented_photo(name, read_picture(Path(spec.origin).parent / file).rgb))
-    return photos
+        files[name] = Path(spec.origin).parent / file
+    return files
+
+
+def _load_builtin(split: Split) -> list[Photo]:
+    return [segmented_photo(name, read_picture(path).rgb) for name, path in builtin_files(split).items()]
 
 
 def _load_folder(folder: Path, split: str) -> list[Photo]:
-    names = _split_names(_picture_names(folder), split)
+    names = split_names(picture_names(folder), split)
     photos: list[Photo] = []
     reasons: list[str] = []
     for name in names:
@@ -178,7 +199,12 @@ def _load_folder(folder: Path, split: str) -> list[Photo]:
     return photos
 
 
-def _picture_names(folder: Path) -> list[str]:
+def picture_names(folder: Path) -> list[str]:
+    """Paths, relative to the folder and sorted, of the picture files in it and its subfolders, `masks` left out.
+
+    Raises:
+        ScscoError: no such folder, or fewer than two pictures.
+    """
     if not folder.is_dir():
         raise ScscoError(f'{folder}: no such folder; give a folder of photographs, or "builtin"')
     found = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in PICTURE_SUFFIXES)
@@ -192,14 +218,15 @@ def _picture_names(folder: Path) -> list[str]:
     return names
 
 
-def _split_names(names: list[str], split: str) -> list[str]:
-    by_hash = sorted(names, key=_hash)
-    tested = {name for name in names if _hash(name) < TEST_SHARE * 2**64}
+def split_names(names: list[str], split: str) -> list[str]:
+    """The names of one split, in their order: those of the lowest fifth of hashes are tested on, at least one."""
+    by_hash = sorted(names, key=name_hash)
+    tested = {name for name in names if name_hash(name) < TEST_SHARE * 2**64}
     tested = (tested or {by_hash[0]}) - ({by_hash[-1]} if len(tested) == len(names) else set())
     return [name for name in names if (name in tested) == (split == "test")]
 
 
-def _hash(name: str) -> int:
+def name_hash(name: str) -> int:
     """64 bits of a name, the same on every machine and in every process."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
@@ -207,20 +234,16 @@ def _hash(name: str) -> int:
 def _load_photo(folder: Path, name: str) -> Photo:
     rgb = read_picture(folder / name).rgb
     mask_path = (folder / MASKS_FOLDER / name).with_suffix(".png")
-    if not mask_path.exists():
-        try:
-            return segmented_photo(name, rgb)
-        except ScscoError as error:
-            raise ScscoError(f"{folder}/{error}") from error
-    mask = binary_mask(read_mask(mask_path, size=rgb.shape[:2]))
-    if mask.all() or not mask.any():
-        raise ScscoError(f"{mask_path}: the mask is {'full' if mask.all() else 'empty'} (foreground is grey above 127)")
-    rgb = _shrink(rgb, LONGEST_SIDE)
-    shrunk = Image.fromarray(mask.astype(np.uint8)).resize(rgb.shape[1::-1], Image.Resampling.NEAREST)
-    return Photo(name, rgb, np.asarray(shrunk, dtype=np.uint16), ((1,),))
+    if mask_path.exists():
+        return masked_photo(name, rgb, mask_path)
+    try:
+        return segmented_photo(name, rgb)
+    except ScscoError as error:
+        raise ScscoError(f"{folder}/{error}") from error
 
 
-def _shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
+def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
+    """An (H, W, 3) uint8 picture, reduced (antialiased bilinear) if its long side has more than `longest` pixels."""
     height, width = rgb.shape[:2]
     scale = longest / max(height, width)
     if scale >= 1:

@@ -203,7 +203,7 @@ def test_a_folder_is_split_by_file_name(folder: Path) -> None:
 
 @pytest.mark.parametrize("names", [["a.png", "b.png"], ["1.png", "2.png", "3.png"], ["x.png", "y.png"]])
 def test_both_splits_of_a_small_folder_have_a_photograph(names: list[str]) -> None:
-    train, test = (photos_module._split_names(names, split) for split in ("train", "test"))
+    train, test = (photos_module.split_names(names, split) for split in ("train", "test"))
     assert train
     assert test
     assert sorted(train + test) == names
@@ -211,8 +211,8 @@ def test_both_splits_of_a_small_folder_have_a_photograph(names: list[str]) -> No
 
 def test_every_hash_in_one_split_still_leaves_the_other_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in (0, 2**64 - 1):
-        monkeypatch.setattr(photos_module, "_hash", lambda name, value=value: value)
-        assert len(photos_module._split_names(["a", "b", "c"], "train")) in (1, 2)
+        monkeypatch.setattr(photos_module, "name_hash", lambda name, value=value: value)
+        assert len(photos_module.split_names(["a", "b", "c"], "train")) in (1, 2)
 
 
 def test_masks_folder_gives_the_foreground(folder: Path) -> None:
@@ -244,7 +244,7 @@ def test_unusable_photographs_are_skipped_counted_and_named(folder: Path, caplog
 
 
 def test_full_or_empty_masks_are_refused(folder: Path) -> None:
-    for name in photos_module._split_names(photos_module._picture_names(folder), "test"):
+    for name in photos_module.split_names(photos_module.picture_names(folder), "test"):
         Image.new("L", (120, 90), 255).save(folder / "masks" / name)
     with pytest.raises(ScscoError, match=r"masks.*the mask is full"):
         load_photos(folder, "test")

@@ -1,0 +1,59 @@
+"""Random crops and flips of a batch, on the device that the batch is on."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def crop_and_flip(pictures: Tensor, masks: Tensor, boxes: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+    """Cut a box out of each picture and mask, enlarge it to the full size, and flip some of them.
+
+    Pictures are sampled bilinearly, clamped to the box: up to rounding what PIL's bilinear filter makes of the cut
+    picture, as long as the box is not larger than the output. Masks are sampled at the nearest pixel, as PIL does.
+    Every sample is a function of its own row alone; the host does not wait for the device.
+
+    Args:
+        pictures: (B, C, H, W) float.
+        masks: (B, 1, H, W) of any type.
+        boxes: (B, 4) integers: left, top, right, bottom.
+        flips: (B,) bool: turn left and right.
+
+    Returns:
+        Both in their shapes and types.
+
+    Example:
+        >>> pictures, masks = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
+        >>> boxes = torch.tensor([[0, 0, 8, 8], [1, 0, 7, 7]])
+        >>> whole, _ = crop_and_flip(pictures, masks, boxes, torch.tensor([True, False]))
+        >>> torch.allclose(whole[0], pictures[0].flip(2), atol=1e-5)
+        True
+    """
+    height, width = pictures.shape[2:]
+    left, top, right, bottom = boxes.to(torch.float64).unbind(1)  # (B,)
+    columns = _centres(left, right, width)  # (B, W): where each output pixel's centre lies, in input pixels
+    columns = torch.where(flips[:, None], columns.flip(1), columns)
+    rows = _centres(top, bottom, height)  # (B, H)
+
+    batch = torch.arange(len(masks), device=masks.device)[:, None, None]
+    nearest = masks[batch, :, rows.floor().long()[:, :, None], columns.floor().long()[:, None, :]]  # (B, H, W, 1)
+
+    # Samples beyond the centres of the box's outer pixels take these pixels, as if the box were the whole picture.
+    columns = columns.clamp(left[:, None] + 0.5, right[:, None] - 0.5)
+    rows = rows.clamp(top[:, None] + 0.5, bottom[:, None] - 0.5)
+    grid = torch.stack(
+        [
+            (columns * (2 / width) - 1)[:, None, :].expand(-1, height, -1),
+            (rows * (2 / height) - 1)[:, :, None].expand(-1, -1, width),
+        ],
+        dim=3,
+    )  # (B, H, W, 2)
+    cut = F.grid_sample(pictures, grid.to(pictures.dtype), mode="bilinear", padding_mode="border", align_corners=False)
+    return cut, nearest.permute(0, 3, 1, 2).contiguous()
+
+
+def _centres(start: Tensor, end: Tensor, count: int) -> Tensor:
+    """(B, count): centres of `count` equal parts of each interval."""
+    steps = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count
+    return start[:, None] + (end - start)[:, None] * steps
