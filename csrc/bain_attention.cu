@@ -135,7 +135,7 @@ __global__ void __launch_bounds__(kThreads, 3)
     first.add_moments(second, weights, C::kLogitsLd, v_tile, kValuesLd, depth_of(kKeys, n_keys - at));
   }
 
-  total = fmaxf(total, 1e-37f);
+  if (total < 1e-37f) total = 1e-37f;  // and not fmaxf, which would hide a NaN
   __syncwarp();
   if (lane < 16) {
     factors[row] = 1.0f / total;
@@ -167,7 +167,7 @@ __global__ void __launch_bounds__(kThreads, 3)
       },
       [&](int64_t at, int place, int c, float variance) {
         const float scaled = variance * (unit_of(c) * unit_of(c));
-        to.deviation.put(at, place < q.left ? sqrtf(fmaxf(scaled, 0.0f) + eps) : 1.0f);
+        to.deviation.put(at, place < q.left ? sqrtf((scaled < 0 ? 0.0f : scaled) + eps) : 1.0f);
       });
   __syncthreads();
   first.store(out, kOutLd);
@@ -192,12 +192,12 @@ size_t forward_bytes(int chunk) {
   return std::max(used, shared_bytes<float>(kOwned * leading<float>(kColumns)));
 }
 
-// query and key (B, D, N), value (B, C, N) of any layout -> mean and deviation (B, C, N) in the dtype of value, first and
-// variance (B, N, C) and lse (B, N) in float32. Blocks take at most `shared` bytes of shared memory.
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> bain_attention_forward(const Tensor& query, const Tensor& key,
-                                                                          const Tensor& value, const Tensor& order,
-                                                                          const Tensor& counts, double scale, double eps,
-                                                                          bool tf32, int64_t shared) {
+using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// query and key (B, D, N), value (B, C, N) of any layout -> mean and deviation (B, C, N) in the dtype of value, first
+// and variance (B, N, C) and lse (B, N) in float32. Blocks take at most `shared` bytes of shared memory.
+Results bain_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& order,
+                               const Tensor& counts, double scale, double eps, bool tf32, int64_t shared) {
   const Shape shape = shape_of(query, key, value, order, counts);
   const int64_t batch = value.size(0), pixels = shape.pixels, channels = shape.channels;
   const Tensor mean = allocate_like(value), deviation = allocate_like(value);

@@ -16,9 +16,9 @@ namespace {
 
 template <class Element>
 struct BackwardRows {
-  Global<const Element> query, key;                 // (B, N, key_width)
-  Global<const Element> value, da, db;              // (B, N, width)
-  Global<const float> delta, lse, span, unit;       // (B, N), (B, N) in base 2, (B), (B, width)
+  Global<const Element> query, key;            // (B, N, key_width)
+  Global<const Element> value, da, db;         // (B, N, width)
+  Global<const float> delta, lse, span, unit;  // (B, N), (B, N) in base 2, (B), (B, width)
 };
 
 // Columns of queries and keys, and of channels, that stand in shared memory at once.
@@ -84,7 +84,8 @@ __device__ __forceinline__ void sum_logit_gradients(const BackwardRows<typename 
   const Rows<Element> all_da{rows.da + base * shape.width, n_query, shape.width};
   const Rows<Element> all_db{rows.db + base * shape.width, n_query, shape.width};
   const Rows<Element> all_v{rows.value + base * shape.width, n_bg, shape.width};
-  const bool whole_keys = PANELS == 1 || chunks.keys == shape.key_width, whole_channels = chunks.channels == shape.width;
+  const bool whole_keys = PANELS == 1 || chunks.keys == shape.key_width;
+  const bool whole_channels = chunks.channels == shape.width;
 
   SharedMemory before;
   const Shared<float> scratch = before.array<float>(kProductScratch<Kind>);
@@ -297,8 +298,8 @@ size_t logit_gradients_bytes(const Chunks& chunks) {
   const int ld = leading<Element>(round_up(chunks.keys, kColumns)), channel_ld = leading<Element>(chunks.channels);
   const size_t used = shared_bytes<Element>(C::kQueries * ld) + shared_bytes<Element>(C::kKeys * ld) +
                       2 * shared_bytes<Element>(C::kQueries * channel_ld) +
-                      shared_bytes<Element>(C::kKeys * channel_ld) +
-                      shared_bytes<Element>(C::kQueries * C::kLogitsLd) + shared_bytes<float>(2 * C::kQueries);
+                      shared_bytes<Element>(C::kKeys * channel_ld) + shared_bytes<Element>(C::kQueries * C::kLogitsLd) +
+                      shared_bytes<float>(2 * C::kQueries);
   return std::max(used, kOutBytes);
 }
 
@@ -310,9 +311,8 @@ Chunks fit_chunks(const Shape& shape, int64_t shared) {
   chunks.channels = fit(shape.width, kStep, shared, [&](int channels) {
     return logit_gradients_bytes<Kind, QUERIES>({shape.key_width, channels});
   });
-  chunks.keys = fit(shape.key_width, kColumns, shared, [&](int keys) {
-    return logit_gradients_bytes<Kind, QUERIES>({keys, chunks.channels});
-  });
+  chunks.keys = fit(shape.key_width, kColumns, shared,
+                    [&](int keys) { return logit_gradients_bytes<Kind, QUERIES>({keys, chunks.channels}); });
   return chunks;
 }
 
@@ -368,11 +368,10 @@ std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_me
     const Packed packed = pack<Kind>(query, key, value, regions, shape);
     const PackedGradients grads =
         pack_gradients<Kind>(grad_mean, grad_std, first, variance, lse, packed, regions, shape, eps);
-    const BackwardRows<Element> rows{global<const Element>(packed.query), global<const Element>(packed.key),
-                                     global<const Element>(packed.value), global<const Element>(grads.da),
-                                     global<const Element>(grads.db),     global<const float>(grads.delta),
-                                     global<const float>(grads.lse),      global<const float>(grads.span),
-                                     global<const float>(packed.unit)};
+    const BackwardRows<Element> rows{
+        global<const Element>(packed.query), global<const Element>(packed.key), global<const Element>(packed.value),
+        global<const Element>(grads.da),     global<const Element>(grads.db),   global<const float>(grads.delta),
+        global<const float>(grads.lse),      global<const float>(grads.span),   global<const float>(packed.unit)};
     const float factor = static_cast<float>(scale);
     const int64_t blocks = ceil_div(pixels, kOwned);
     if (shape.key_width <= kColumns) {

@@ -85,9 +85,9 @@ __global__ void __launch_bounds__(kPackThreads, 2)
 
 template <class Element>
 struct GradientRows {
-  Global<Element> da, db;      // (B, N, width)
-  Global<float> delta, lse;    // (B, N); lse in base 2
-  Global<float> span;          // (B)
+  Global<Element> da, db;    // (B, N, width)
+  Global<float> delta, lse;  // (B, N); lse in base 2
+  Global<float> span;        // (B)
 };
 
 // Grid: blocks of kGradientPlaces places, images. Without `largest` span is 1.
@@ -162,11 +162,13 @@ PackedGradients pack_gradients(const Tensor& grad_mean, const Tensor& grad_std, 
   const int64_t batch = lse.size(0);
   const PackedGradients to{allocate_like(packed.value), allocate_like(packed.value), allocate_like(lse),
                            allocate_like(lse), allocate({batch}, lse)};
-  const MomentGradients from{input_map(grad_mean),         input_map(grad_std),
-                             global<const float>(first),   global<const float>(variance),
-                             global<const float>(packed.unit), static_cast<float>(eps)};
-  const size_t shared =
-      shared_bytes<float>(2 * kGradientPlaces * kStageLd) + shared_bytes<int64_t>(kGradientPlaces);
+  const MomentGradients from{input_map(grad_mean),
+                             input_map(grad_std),
+                             global<const float>(first),
+                             global<const float>(variance),
+                             global<const float>(packed.unit),
+                             static_cast<float>(eps)};
+  const size_t shared = shared_bytes<float>(2 * kGradientPlaces * kStageLd) + shared_bytes<int64_t>(kGradientPlaces);
   const int blocks = ceil_div(shape.channels, kChannels);
   std::optional<Tensor> largest;
   if constexpr (std::is_same_v<Element, half>) {

@@ -18,8 +18,8 @@ namespace {
 constexpr int kSplits = 16;  // partial sums per image and channel: their number is fixed, so is the order of the sum
 constexpr int kPackThreads = 256;
 constexpr int kPackWarps = kPackThreads / kWarp;
-constexpr int kChannels = 32;  // of a block
-constexpr int kPlaces = 64;    // that are packed at a time
+constexpr int kChannels = 32;            // of a block
+constexpr int kPlaces = 64;              // that are packed at a time
 constexpr int kStageLd = kChannels + 1;  // odd: a column's floats lie in 32 banks
 constexpr float kLog2E = 1.4426950408889634f;
 
@@ -139,8 +139,8 @@ __device__ __forceinline__ void pivot_and_unit(Global<const float> sums, int64_t
   unit = usable ? __int_as_float(__float_as_int(sigma) & 0x7f800000) * 4.0f * headroom : 1.0f;
 }
 
-// Reads PLACES pixels of kChannels channels into `stage`, [place, channel]; 0 outside the map. Neighbouring threads take
-// what neighbours in memory.
+// Reads PLACES pixels of kChannels channels into `stage`, [place, channel]; 0 outside the map. Neighbouring threads
+// read what lies side by side.
 template <int PLACES>
 __device__ __forceinline__ void stage_map(const InputMap& map, int64_t image, Shared<const int64_t> pixels, int count,
                                           int first_channel, int channels, Shared<float> stage) {
@@ -210,7 +210,9 @@ __global__ void __launch_bounds__(kPackThreads, 2)
   if (part == 2) stage_map<kPlaces>(from.value, image, pixels, count, first_channel, shape.channels, stage);
   __syncthreads();
 
-  const Global<Element> target = (part == 0 ? q_rows : part == 1 ? k_rows : v_rows) +
+  const Global<Element> target = (part == 0   ? q_rows
+                                  : part == 1 ? k_rows
+                                              : v_rows) +
                                  ((image * shape.pixels + start) * width + first_channel);
   constexpr int kGroups = kChannels / V;
   for (int i = thread; i < kPlaces * kGroups; i += kPackThreads) {
@@ -295,12 +297,13 @@ Packed pack(const Tensor& query, const Tensor& key, const Tensor& value, const R
          regions, global<float>(sums), shape);
   // |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^16 for any number of pixels.
   const double headroom = std::exp2(std::max(0.0, std::ceil(std::log2(double(pixels)) / 2) - 9));
-  const PackArguments from{input_map(query),          input_map(key),          input_map(value),
-                           regions,                   global<const float>(sums), global<float>(packed.pivot),
+  const PackArguments from{input_map(query),           input_map(key),
+                           input_map(value),           regions,
+                           global<const float>(sums),  global<float>(packed.pivot),
                            global<float>(packed.unit), static_cast<float>(headroom)};
   const int columns = 2 * ceil_div(shape.key_width, kChannels) + ceil_div(shape.width, kChannels);
-  const size_t shared = shared_bytes<float>(kPlaces * kStageLd) + 2 * shared_bytes<float>(kChannels) +
-                        shared_bytes<int64_t>(kPlaces);
+  const size_t shared =
+      shared_bytes<float>(kPlaces * kStageLd) + 2 * shared_bytes<float>(kChannels) + shared_bytes<int64_t>(kPlaces);
   LAUNCH((bain_attention_pack_kernel<Kind>), dim3(ceil_div(pixels, kPlaces), columns, batch), kPackThreads, shared,
          value, from, global<Element>(packed.query), global<Element>(packed.key), global<Element>(packed.value), shape);
   return packed;

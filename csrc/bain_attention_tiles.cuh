@@ -206,10 +206,10 @@ using Sums = MomentProduct<Kind, kOwned, kColumns, kWarps, 1>;
 template <class Element>
 __device__ __forceinline__ void copy_16_bytes(Shared<Element> to, Global<const Element> from, bool inside) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
-                   static_cast<unsigned>(__cvta_generic_to_shared(to))),
-               "l"(from), "r"(inside ? 16 : 0)
-               : "memory");
+  asm volatile(
+      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
+      "l"(from), "r"(inside ? 16 : 0)
+      : "memory");
 #else
   constexpr int V = 16 / sizeof(Element);
   Vector<Element, V> values{};
@@ -250,9 +250,7 @@ __device__ __forceinline__ void copy_rows(Shared<Element> tile, int ld, int rows
 __host__ __device__ constexpr int round_up(int value, int to) { return (value + to - 1) / to * to; }
 
 // The part of `rows` rows that a product has to sum over: those past `left` are 0.
-__device__ __forceinline__ int depth_of(int rows, int left) {
-  return left < rows ? round_up(left, 16) : rows;
-}
+__device__ __forceinline__ int depth_of(int rows, int left) { return left < rows ? round_up(left, 16) : rows; }
 
 // Packed rows from some row and column on, of which `left` may be read.
 template <class Element>
@@ -269,8 +267,7 @@ struct Rows {
 // logits += q k^T. Where the tiles hold all columns they must have arrived; else they are filled here, chunk by chunk,
 // and nobody may still read them.
 template <class Kind, bool OWNS_QUERIES>
-__device__ __forceinline__ void add_logits(Logits<Kind, OWNS_QUERIES>& logits,
-                                           Shared<typename Kind::Element> q_tile,
+__device__ __forceinline__ void add_logits(Logits<Kind, OWNS_QUERIES>& logits, Shared<typename Kind::Element> q_tile,
                                            Shared<typename Kind::Element> k_tile, int ld,
                                            const Rows<typename Kind::Element>& q, const Rows<typename Kind::Element>& k,
                                            bool whole, int chunk) {

@@ -66,8 +66,8 @@ Tensor cross_gram_forward(const Tensor& a, const Tensor& b, bool tf32, int64_t p
     LAUNCH((cross_gram_fwd_kernel<Kind, kLast>), dim3(tiles, splits, batch), kProductThreads,
            2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
                shared_bytes<float>(kProductScratch<Kind>),
-           a, matrix_of<Element>(lefts, last), matrix_of<Element>(rights, last), global<float>(parts), height, width, pixels,
-           static_cast<int>(tiles_of(width)), each);
+           a, matrix_of<Element>(lefts, last), matrix_of<Element>(rights, last), global<float>(parts), height, width,
+           pixels, static_cast<int>(tiles_of(width)), each);
   });
   return *parts;
 }

@@ -35,8 +35,8 @@ struct Maps {
   int64_t channels, b_channels, pixels;
 };
 
-// The tile of (f - o) / 2, taken in float32 and rounded once. Halved, because two float16 values may differ by more than
-// float16 holds.
+// The tile of (f - o) / 2, taken in float32 and rounded once. Halved, because two float16 values may differ by more
+// than float16 holds.
 template <class Kind, class Share>
 __device__ __forceinline__ void put_half_difference(Shared<typename Kind::Element> tile, const Share& f,
                                                     const Share& o) {
@@ -220,11 +220,12 @@ struct Inputs {
   bool channels_last;
 
   Inputs(const Tensor& anchor, const Tensor& background, const Tensor& others)
-      : anchor(anchor), background(background), others(others), channels_last(true) {
-    for (const Tensor& map : {anchor, background, others}) channels_last = channels_last && holds_vectors(map, true);
-    for (Tensor* map : {&this->anchor, &this->background, &this->others}) {
-      if (!channels_last) *map = in_vectors(*map);
-    }
+      : anchor(anchor),
+        background(background),
+        others(others),
+        channels_last(holds_vectors(anchor, true) && holds_vectors(background, true) && holds_vectors(others, true)) {
+    if (channels_last) return;
+    for (Tensor* map : {&this->anchor, &this->background, &this->others}) *map = in_vectors(*map);
   }
 
   template <class T>
@@ -252,7 +253,8 @@ void launch_products(const Inputs& inputs, int64_t pixels, bool tf32, const std:
     LAUNCH((gram_distances_products_kernel<Kind, kLast>), grid, kProductThreads,
            2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
                shared_bytes<float>(kTile * kStageLd) + shared_bytes<float>(kProductScratch<Kind>),
-           anchor, inputs.maps<Element>(pixels), global<float>(parts), global<byte>(signs), static_cast<int>(columns), signs ? signs->size(3) : 0);
+           anchor, inputs.maps<Element>(pixels), global<float>(parts), global<byte>(signs), static_cast<int>(columns),
+           signs ? signs->size(3) : 0);
   });
 }
 

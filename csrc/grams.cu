@@ -1,8 +1,8 @@
 // What the Gram operations share: copies of maps that cannot be read 16 bytes at once, and the backward of both Gram
 // matrices, a small float32 matrix times a feature map.
 //
-// For the latter a first kernel brings the matrix, or its sum with its transpose, into the form of an operand once, so that the product
-// reads it as it reads the map.
+// For the latter a first kernel brings the matrix, or its sum with its transpose, into the form of an operand, so that
+// the product reads it as it reads the map.
 #include "grams.cuh"
 
 namespace scsco {

@@ -18,8 +18,8 @@ constexpr int kStageLd = kTile + 4;
 template <class Kind>
 using Sums = TileProduct<Kind, kTile, kTile, 2, 2>;
 
-// Adds the product of two tiles of `DEPTH`. In two steps: unrolled as one, its operands take up to 40 registers more, and
-// bfloat16's spill.
+// Adds the product of two tiles of `DEPTH`. In two steps: unrolled as one, its operands take up to 40 registers more,
+// and bfloat16's spill.
 template <bool A_BY_ROWS, bool B_BY_ROWS, int DEPTH, class Product, class Element>
 __device__ __forceinline__ void add_tiles(Product& sums, Shared<Element> a, int lda, Shared<Element> b, int ldb) {
 #pragma unroll 1

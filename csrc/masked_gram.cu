@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kListThreads)
   if (threadIdx.x == 0) counts[image] = static_cast<int32_t>(count);
 }
 
-// The regions of a thread's share of a map's tile.
+// Which pixels of a thread's share of a map's tile count.
 template <class Share, bool CHANNELS_LAST>
 struct Inside {
   static constexpr int kBytes = CHANNELS_LAST ? Share::kVectors : Share::kVector;
@@ -66,6 +66,7 @@ struct Inside {
   __device__ __forceinline__ void fetch(const Mask& mask, int64_t first, int64_t pixels) {
     const int64_t n = first + (CHANNELS_LAST ? Share::row(0) : Share::column());
     if (!CHANNELS_LAST && mask.vectors) {
+      foreground = {};
       if (n < pixels) foreground = load<kBytes>(mask.data + n);
       return;
     }
