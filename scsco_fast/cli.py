@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | prepare | harmonize | bench | build | doctor`.
+"""The command line: `scsco train | evaluate | prepare | synthesize | harmonize | bench | build | doctor`.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -34,6 +34,7 @@ commands:
   evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
              or compare two measurements:        scsco evaluate compare A.csv B.csv
   prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
+  synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   build      compile the CUDA library:           scsco build
@@ -151,6 +152,38 @@ class PrepareOptions:
 
 
 @dataclass(frozen=True)
+class SynthesizeOptions:
+    """Make a data set in iHarmony4's layout out of photographs: regions are recoloured, the photograph is the answer.
+
+    Colours come from other photographs, by one of four transfers; what breaks a rule of realism is drawn again. The
+    same photographs and seed give the same bytes. An interrupted run goes on where it stopped.
+    """
+
+    photos: str
+    """Folder of photographs, searched with its subfolders, or "builtin": those that come with installed packages;
+    `scsco synthesize PHOTOS` is short for it."""
+    output: Path
+    """Folder of the data set."""
+    masks: Path | None = None
+    """Folder of masks, MASKS/a/b.png for PHOTOS/a/b.jpg, white is foreground; if not given, PHOTOS/masks. Photographs
+    without a mask are segmented."""
+    count: int | None = None
+    """Number of composites; if not given, four of each photograph."""
+    seed: int = 0
+    """Seed of everything that is drawn."""
+    subset: str = "Synthetic"
+    """Name of the data set's one subset."""
+    format: Literal["jpg", "png"] = "jpg"
+    """Format of composites and real pictures. JPEG changes the background a little along the mask's outline."""
+    quality: int = 95
+    """Quality of JPEG."""
+    longest: int = 1024
+    """Larger photographs are reduced to this many pixels on their long side."""
+    workers: int | None = None
+    """Processes; if not given, one per core. 0 does everything in this one."""
+
+
+@dataclass(frozen=True)
 class HarmonizeOptions:
     """Harmonize one picture (--image, --mask) or a folder of them (--images, --masks).
 
@@ -255,6 +288,7 @@ def _dispatch(arguments: list[str]) -> int:
         "train": _train,
         "evaluate": _evaluate,
         "prepare": _prepare,
+        "synthesize": _synthesize,
         "harmonize": _harmonize,
         "bench": _bench,
         "build": _build,
@@ -529,7 +563,38 @@ def _pack(options: PrepareOptions, output: Path) -> int:
     return 1 if failed else 0
 
 
-def _workers(options: PrepareOptions) -> int:
+def _synthesize(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--photos", *arguments]
+    options = _parse(SynthesizeOptions, arguments, "scsco synthesize")
+    from scsco_fast.data.synthesize import synthesize
+
+    with _progress("synthesizing") as progress:
+        result = synthesize(
+            options.photos,
+            options.output,
+            masks=options.masks,
+            count=options.count,
+            seed=options.seed,
+            subset=options.subset,
+            suffix=".png" if options.format == "png" else ".jpg",
+            quality=options.quality,
+            longest=options.longest,
+            workers=_workers(options),
+            progress=progress,
+        )
+    for family, counts in result.families.items():
+        broken = ", ".join(f"{rule} {count}" for rule, count in counts.items() if rule != "kept") or "no rule"
+        print(f"{family}: {counts['kept']} kept, {result.acceptance(family):.0%} of the tries; broken: {broken}")
+    for reason in result.unusable.values():
+        print(f"scsco: failed: {_printable(reason)}", file=sys.stderr)
+    print(
+        f"{result.folder}: {result.made} composites, {result.given_up} given up, {len(result.unusable)} files unusable"
+    )
+    return 1 if result.given_up or result.unusable else 0
+
+
+def _workers(options: PrepareOptions | SynthesizeOptions) -> int:
     from scsco_fast.data.workers import default_workers
 
     return default_workers() if options.workers is None else options.workers

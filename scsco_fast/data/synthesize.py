@@ -26,16 +26,15 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
 
 from scsco_fast.data.distribution_transfer import distribution_transfer
 from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
@@ -53,6 +52,7 @@ from scsco_fast.data.photos import (
     split_names,
 )
 from scsco_fast.data.realism import RULES, Measures, broken_rule, lab_of, measure
+from scsco_fast.data.workers import Lost, run_tasks
 
 # Not `ops.transfer_color`: the first call of a registered operation imports torch._dynamo, in every process.
 from scsco_fast.eager import transfer_color
@@ -62,7 +62,7 @@ from scsco_fast.files import replacing
 SUBSET = "Synthetic"
 PER_PHOTOGRAPH = 4  # composites, where no count is given
 QUALITY = 95
-TRIES = 16
+TRIES = 48
 REFERENCES = 32  # drawn, to choose one from
 MEAN_DISTANCES = (5.0, 20.0)  # CIE76, between the mean colours of a region and its reference
 LEAST_SIDE = 64  # pixels of a photograph; its regions would be a few pixels
@@ -81,10 +81,9 @@ _PALETTE_SIDE = 128  # of a photograph whose colours are borrowed
 _LEAST_REFERENCE = 64  # pixels
 _UNIT = 8  # composites of one photograph that a process makes at a time
 _CACHED_PHOTOS = 256
+_UNIT_SECONDS = 3600.0
 
-ItemT = TypeVar("ItemT")
-ResultT = TypeVar("ResultT")
-Progress = Callable[[int, int, str], object]
+Progress = Callable[[int, int], object]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +145,7 @@ def synthesize(
         quality: of JPEG, 1 to 100; chroma is not subsampled.
         longest: larger photographs are reduced to this many pixels on their long side.
         workers: processes; 0: this one.
-        progress: called with done, total and what is being done.
+        progress: called with done and total: photographs looked at, then composites.
 
     Raises:
         ScscoError: no such folder, fewer than two usable photographs, an argument out of range, an output folder that
@@ -177,8 +176,9 @@ def synthesize(
         _remove_leftovers(Path(output), folder)
         looks = _look_at_all(inputs, folder / _STATE, longest, workers, progress)
         usable, unusable = _sort_out(inputs, looks)
-        _keep_plan(folder, settings, {each.identity: looks[each.identity].digest for each in usable})
-        shared = _Shared(folder, tuple(each.identity for each in usable), seed, suffix, quality, longest)
+        digests = {each.identity: looks[each.identity].digest for each in usable}
+        _keep_plan(folder, settings, digests)
+        shared = _Shared(folder, digests, seed, suffix, quality, longest)
         splits = _splits(usable)
         units = _units(usable, len(usable) * PER_PHOTOGRAPH if count is None else count)
         records = _make_all(shared, units, workers, progress)
@@ -302,8 +302,7 @@ def _locked(state: Path) -> Iterator[None]:
     try:
         state.mkdir(parents=True, exist_ok=True)
         with (state / "lock").open("w") as file:
-            # Unlike flock, not inherited by a process that outlives this one.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield
     except BlockingIOError as error:
         raise ScscoError(f"{state.parent}: another process is writing this dataset; wait until it ends") from error
@@ -327,47 +326,85 @@ class _Look(NamedTuple):
     candidates: int
 
 
+class _LookTask(NamedTuple):
+    photograph: _Input
+    state: Path
+    longest: int
+
+
 def _look_at_all(
     inputs: list[_Input], state: Path, longest: int, workers: int, progress: Progress | None
 ) -> dict[str, Any]:
     """A `_Look`, or the reason why the photograph cannot be used, for each identity."""
-    looks = {}
-    found = _map(partial(_look_at, state, longest), inputs, workers)
-    for done, (each, look) in enumerate(zip(inputs, found, strict=True), start=1):
-        looks[each.identity] = look
-        if progress is not None:
-            progress(done, len(inputs), "segmenting")
+    looks: dict[str, Any] = {}
+    with closing(run_tasks(_look_at, (_LookTask(each, state, longest) for each in inputs), workers)) as outcomes:
+        for task, look in outcomes:
+            if isinstance(look, ScscoError):
+                raise look
+            each = task.photograph
+            looks[each.identity] = f"{each.path}: {look.reason}" if isinstance(look, Lost) else look
+            if progress is not None:
+                progress(len(looks), len(inputs))
     return looks
 
 
-def _look_at(state: Path, longest: int, each: _Input) -> _Look | str:
-    cache = state / f"{each.identity}.npz"
+def _look_at(task: _LookTask) -> _Look | str | ScscoError:
+    """What it is, why it cannot be used, or why nothing can be written."""
+    each, longest, cache = task.photograph, task.longest, task.state / f"{task.photograph.identity}.npz"
     try:
         stamp = json.dumps([each.name, longest, *(_stamp(path) for path in (each.path, each.mask) if path is not None)])
-        if cache.exists():
-            with np.load(cache) as saved:
-                if str(saved["stamp"]) == stamp:
-                    return _Look(str(saved["digest"]), str(saved["pixels"]), len(json.loads(str(saved["candidates"]))))
+        look = _known_look(cache, stamp)
+        if look is not None:
+            return look
         photo = _read_photo(each, longest)
     except ScscoError as error:
         return str(error)
-    pixels = hashlib.sha256(repr(photo.rgb.shape).encode() + photo.rgb.tobytes()).hexdigest()
+    pixels = _digest(repr(photo.rgb.shape).encode() + photo.rgb.tobytes())
     candidates = json.dumps(photo.candidates)
-    digest = hashlib.sha256(pixels.encode() + photo.regions.tobytes() + candidates.encode()).hexdigest()
+    look = _Look(
+        _digest(pixels.encode() + photo.regions.tobytes() + candidates.encode()), pixels, len(photo.candidates)
+    )
     palette = shrink(photo.rgb, _PALETTE_SIDE)
-    with replacing(cache) as temporary:
-        np.savez_compressed(
-            temporary,
-            stamp=stamp,
-            digest=digest,
-            pixels=pixels,
-            candidates=candidates,
-            smoothing=photo.smoothing,
-            regions=photo.regions,
-            palette=palette,
-            moments=_moments(dataclasses.replace(photo, rgb=palette)),
-        )
-    return _Look(digest, pixels, len(photo.candidates))
+    with _one_thread():
+        moments = _moments(dataclasses.replace(photo, rgb=palette))
+    try:
+        with replacing(cache) as temporary:
+            np.savez_compressed(
+                temporary,
+                stamp=stamp,
+                look=json.dumps(look),
+                candidates=candidates,
+                smoothing=photo.smoothing,
+                regions=photo.regions,
+                palette=palette,
+                moments=moments,
+            )
+    except ScscoError as error:
+        return error
+    return look
+
+
+def _known_look(cache: Path, stamp: str) -> _Look | None:
+    """What an earlier run found, if the photograph is the same file."""
+    if not cache.exists():
+        return None
+    with np.load(cache) as saved:
+        return _Look(*json.loads(str(saved["look"]))) if str(saved["stamp"]) == stamp else None
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend, in their last bits, on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _stamp(path: Path) -> list[int]:
@@ -398,11 +435,14 @@ def _moments(photo: Photo) -> np.ndarray:
 
 
 @lru_cache(maxsize=_CACHED_PHOTOS)
-def _load_look(cache: Path) -> tuple[Photo, np.ndarray]:
-    """A photograph's regions, with its small version as the picture, and its regions' `_moments`."""
-    with np.load(cache) as saved:
+def _load_look(state: Path, identity: str, digest: str) -> tuple[Photo, np.ndarray]:
+    """A photograph's regions, with its small version as the picture, and its regions' `_moments`.
+
+    The digest keeps what was read for an earlier dataset of the same place apart.
+    """
+    with np.load(state / f"{identity}.npz") as saved:
         candidates = tuple(tuple(labels) for labels in json.loads(str(saved["candidates"])))
-        photo = Photo(cache.stem, saved["palette"], saved["regions"], candidates, float(saved["smoothing"]))
+        photo = Photo(identity, saved["palette"], saved["regions"], candidates, float(saved["smoothing"]))
         return photo, saved["moments"]
 
 
@@ -441,7 +481,7 @@ def _keep_plan(folder: Path, settings: dict[str, Any], digests: dict[str, str]) 
 
 class _Shared(NamedTuple):
     folder: Path
-    references: tuple[str, ...]  # identities
+    digests: dict[str, str]  # of each identity
     seed: int
     suffix: str
     quality: int
@@ -464,6 +504,11 @@ def _units(usable: list[_Input], count: int) -> list[_Unit]:
     return units
 
 
+class _UnitTask(NamedTuple):
+    shared: _Shared
+    unit: _Unit
+
+
 def _make_all(shared: _Shared, units: list[_Unit], workers: int, progress: Progress | None) -> list[dict[str, Any]]:
     """A record for each composite, in the order of the units; those that an earlier run made are not made again."""
     log = shared.folder / _STATE / "records.jsonl"
@@ -471,14 +516,19 @@ def _make_all(shared: _Shared, units: list[_Unit], workers: int, progress: Progr
     remaining = [unit for unit in units if _key(unit) not in done]
     total = sum(unit.last - unit.first for unit in units)
     so_far = total - sum(unit.last - unit.first for unit in remaining)
-    with log.open("a") as file:
-        for unit, records in zip(remaining, _map(partial(_make_unit, shared), remaining, workers), strict=True):
-            done[_key(unit)] = records
-            file.write(json.dumps([_key(unit), records]) + "\n")
+    tasks = (_UnitTask(shared, unit) for unit in remaining)
+    with log.open("a") as file, closing(run_tasks(_make_unit, tasks, workers, _UNIT_SECONDS)) as outcomes:
+        for task, records in outcomes:
+            if isinstance(records, Lost):
+                raise ScscoError(f"{task.unit.photograph.path}: {records.reason}; run the same command to go on")
+            if isinstance(records, ScscoError):
+                raise records
+            done[_key(task.unit)] = records
+            file.write(json.dumps([_key(task.unit), records]) + "\n")
             file.flush()
             so_far += len(records)
             if progress is not None:
-                progress(so_far, total, "compositing")
+                progress(so_far, total)
     return [record for unit in units for record in done[_key(unit)]]
 
 
@@ -502,50 +552,41 @@ def _read_log(log: Path, folder: Path) -> dict[str, list[dict[str, Any]]]:
     return done
 
 
-def _make_unit(shared: _Shared, unit: _Unit) -> list[dict[str, Any]]:
-    each = unit.photograph
-    real = shrink(read_picture(each.path).rgb, shared.longest)
-    small, moments = _load_look(shared.folder / _STATE / f"{each.identity}.npz")
-    photo = dataclasses.replace(small, rgb=real)
-    others = [other for other in shared.references if other != each.identity]
-    records = []
-    for number in range(unit.first, unit.last):
-        rng = np.random.default_rng((shared.seed, name_hash(each.name), number))
-        family = list(FAMILIES)[rng.integers(len(FAMILIES))]
-        record = {"identity": each.identity, "photograph": each.name, "number": number + 1, "family": family}
-        records.append(record | _make(shared, record, photo, moments[:, 1], others, rng))
-    return records
+def _make_unit(task: _UnitTask) -> list[dict[str, Any]] | ScscoError:
+    shared, (each, first, last) = task
+    try:
+        with _one_thread():
+            real = shrink(read_picture(each.path).rgb, shared.longest)
+            small, moments = _load_look(shared.folder / _STATE, each.identity, shared.digests[each.identity])
+            photo = dataclasses.replace(small, rgb=real)
+            return [_make_one(shared, each, photo, moments[:, 1], number) for number in range(first, last)]
+    except ScscoError as error:
+        return error
 
 
-def _make(
-    shared: _Shared,
-    record: dict[str, Any],
-    photo: Photo,
-    moments: np.ndarray,
-    others: list[str],
-    rng: np.random.Generator,
-) -> dict[str, Any]:
+def _make_one(shared: _Shared, each: _Input, photo: Photo, moments: np.ndarray, number: int) -> dict[str, Any]:
     """Draw until no rule is broken, and write the composite; no files if it was given up."""
+    rng = np.random.default_rng((shared.seed, name_hash(each.name), number))
+    family = list(FAMILIES)[rng.integers(len(FAMILIES))]
+    record = {"identity": each.identity, "photograph": each.name, "family": family}
     rejected: Counter[str] = Counter()
     for _ in range(TRIES):
         region = int(rng.integers(len(photo.candidates)))
-        reference = _draw_reference(shared.folder / _STATE, others, moments[region], rng)
+        reference = _draw_reference(shared, each.identity, moments[region], rng)
         mask = _region_of(photo, region)
         if not mask.any():  # too thin to outlast the smoothing
             rejected["foreground below"] += 1
             continue
         composite = photo.rgb.copy()
-        composite[mask] = recolour(photo.rgb[mask], reference.colours, record["family"])
+        composite[mask] = recolour(photo.rgb[mask], reference.colours, family)
         measures = measure(photo.rgb, composite, mask)
         broken = broken_rule(measures)
         if broken is None:
+            files = _write_pictures(shared, f"{each.identity}_{region + 1}_{number + 1}", photo, mask, composite)
             drawn = {"region": region + 1, "reference": reference.identity, "reference_part": reference.part}
-            files = _write_pictures(
-                shared, f"{record['identity']}_{region + 1}_{record['number']}", photo, mask, composite
-            )
-            return drawn | {"rejected": rejected, "files": files, "measures": dataclasses.asdict(measures)}
+            return record | drawn | {"rejected": rejected, "files": files, "measures": dataclasses.asdict(measures)}
         rejected[broken] += 1
-    return {"rejected": rejected, "files": {}}
+    return record | {"rejected": rejected, "files": {}}
 
 
 def _region_of(photo: Photo, candidate: int) -> np.ndarray:
@@ -560,19 +601,20 @@ class _Reference(NamedTuple):
     colours: np.ndarray  # (m, 3) uint8
 
 
-def _draw_reference(state: Path, others: list[str], moments: np.ndarray, rng: np.random.Generator) -> _Reference:
+def _draw_reference(shared: _Shared, own: str, moments: np.ndarray, rng: np.random.Generator) -> _Reference:
     """Of some random regions of other photographs, and of what lies around them, the one that fits best."""
+    others = [identity for identity in shared.digests if identity != own]
     distance = rng.uniform(*MEAN_DISTANCES)
     drawn = []
     for _ in range(REFERENCES):
         identity = others[rng.integers(len(others))]
-        photo, theirs = _load_look(state / f"{identity}.npz")
-        region, within = int(rng.integers(len(photo.candidates))), int(rng.random() < 0.5)
+        _, theirs = _load_look(shared.folder / _STATE, identity, shared.digests[identity])
+        region, within = int(rng.integers(len(theirs))), int(rng.random() < 0.5)
         mean, deviation = np.linalg.norm((theirs[region, within] - moments).reshape(2, 3), axis=1)
         miss = float(abs(mean - distance) + deviation)
         drawn.append((np.inf if np.isnan(miss) else miss, identity, region, within))
     _, identity, region, within = min(drawn)
-    photo, _ = _load_look(state / f"{identity}.npz")
+    photo, _ = _load_look(shared.folder / _STATE, identity, shared.digests[identity])
     part = f"{'region' if within else 'around region'} {region + 1}"
     return _Reference(identity, part, photo.rgb[_region_of(photo, region) == within])
 
@@ -675,46 +717,3 @@ def _write_report(
     }
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(report, indent=2) + "\n")
-
-
-# Work in processes.
-
-
-class _Jobs(Dataset[Any], Generic[ItemT, ResultT]):
-    """function(item) of each item; a ScscoError is returned, for a worker's would be raised with its traceback."""
-
-    def __init__(self, function: Callable[[ItemT], ResultT], items: Sequence[ItemT]) -> None:
-        self.function, self.items, self.parent = function, items, os.getpid()
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> ResultT | ScscoError:
-        if self.parent not in (os.getpid(), os.getppid()):  # killed; another run may be at work in the same folder
-            raise SystemExit
-        try:
-            return self.function(self.items[index])
-        except ScscoError as error:
-            return error
-
-
-def _map(function: Callable[[ItemT], ResultT], items: Sequence[ItemT], workers: int) -> Iterator[ResultT]:
-    """function(item) of each item, in order, in worker processes; all on one thread, so that the bits are the same."""
-    jobs = _Jobs(function, items)
-    workers = min(workers, len(items))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the workers' number anyway
-    try:
-        # Its workers end soon after a killed parent; a process pool's would stay.
-        for result in DataLoader(
-            jobs, batch_size=None, num_workers=workers, collate_fn=_as_it_is, generator=torch.Generator()
-        ):
-            if isinstance(result, ScscoError):
-                raise result
-            yield result
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _as_it_is(result: ResultT) -> ResultT:
-    return result

@@ -88,7 +88,7 @@ def test_norm_is_the_attention_s_statistics_and_the_affine(kind: str, size: int,
     reason = kernels.unavailable()
     if reason is not None:
         pytest.skip(reason)
-    (query, key, value, normalised, grad), level = inputs(kind, 3, size, keys, channels)
+    (query, key, value, normalised, grad), level = inputs(kind, 3, size, keys, channels, "cuda")
     regions = Regions(level.foreground.float())
     parameters = [random(channels, seed=seed, dtype=torch.float32, offset=0.5).cuda() for seed in range(10, 14)]
     results = []
