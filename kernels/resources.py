@@ -7,12 +7,13 @@ shared memory than the device has, or multiplies matrices without tensor cores.
 
 import argparse
 import importlib
+import multiprocessing
 import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -126,6 +127,25 @@ def measure(case: Case, architecture: int) -> Resources:
     return Resources(case, architecture, registers, spilled, compiled.metadata.shared, tensor_memory, instruction)
 
 
+def measure_all(rows: Sequence[tuple[Case, int]], processes: int) -> Iterator[Resources]:
+    """`measure` of each case and architecture, in their order, by several processes."""
+    named = [(name(case), sm) for case, sm in rows]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:  # not fork: Triton's compiler holds threads
+        for (case, sm), numbers in zip(rows, pool.imap(_measure_named, named), strict=True):
+            yield Resources(case, sm, *numbers)
+
+
+def _measure_named(row: tuple[str, int]) -> tuple[int, int, int, int, str]:
+    """A case by its name, and numbers back: the kernel of a case cannot be sent to another process."""
+    found = measure(_cases_by_row()[row], row[1])
+    return found.registers, found.spilled, found.shared, found.tensor_memory, found.instruction
+
+
+@cache
+def _cases_by_row() -> dict[tuple[str, int], Case]:
+    return {(name(case), sm): case for case in all_cases() for sm in case.architectures}
+
+
 def _aligned(case: Case) -> list[str]:
     if case.aligned is not None:
         return list(case.aligned)
@@ -183,14 +203,19 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("operations", nargs="*", default=OPERATIONS, help="operations to compile (default: all)")
     parser.add_argument("--sm", type=int, nargs="*", choices=sorted(SHARED_LIMIT), help="architectures (default: all)")
     parser.add_argument("--only", default="", help="compile the cases whose name contains this text")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     arguments = parser.parse_args(argv)
+    wanted = [
+        (case, sm)
+        for case in all_cases(arguments.operations)
+        for sm in case.architectures
+        if arguments.only in name(case) and (not arguments.sm or sm in arguments.sm)
+    ]
     rows = []
-    for case in all_cases(arguments.operations):
-        for architecture in case.architectures:
-            if arguments.only in name(case) and (not arguments.sm or architecture in arguments.sm):
-                rows.append(measure(case, architecture))
-                if sys.stderr.isatty() or os.environ.get("SCSCO_VERBOSE"):
-                    sys.stderr.write(table(rows[-1:]).splitlines()[-1] + "\n")
+    for row in measure_all(wanted, arguments.jobs):
+        rows.append(row)
+        if sys.stderr.isatty() or os.environ.get("SCSCO_VERBOSE"):
+            sys.stderr.write(table([row]).splitlines()[-1] + "\n")
     limits = ", ".join(f"{SHARED_LIMIT[sm] // 1024} KiB (sm_{sm})" for sm in ARCHITECTURES)
     sys.stdout.write(HEADER.format(version=triton.__version__, limits=limits) + "\n" + table(rows) + "\n")
     broken = [problem for row in rows for problem in row.problems()]
