@@ -17,10 +17,13 @@ def make_negatives(
     """`count` negatives per image: the composite, then count - 1 recolourings of the real foreground on the real
     background.
 
-    Each recolouring is drawn from `RECOLOURINGS`: colour transfer (`scsco_fast.ops.transfer_color`) from the
-    foreground of another image of the batch, from the image's own background where the batch has one image, or a
-    random photometric curve. Everything is computed on the images' device; what is drawn comes from a generator on the
-    host, so one seed gives the same negatives on every device and the host never waits.
+    Each image has its own draw: a family of `RECOLOURINGS`, which is colour transfer
+    (`scsco_fast.ops.transfer_color`) from the foreground of another image of the batch, from the image's own background
+    where the batch has one image, or a random photometric curve. An image has no family twice before it has each once,
+    and over the batch the families' numbers differ by at most one, so that their shapes hardly change.
+
+    Everything is computed on the images' device, one batched call for each family; what is drawn comes from a generator
+    on the host, so one seed gives the same negatives on every device, and the host never waits.
 
     Args:
         real, composite: (B, 3, H, W) in [0, 1].
@@ -47,16 +50,36 @@ def make_negatives(
         raise ValueError(f"count must be at least 1 (the composite), got {count}")
     if real.shape != composite.shape:
         raise ValueError(f"composite must have the shape of real {tuple(real.shape)}, got {tuple(composite.shape)}")
-    negatives = [composite, *(_recolour(real, mask, generator) for _ in range(count - 1))]
-    return torch.stack(negatives, dim=1)
+    families, others = _draw(real.shape[0], count - 1, generator)
+    negatives = real.new_empty((real.shape[0], count, *real.shape[1:]))
+    negatives[:, 0] = composite
+    for index, family in enumerate(RECOLOURINGS):
+        image, number = (families == index).nonzero(as_tuple=True)  # all on the host
+        if len(image) > 0:
+            own, other, place = (
+                where.to(real.device, non_blocking=True)
+                for where in (image, others[image, number], image * count + number + 1)
+            )
+            negatives.flatten(0, 1).index_copy_(0, place, _recolour(real, mask, own, other, family, generator))
+    return negatives
 
 
-def _recolour(real: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:
-    kind = RECOLOURINGS[int(torch.randint(len(RECOLOURINGS), (), generator=generator))]
-    if kind == "curve":
-        return torch.where(mask > THRESHOLD, random_curve(real, generator), real)
-    batch = real.shape[0]
-    if batch == 1:
-        return transfer_color(real, real, kind, mask, reference_mask=1 - mask)
-    shift = int(torch.randint(1, batch, (), generator=generator))
-    return transfer_color(real, real.roll(shift, 0), kind, mask, reference_mask=mask.roll(shift, 0))
+def _draw(batch: int, number: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
+    """For each image and recolouring (B, K - 1): the family's index, and the index of another image."""
+    families = torch.randperm(len(RECOLOURINGS), generator=generator)
+    first = torch.randperm(batch, generator=generator) * number  # dealt in turn to the images in random order
+    dealt = families[(first[:, None] + torch.arange(number)) % len(RECOLOURINGS)]
+    shifts = torch.randint(1, max(batch, 2), (batch, number), generator=generator)
+    return dealt, (torch.arange(batch)[:, None] + shifts) % batch
+
+
+def _recolour(
+    real: Tensor, mask: Tensor, own: Tensor, other: Tensor, family: str, generator: torch.Generator | None
+) -> Tensor:
+    source, inside = real.index_select(0, own), mask.index_select(0, own)
+    if family == "curve":
+        return torch.where(inside > THRESHOLD, random_curve(source, generator), source)
+    if real.shape[0] == 1:
+        return transfer_color(source, source, family, inside, reference_mask=1 - inside)
+    reference, there = real.index_select(0, other), mask.index_select(0, other)
+    return transfer_color(source, reference, family, inside, reference_mask=there)

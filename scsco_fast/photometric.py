@@ -32,8 +32,9 @@ def random_curve(images: Tensor, generator: torch.Generator | None = None, stren
     """
     draws = torch.rand(images.shape[0], 6, generator=generator, dtype=torch.float64) * 2 - 1
     widths = torch.tensor([EXPOSURE, CHANNEL_GAIN, CHANNEL_GAIN, CHANNEL_GAIN, GAMMA, SATURATION], dtype=torch.float64)
-    factors = (draws * widths * strength).exp().to(images).reshape(-1, 6, 1, 1)
+    factors = (draws * widths * strength).exp().to(images, non_blocking=True).reshape(-1, 6, 1, 1)
     exposure, gains, gamma, saturation = factors.split([1, 3, 1, 1], dim=1)
     curved = exposure * gains * images.clamp(min=0) ** gamma
-    luma = (curved * curved.new_tensor(LUMA).reshape(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    red, green, blue = curved.split(1, dim=1)
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return torch.lerp(luma, curved, saturation.expand_as(curved)).clamp(0, 1)

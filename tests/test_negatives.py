@@ -1,10 +1,16 @@
 """Dynamic negatives: what they are, seeds, and where they leave the real picture alone."""
 
+from typing import Any
+
 import pytest
 import torch
 from oracle import make_mask
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import scsco_fast as sf
+from scsco_fast import negatives as module
+from scsco_fast.eager import transfer_color
+from scsco_fast.negatives import RECOLOURINGS
 from scsco_fast.photometric import random_curve
 
 
@@ -39,15 +45,153 @@ def test_seeded_and_drawn_anew() -> None:
     assert not torch.equal(first, sf.make_negatives(real, composite, mask, 5, generator))
 
 
-def test_every_family_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scsco_fast import negatives
+@pytest.mark.parametrize(("size", "number"), [(8, 1), (3, 3), (16, 4), (2, 9), (1, 2)])
+def test_families_are_dealt_evenly_and_at_random(size: int, number: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    totals = torch.zeros(size, len(RECOLOURINGS))
+    for _ in range(200):
+        families, others = module._draw(size, number, generator)
+        assert families.shape == others.shape == (size, number)
+        counts = torch.bincount(families.flatten(), minlength=len(RECOLOURINGS))
+        assert counts.max() - counts.min() <= 1
+        of_each = torch.nn.functional.one_hot(families, len(RECOLOURINGS)).sum(dim=1)  # (B, families)
+        assert (of_each.amax(1) - of_each.amin(1)).max() <= 1
+        assert ((others != torch.arange(size)[:, None]) | (size == 1)).all()
+        totals += of_each
+    assert (totals / 200 - number / len(RECOLOURINGS)).abs().max() < 0.15  # three standard errors
 
-    drawn = []
-    monkeypatch.setattr(negatives, "transfer_color", lambda s, r, kind, *a, **k: drawn.append(kind) or s)
-    monkeypatch.setattr(negatives, "random_curve", lambda images, g: drawn.append("curve") or images)
-    real, composite, mask = batch()
-    sf.make_negatives(real, composite, mask, 60, torch.Generator().manual_seed(0))
-    assert set(drawn) == {"reinhard", "gaussian", "histogram", "curve"}
+
+def test_one_call_for_each_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: dict[str, list[int]] = {}
+
+    def transfer(source: torch.Tensor, reference: torch.Tensor, family: str, *_: object, **__: object) -> torch.Tensor:
+        called.setdefault(family, []).append(len(source))
+        return source
+
+    def curve(images: torch.Tensor, _: object) -> torch.Tensor:
+        called.setdefault("curve", []).append(len(images))
+        return images
+
+    monkeypatch.setattr(module, "transfer_color", transfer)
+    monkeypatch.setattr(module, "random_curve", curve)
+    real, composite, mask = batch(8)
+    sf.make_negatives(real, composite, mask, 5, torch.Generator().manual_seed(0))
+    assert called == {family: [8] for family in RECOLOURINGS}
+
+
+def test_each_recolouring_is_its_own_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gathered by family and put back: every negative equals what its image, reference and family give alone."""
+    monkeypatch.setattr(module, "RECOLOURINGS", ("reinhard", "gaussian", "histogram"))  # the curve draws per image
+    real, composite, mask = batch(5)
+    families, others = module._draw(5, 4, torch.Generator().manual_seed(2))
+    negatives = sf.make_negatives(real, composite, mask, 5, torch.Generator().manual_seed(2))
+    for image in range(5):
+        for k in range(4):
+            other = int(others[image, k])
+            alone = sf.ops.transfer_color(
+                real[image][None],
+                real[other][None],
+                module.RECOLOURINGS[int(families[image, k])],
+                mask[image][None],
+                reference_mask=mask[other][None],
+            )
+            torch.testing.assert_close(negatives[image, k + 1], alone[0], rtol=0, atol=1e-5)
+
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount", "item")
+
+
+class Waiting(TorchDispatchMode):
+    """Operations on meta tensors that would make the host wait if they were CUDA tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.seen = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [arg for arg in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor)]
+        on_meta = [tensor for tensor in tensors if tensor.is_meta]
+        name = func.name().removeprefix("aten::").split(".")[0]
+        self.seen += bool(on_meta)
+        if on_meta and name.startswith(WAITS):
+            self.found.append(name)
+        if name.startswith("index") and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in on_meta[1:]):
+            self.found.append(f"{name} by a mask")
+        if name in ("_to_copy", "copy_") and tensors:
+            device = kwargs.get("device") or tensors[0].device
+            source = tensors[-1].device
+            blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
+            if torch.device(device) != source and (source.type == "meta" or blocking):
+                self.found.append(f"{name} from {source} to {device}")
+        return func(*args, **kwargs)
+
+
+@pytest.fixture
+def constants_stay_on_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.tensor(numbers, device="cuda") copies, and waits for the copy; no dispatch mode sees it."""
+    build, build_like = torch.tensor, torch.Tensor.new_tensor
+
+    def tensor(*args: Any, **kwargs: Any) -> torch.Tensor:
+        assert torch.device(kwargs.get("device") or "cpu").type == "cpu", "torch.tensor on a device waits"
+        return build(*args, **kwargs)
+
+    def new_tensor(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        assert self.device.type == "cpu", "Tensor.new_tensor on a device waits"
+        return build_like(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "tensor", tensor)
+    monkeypatch.setattr(torch.Tensor, "new_tensor", new_tensor)
+
+
+@pytest.mark.usefixtures("constants_stay_on_the_host")
+@pytest.mark.parametrize("method", list(transfer_color.METHODS))
+def test_the_eager_transfer_never_waits(method: str) -> None:
+    """The implementation itself: on meta tensors the registered operation is its fake."""
+    source, reference = (torch.rand(4, 3, *size, device="meta") for size in ((12, 10), (9, 8)))
+    mask, there = (torch.ones(4, 1, *size, dtype=torch.bool, device="meta") for size in ((12, 10), (9, 8)))
+    with Waiting() as waiting:
+        assert transfer_color.forward(source, reference, mask, there, method).shape == source.shape
+    assert waiting.found == []
+    assert waiting.seen > 20
+
+
+@pytest.mark.usefixtures("constants_stay_on_the_host")
+@pytest.mark.parametrize("size", [1, 6])
+def test_negatives_never_wait(size: int) -> None:
+    real, composite, mask = (torch.rand(size, channels, 12, 10, device="meta") for channels in (3, 3, 1))
+    with Waiting() as waiting:
+        assert sf.make_negatives(real, composite, mask, 6).shape == (size, 6, 3, 12, 10)
+    assert waiting.found == []
+    assert waiting.seen > 20
+
+
+def test_waiting_is_seen() -> None:
+    x = torch.ones(4, device="meta")
+    with Waiting() as waiting:
+        torch.ones(4).to("meta")
+        torch.ones(4).to("meta", non_blocking=True)
+        x[torch.zeros(4, dtype=torch.long, device="meta")]
+    assert waiting.found == ["_to_copy from cpu to meta"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_negatives_never_wait_on_a_gpu(backend: str) -> None:
+    """CUDA itself says so: in this mode every synchronising call is an error."""
+    real, composite, mask = (tensor.cuda() for tensor in batch(6))
+    with sf.use_backend(backend):
+        wanted = sf.make_negatives(real, composite, mask, 6, torch.Generator().manual_seed(0))  # compiles, loads
+        torch.cuda.synchronize()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            again = sf.make_negatives(real, composite, mask, 6, torch.Generator().manual_seed(0))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(again, wanted)
+    on_host = sf.make_negatives(real.cpu(), composite.cpu(), mask.cpu(), 6, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(again.cpu(), on_host, rtol=0, atol=1 / 64)  # a histogram's bin edge
 
 
 def test_random_curve_of_strength_zero_is_the_identity() -> None:

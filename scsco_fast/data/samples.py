@@ -78,8 +78,9 @@ class PackedBatch(NamedTuple):
 
     def pin_memory(self) -> PackedBatch:
         """The same in memory from which a GPU can copy by itself."""
-        tensors = {name: value.pin_memory() for name, value in self._asdict().items() if isinstance(value, Tensor)}
-        return self._replace(**tensors)
+        composite, real, mask = (tensor.pin_memory() for tensor in self[:3])
+        boxes, flips = (None if tensor is None else tensor.pin_memory() for tensor in (self.boxes, self.flips))
+        return self._replace(composite=composite, real=real, mask=mask, boxes=boxes, flips=flips)
 
     def to(self, device: str | torch.device) -> Batch:
         """The batch in floats on `device`. A quarter of the bytes travel, and the host does not wait."""
