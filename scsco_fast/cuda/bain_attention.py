@@ -7,8 +7,10 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import require, rows, tf32
 from scsco_fast.cuda.library import operations
 
-SHARED_BYTES = 96 * 1024  # of shared memory that a block may take: two fit on every multiprocessor from sm_80 on
-TURING_SHARED_BYTES = 64 * 1024  # all that sm_75 has; wide queries, keys and values then stand there by columns
+# Shared memory that a block may take: three fit on a multiprocessor of sm_90, two on one of sm_80. Queries, keys and
+# values of which whole rows do not fit stand there by columns.
+SHARED_BYTES = 75 * 1024
+TURING_SHARED_BYTES = 64 * 1024  # all that sm_75 has
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
