@@ -48,7 +48,7 @@ RULES = (
     Rule("change", 5.0, 30.0, "mean CIE76 colour difference between composite and real foreground"),
     Rule("clipped", 0.0, 0.05, "share of foreground pixels with a channel at 0 or 255 that was not there before"),
     Rule("contrast", 0.5, 2.0, "ratio of the luma's standard deviations, composite over real"),
-    Rule("edges", 0.8, 1.0, "correlation of the luma's differences between neighbours, composite with real"),
+    Rule("edges", 0.9, 1.0, "correlation of the luma's differences between neighbours, composite with real"),
     Rule("grain", 0.0, 0.02, "share of smooth neighbours (luma differs by at most 2) that differ by more than 7 after"),
     Rule("chroma", 0.0, 60.0, "90th percentile of the composite foreground's CIE Lab chroma"),
 )
