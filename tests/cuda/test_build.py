@@ -197,6 +197,7 @@ def test_what_a_build_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @needs_cxx
 def test_a_build_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MAX_JOBS", raising=False)
     monkeypatch.setenv("CXX", str(counting_compiler(tmp_path)))
     said: list[str] = []
     plan = plan_of("tiny", "emulated")
