@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import require, rows, tf32
+from scsco_fast.cuda.launch import require, rows, tf32, turing
 from scsco_fast.cuda.library import operations
 
 # Shared memory that a block may take: three fit on a multiprocessor of sm_90, two on one of sm_80. Queries, keys and
@@ -73,5 +73,4 @@ def _inputs(query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Te
 
 def _device(value: Tensor) -> tuple[bool, int]:
     """Whether float32 matrices are multiplied as TF32, and the shared memory that a block may take."""
-    turing = value.is_cuda and torch.cuda.get_device_capability(value.device) < (8, 0)
-    return tf32() and not turing, TURING_SHARED_BYTES if turing else SHARED_BYTES
+    return tf32(value), TURING_SHARED_BYTES if turing(value) else SHARED_BYTES

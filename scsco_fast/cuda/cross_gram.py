@@ -18,7 +18,7 @@ def forward(a: Tensor, b: Tensor) -> Tensor:
     """a b^T / (H W): (B, Ca, Cb), float32."""
     require(supports(a, b))
     dtype = common_dtype(a, b)
-    parts: Tensor = operations().cross_gram_forward(rows(a.to(dtype)), rows(b.to(dtype)), tf32(), PROGRAMS)
+    parts: Tensor = operations().cross_gram_forward(rows(a.to(dtype)), rows(b.to(dtype)), tf32(a), PROGRAMS)
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 
@@ -31,5 +31,5 @@ def _times(grad: Tensor, features: Tensor, like: Tensor) -> Tensor:
     """grad @ features / (H W) in the dtype and shape of `like`."""
     # A float32 gradient is worth float32 products, whatever the other map is.
     dtype = common_dtype(features, like)
-    out: Tensor = operations().cross_gram_backward(grad, rows(features.to(dtype)), tf32())
+    out: Tensor = operations().cross_gram_backward(grad, rows(features.to(dtype)), tf32(features))
     return out.to(like.dtype).view(like.shape)

@@ -16,7 +16,7 @@ def supports(anchor: Tensor, background: Tensor, others: Tensor) -> str | None:
 def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
     """mean |(f - o_j) b^T| / (H W): (B, J), float32."""
     require(supports(anchor, background, others))
-    parts: Tensor = operations().gram_distances_forward(*_operands(anchor, background, others), tf32())
+    parts: Tensor = operations().gram_distances_forward(*_operands(anchor, background, others), tf32(anchor))
     return parts.sum(2) * (2 / _size(anchor, background))
 
 
@@ -28,7 +28,7 @@ def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -
         )
         return d_anchor, d_background, d_others
     scaled = (grad / _size(anchor, background)).contiguous()
-    grads = operations().gram_distances_backward(scaled, *_operands(anchor, background, others), tf32())
+    grads = operations().gram_distances_backward(scaled, *_operands(anchor, background, others), tf32(anchor))
     d_anchor, d_background, d_others = (
         d.to(t.dtype).view(t.shape) for d, t in zip(grads, (anchor, background, others), strict=True)
     )

@@ -28,6 +28,11 @@ def common_dtype(*tensors: Tensor) -> torch.dtype:
     return dtype
 
 
-def tf32() -> bool:
-    """Whether torch's own products of float32 matrices on the device use TF32; the kernels follow it."""
-    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+def turing(tensor: Tensor) -> bool:
+    """Whether the tensor is on a GPU before compute capability 8.0: no TF32, 64 KiB of shared memory."""
+    return tensor.is_cuda and torch.cuda.get_device_capability(tensor.device) < (8, 0)
+
+
+def tf32(tensor: Tensor) -> bool:
+    """Whether torch's own products of float32 matrices on the tensor's device use TF32; the kernels follow it."""
+    return torch.backends.cuda.matmul.fp32_precision == "tf32" and not turing(tensor)

@@ -17,13 +17,13 @@ def supports(features: Tensor) -> str | None:
 def forward(features: Tensor, foreground: Tensor | None) -> Tensor:
     """F_m F_m^T / (H W): (B, C, C), float32."""
     require(supports(features))
-    gram: Tensor = operations().masked_gram_forward(rows(features), _optional(foreground), tf32(), PROGRAMS)
+    gram: Tensor = operations().masked_gram_forward(rows(features), _optional(foreground), tf32(features), PROGRAMS)
     return gram
 
 
 def backward(grad: Tensor, features: Tensor, foreground: Tensor | None) -> Tensor:
     """dF = m (dG + dG^T) F_m / (H W)."""
-    out: Tensor = operations().masked_gram_backward(grad, rows(features), _optional(foreground), tf32())
+    out: Tensor = operations().masked_gram_backward(grad, rows(features), _optional(foreground), tf32(features))
     return out.view(features.shape)
 
 

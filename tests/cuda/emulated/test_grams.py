@@ -184,7 +184,7 @@ def test_tf32(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatc
     results = []
     for on in (True, False):
         for module in (masked_gram, cross_gram):
-            monkeypatch.setattr(module, "tf32", lambda on=on: on)
+            monkeypatch.setattr(module, "tf32", lambda _, on=on: on)
         masked = (masked_gram.forward(a, foreground), masked_gram.backward(square, a, foreground))
         results.append((*masked, cross_gram.forward(a, b), *cross_gram.backward(wide, a, b)))
     for rounded, exact in zip(*results, strict=True):
