@@ -59,8 +59,8 @@ def synthesized(path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos, output = Path(folder) / "photos", Path(folder) / "output"
         photos.mkdir()
-        for name, file in files(LENT).items():
-            Image.fromarray(read_picture(file).rgb).save(photos / f"{name}.png")
+        for name, source in files(LENT).items():
+            Image.fromarray(read_picture(source).rgb).save(photos / f"{name}.png")
         synthesize(photos, output, count=60, suffix=".png")
         with (output / "Synthetic/synthesis.csv").open() as file:
             table = list(csv.DictReader(file))

@@ -35,7 +35,7 @@ from scsco_fast.data.images import PICTURE_SUFFIXES, binary_mask, read_mask, rea
 from scsco_fast.errors import ScscoError
 
 Split = Literal["train", "test"]
-SPLITS = ("train", "test")
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 MASKS_FOLDER = "masks"
 TEST_SHARE = 0.2

@@ -201,9 +201,9 @@ def recolour(pixels: np.ndarray, examples: np.ndarray, family: str) -> np.ndarra
     if family == "distribution":
         moved = distribution_transfer(own, wanted)
     else:
-        rows = [torch.from_numpy(each)[None, :, None] for each in (own, wanted)]  # (1, 3, 1, n)
-        everywhere = [torch.ones_like(each[:, :1], dtype=torch.bool) for each in rows]
-        moved = transfer_color.forward(*rows, *everywhere, family)[0, :, 0].numpy()
+        source, reference = (torch.from_numpy(each)[None, :, None] for each in (own, wanted))  # (1, 3, 1, n)
+        inside, there = (torch.ones_like(rows[:, :1], dtype=torch.bool) for rows in (source, reference))
+        moved = transfer_color.forward(source, reference, inside, there, family)[0, :, 0].numpy()
     return np.rint(moved * 255).astype(np.uint8).T
 
 
@@ -231,6 +231,7 @@ class _Input(NamedTuple):
 def _find_inputs(photos: str | os.PathLike[str], masks: str | os.PathLike[str] | None, output: Path) -> list[_Input]:
     if masks is not None and not Path(masks).is_dir():
         raise ScscoError(f"{os.fspath(masks)}: no such folder of masks")
+    found: list[tuple[str, Path, str | None]]
     if os.fspath(photos) == "builtin":
         found = [(name, path, split) for split in SPLITS for name, path in builtin_files(split).items()]
     else:
@@ -448,7 +449,9 @@ def _load_look(state: Path, identity: str, digest: str) -> tuple[Photo, np.ndarr
 
 def _sort_out(inputs: list[_Input], looks: dict[str, Any]) -> tuple[list[_Input], dict[str, str]]:
     """The photographs to use, and the reason for each of the others; the same picture twice might be in both lists."""
-    usable, unusable, first = [], {}, {}
+    usable: list[_Input] = []
+    unusable: dict[str, str] = {}
+    first: dict[str, str] = {}
     for each in inputs:
         look = looks[each.identity]
         if isinstance(look, str):
@@ -634,8 +637,8 @@ def _write_pictures(
         if place != _COMPOSITES and path.exists():  # the same bytes for every composite of the photograph
             continue
         with replacing(path) as temporary:
-            options = {"quality": shared.quality, "subsampling": 0} if path.suffix == ".jpg" else {}
-            Image.fromarray(picture).save(temporary, **options)
+            # PNG's writer ignores both.
+            Image.fromarray(picture).save(temporary, quality=shared.quality, subsampling=0)
     return {place: name for place, (name, _) in pictures.items()}
 
 

@@ -26,7 +26,7 @@ def checkout(tmp_path: Path) -> Path:
     folder.mkdir()
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    for name in ("scsco_fast", "kernels", "train"):
+    for name in ("scsco_fast", "kernels", "train", "benchmarks"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "built"))
     shutil.copytree(TINY, folder / "csrc")
     return folder
