@@ -170,7 +170,7 @@ def test_an_old_setuptools_is_named(checkout: Path) -> None:
 
 
 def test_the_source_distribution_holds_the_sources(checkout: Path) -> None:
-    for name in ("docs", "tests", "benchmarks"):
+    for name in ("docs", "tests"):
         (checkout / name).mkdir()
     (checkout / LIBRARY).parent.mkdir()
     (checkout / LIBRARY).write_text("built earlier")
