@@ -87,6 +87,10 @@ class TrainConfig:
     """Compute the style loss at each n-th step only, with the same weight there."""
     style_size: int | None = None
     """Resize the pictures given to the style encoder to this many pixels; None leaves them as they are."""
+    style_crop: bool = True
+    """Compute the style encoder only where the mask reaches; the loss is the same up to rounding."""
+    channels_last: bool = True
+    """Style encoder in channels-last layout; the network keeps its own, which is faster."""
     negatives: int = 5
     """Negatives per composite (K): the composite itself and K - 1 recolourings of the real foreground."""
     gram: Literal["channel", "position"] = "channel"

@@ -20,6 +20,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.regions import foreground_boxes
 from scsco_fast.train import checkpoint
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.report import COLUMNS, Report
@@ -99,7 +100,7 @@ class Run:
                 self.note_bad(batch.bad)
                 if batch.names:
                     composite, real, mask = (x.to(device, non_blocking=True) for x in batch[:3])
-                    self.step(composite, real, mask, index)
+                    self.step(composite, real, mask, index, foreground_boxes(batch.mask))
                 done, images = index + 1, images + len(batch.names)
                 progress.advance(bar)
 
@@ -255,6 +256,10 @@ def build_loss(config: TrainConfig) -> tuple[SCSCoLoss | None, str]:
     if config.style_weight == 0:
         return None, "none (style_weight 0)"
     encoder = VGG16Features(weights=config.vgg_weights, layers=config.vgg_layers).to(config.device)
+    if config.channels_last:
+        encoder = encoder.to(memory_format=torch.channels_last)
+    if config.precision == "bfloat16":
+        encoder.features.to(torch.bfloat16)  # once; autocast would cast the frozen weights anew at every step
     weights = config.layer_weights
     layer_weights = None if weights is None else dict(zip(config.vgg_layers, weights, strict=True))
     loss = SCSCoLoss(
@@ -265,6 +270,7 @@ def build_loss(config: TrainConfig) -> tuple[SCSCoLoss | None, str]:
         self_style=config.self_style,
         layer_weights=layer_weights,
         style_size=config.style_size,
+        crop=config.style_crop,
     )
     return loss, encoder.source
 

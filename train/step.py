@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.negatives import make_negatives
+from scsco_fast.nn.mosaic import Mosaic
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.train.checkpoint import load_strictly
 from scsco_fast.train.config import TrainConfig
@@ -108,12 +109,18 @@ class TrainingStep:
         self.skips = torch.tensor([0, 0, -1], device=self.device)
         self._losses = torch.compile(self._forward, fullgraph=True) if config.compile else self._forward
 
-    def __call__(self, composite: Tensor, real: Tensor, mask: Tensor, index: int) -> None:
-        """Do step `index` (0-based) on pictures (B, 3, H, W) in [0, 1] and masks (B, 1, H, W) on the model's device."""
+    def __call__(
+        self, composite: Tensor, real: Tensor, mask: Tensor, index: int, boxes: Tensor | None = None
+    ) -> None:
+        """Do step `index` (0-based) on pictures (B, 3, H, W) in [0, 1] and masks (B, 1, H, W) on the model's device.
+
+        With `boxes`, the masks' `foreground_boxes` taken on the CPU, the style encoder leaves out what no mask reaches.
+        """
         with_style = self.loss is not None and index % self.config.style_every == 0
         negatives = self._negatives(composite, real, mask, index) if with_style else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            losses = self._losses(composite, real, mask, negatives)
+            mosaic = self._mosaic(mask, boxes) if with_style else None
+            losses = self._losses(composite, real, mask, negatives, mosaic)
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         self._update(losses, index)
@@ -122,12 +129,24 @@ class TrainingStep:
         self.generator.manual_seed(step_seed(self.config.seed, index))
         return make_negatives(real, composite, mask, self.config.negatives, generator=self.generator)
 
-    def _forward(self, composite: Tensor, real: Tensor, mask: Tensor, negatives: Tensor | None) -> dict[str, Tensor]:
+    def _mosaic(self, mask: Tensor, boxes: Tensor | None) -> Mosaic | None:
+        """Where the style encoder computes; made outside the compiled step, which sees few canvas sizes."""
+        compiled = self.config.compile
+        if self.loss is None or (compiled and len(mask) != self.config.batch_size):
+            return None  # a batch that lost bad samples would have canvases of its own to compile for
+        mosaic = self.loss.mosaic(boxes, *mask.shape[-2:], fixed=compiled)
+        if compiled and mosaic is not None:
+            mosaic.mark_static()
+        return mosaic
+
+    def _forward(
+        self, composite: Tensor, real: Tensor, mask: Tensor, negatives: Tensor | None, mosaic: Mosaic | None
+    ) -> dict[str, Tensor]:
         output = self.model(composite, mask)
         if negatives is None or self.loss is None:
             terms = self.reconstruction(output, real, composite, mask)
             return {"total": terms.total, "reconstruction": terms.reconstruction}
-        return self.loss(output, real, composite, mask, negatives=negatives).named()
+        return self.loss(output, real, composite, mask, negatives=negatives, boxes=mosaic).named()
 
     @torch.no_grad()
     def _update(self, losses: dict[str, Tensor], index: int) -> None:

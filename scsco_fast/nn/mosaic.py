@@ -69,6 +69,13 @@ class Mosaic(NamedTuple):
     entries: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
+    def mark_static(self) -> None:
+        """Let torch.compile make code for exactly these sizes, as it does for the first, instead of for any size."""
+        from torch._dynamo import mark_static
+
+        for tensor in (tensor for level in self.levels for tensor in level):
+            mark_static(tensor)
+
 
 def reaches(first: int, last: int, size: int, depths: Sequence[Depth]) -> list[Extent]:
     """Along one axis, the window of each level for foreground pixels `first` ... `last` - 1 of `size`.

@@ -112,7 +112,7 @@ class VGG16Features(nn.Module):
         for level, convolutions in enumerate(self._levels()):
             x = x if level == 0 else F.max_pool2d(x, 2)
             for name, convolution in convolutions:
-                x = F.relu(convolution(x))
+                x = F.relu(convolution(x), inplace=True)
                 if name in self.layers:
                     found[name] = x
         return found
@@ -139,7 +139,7 @@ class VGG16Features(nn.Module):
                 still = next(outputs)
                 x = convolution(x)
                 around = still_on_canvas(still, level.place).to(x.dtype).unflatten(0, canvas).permute(2, 0, 1)
-                x = F.relu(torch.where(level.inside, x, around))
+                x = torch.where(level.inside, x, around).relu_()
                 if name in self.layers:
                     size = (images.shape[-2] >> index, images.shape[-1] >> index)
                     whole = move(x.permute(0, 2, 3, 1).flatten(1, 2), still.repeat(batch, 1), level.cell, level.pixel)
@@ -203,7 +203,7 @@ class VGG16Features(nn.Module):
                 x = x if level == 0 else F.max_pool2d(x, 2)
                 entries.append(x)
                 for _, convolution in convolutions:
-                    x = F.relu(convolution(x))
+                    x = F.relu(convolution(x), inplace=True)
                     outputs.append(x)
             rows = [tuple(x[0].flatten(1).t().contiguous() for x in kept) for kept in (entries, outputs)]
             self._stills = {key: (rows[0], rows[1])}
