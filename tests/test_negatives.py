@@ -5,6 +5,7 @@ import torch
 from oracle import make_mask
 
 import scsco_fast as sf
+from scsco_fast.negatives import WholeBatch
 from scsco_fast.photometric import random_curve
 
 
@@ -44,10 +45,29 @@ def test_every_family_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 
     drawn = []
     monkeypatch.setattr(negatives, "transfer_color", lambda s, r, kind, *a, **k: drawn.append(kind) or s)
-    monkeypatch.setattr(negatives, "random_curve", lambda images, g: drawn.append("curve") or images)
+    monkeypatch.setattr(negatives, "apply_curve", lambda images, curves: drawn.append("curve") or images)
     real, composite, mask = batch()
     sf.make_negatives(real, composite, mask, 60, torch.Generator().manual_seed(0))
     assert set(drawn) == {"reinhard", "gaussian", "histogram", "curve"}
+
+
+@pytest.mark.parametrize("cuts", [(2, 3), (1, 1, 3), (5,)])
+def test_parts_of_a_batch_have_the_negatives_of_the_whole(cuts: tuple[int, ...]) -> None:
+    real, composite, mask = batch(5)
+    whole = sf.make_negatives(real, composite, mask, 12, torch.Generator().manual_seed(2))
+    first = 0
+    for rows in cuts:
+        part = slice(first, first + rows)
+        negatives = sf.make_negatives(
+            real[part],
+            composite[part],
+            mask[part],
+            12,
+            torch.Generator().manual_seed(2),
+            WholeBatch(real, mask, first),
+        )
+        torch.testing.assert_close(negatives, whole[part], rtol=0, atol=1e-6)
+        first += rows
 
 
 def test_random_curve_of_strength_zero_is_the_identity() -> None:
