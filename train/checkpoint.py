@@ -12,9 +12,9 @@ import torch
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 
-FORMAT = 1
-LAST = "last.pt"
-CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples"})
+FORMAT = 2  # 1 had the random state of one process, and neither the number of samples nor a best validation
+LAST, BEST = "last.pt", "best.pt"
+CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples", "samples", "best"})
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -65,6 +65,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive fails in many ways: zip, pickle, storage sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ScscoError(f"{path}: truncated or not a checkpoint ({reason}); use an older one") from error
+    if isinstance(state, dict) and state.get("format") == 1:
+        raise ScscoError(
+            f"{path}: written by an earlier version (format 1, this one reads {FORMAT}); resume it with that version"
+        )
     if not isinstance(state, dict) or set(state) != CONTENTS or state["format"] != FORMAT:
         raise ScscoError(f"{path}: not a training checkpoint of format {FORMAT}; use one that scsco train wrote")
     return state
@@ -91,17 +95,28 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete checkpoint of a run, or None where there is none at all.
 
-    last.pt is tried first, then the numbered ones from the newest; each unreadable one is passed to `warn`.
-    A folder with checkpoints of which none can be read is a `ScscoError`.
+    last.pt is tried first, then the numbered ones from the newest, and best.pt where none of those is newer; each
+    unreadable one is passed to `warn`. A folder with checkpoints of which none can be read is a `ScscoError`.
     """
     candidates = [path for path in (folder / LAST, *numbered_checkpoints(folder)) if path.exists()]
-    for path in candidates:
+    best = [path for path in [folder / BEST] if path.exists()]
+    found = _first_readable(candidates, warn)
+    if found is None or found[0].name != LAST:  # best.pt is often old, but may be newer than what is left
+        other = _first_readable(best, warn)
+        if other is not None and (found is None or other[1]["step"] > found[1]["step"]):
+            found = other
+    if found is None and candidates + best:
+        count = len(candidates + best)
+        raise ScscoError(f"{folder}: none of its {count} checkpoints can be read; train in a new folder")
+    return found
+
+
+def _first_readable(paths: list[Path], warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
+    for path in paths:
         try:
             return path, load_checkpoint(path)
         except ScscoError as error:
             warn(f"skipped: {error}")
-    if candidates:
-        raise ScscoError(f"{folder}: none of its {len(candidates)} checkpoints can be read; train in a new folder")
     return None
 
 

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.errors import ScscoError
 from scsco_fast.train.checkpoint import write_durably
+from scsco_fast.train.clock import PHASES
 
 COLUMNS = (
     "step",
@@ -26,6 +28,11 @@ COLUMNS = (
     "self_negative",
     "consistency_positive",
     "consistency_negative",
+    "validation_fmse",
+    "validation_psnr",
+    *(f"{phase}_ms" for phase in PHASES),
+    "memory_mib",
+    "loss_scale",
 )
 Row = dict[str, float]
 
@@ -49,8 +56,14 @@ class Report:
 
     def add_row(self, values: Mapping[str, float]) -> None:
         """Append one row; a column that is not in `values` stays empty."""
-        with self.table.open("ab") as file:
-            file.write(_csv_text([values], header=False))
+        try:
+            with self.table.open("ab") as file:
+                file.write(_csv_text([values], header=False))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ScscoError(
+                f"{self.table}: cannot be written ({reason}); make room, then scsco train resume"
+            ) from error
         step = int(values["step"])
         for name, value in values.items():
             if name != "step":

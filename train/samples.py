@@ -1,7 +1,10 @@
 """Which samples a step sees: a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
+import hashlib
 import signal
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
@@ -11,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
+from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.processes import Processes
 
 
 class Samples(Protocol):
@@ -23,20 +28,57 @@ class Samples(Protocol):
 
 
 def build_dataset(config: TrainConfig) -> Samples:
-    """The training samples that `config` names."""
+    """The training samples that `config` names, without those that are held out for validation."""
     if config.dataset == "iharmony4":
-        assert config.root is not None  # checked by TrainConfig
-        return IHarmony4(
-            config.root,
-            split="train",
-            size=config.size,
-            subsets=config.subsets,
-            augment=config.augment,
-            seed=config.seed,
-        )
+        dataset = _iharmony4(config, augment=config.augment)
+        held = _held_out(dataset, config)
+        dataset.members = [member for member in dataset.members if member.real not in held]
+        return dataset
     photos = load_photos(config.photos, "train")
     length = config.steps * config.batch_size
     return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+
+
+def build_validation(config: TrainConfig) -> Samples | None:
+    """Composites that training does not see; None where `validate_every` is.
+
+    Of iHarmony4 they come from the training list, never from the test list: choosing a model by it would flatter the
+    result. Of synthetic composites they are made from the photographs that training leaves out.
+    """
+    if config.validate_every is None:
+        return None
+    if config.dataset == "iharmony4":
+        dataset = _iharmony4(config, augment=False)
+        held = _held_out(dataset, config)
+        dataset.members = [member for member in dataset.members if member.real in held][: config.validation_count]
+        return dataset
+    photos = load_photos(config.photos, "test")
+    return SyntheticComposites(photos, config.size, config.validation_count, config.seed + 1, augment=False)
+
+
+def _iharmony4(config: TrainConfig, *, augment: bool) -> IHarmony4:
+    assert config.root is not None  # checked by TrainConfig
+    return IHarmony4(config.root, "train", config.size, config.subsets, augment, config.seed)
+
+
+def _held_out(dataset: IHarmony4, config: TrainConfig) -> set[Path]:
+    """Real pictures whose composites, `validation_count` of them at least, are held out; the same in every run.
+
+    Whole real pictures: several composites share one.
+    """
+    if config.validate_every is None:
+        return set()
+    composites = Counter(member.real for member in dataset.members)
+    order = sorted(composites, key=lambda path: hashlib.sha256(path.name.encode()).hexdigest())
+    held: set[Path] = set()
+    while sum(composites[path] for path in held) < config.validation_count and len(held) < len(order):
+        held.add(order[len(held)])
+    if len(held) == len(order):
+        raise ScscoError(
+            f"validation_count {config.validation_count} leaves nothing of {len(dataset.members)} composites to train "
+            "on; lower it"
+        )
+    return held
 
 
 def build_preview(config: TrainConfig, count: int = 4) -> Batch:
@@ -57,11 +99,26 @@ class StepOrder(Sampler[list[int]]):
     Step t uses the positions t * B ... t * B + B - 1. Position p is in epoch p // n, at place p % n of the data set's
     order or (`shuffle`) of an order that depends on (seed, epoch) alone. Its index is epoch * n + sample: the data
     sets take that as the same sample in a new crop.
+
+    `world` processes share a step in order: this one, number `rank`, has the `rank`-th of as many equal pieces.
     """
 
-    def __init__(self, length: int, batch_size: int, first: int, steps: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        first: int,
+        steps: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.length, self.batch_size, self.first, self.steps = length, batch_size, first, steps
         self.shuffle, self.seed = shuffle, seed
+        share = batch_size // world
+        self.rows = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -69,7 +126,7 @@ class StepOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         orders: dict[int, np.ndarray] = {}
         for step in range(self.first, self.steps):
-            places = [divmod(step * self.batch_size + row, self.length) for row in range(self.batch_size)]
+            places = [divmod(step * self.batch_size + row, self.length) for row in self.rows]
             orders = {epoch: orders.get(epoch, self._order(epoch)) for epoch, _ in places}
             yield [epoch * self.length + int(orders[epoch][place]) for epoch, place in places]
 
@@ -79,10 +136,19 @@ class StepOrder(Sampler[list[int]]):
         return np.random.default_rng((self.seed, epoch)).permutation(self.length)
 
 
-def build_loader(samples: Samples, config: TrainConfig, first: int, device: torch.device) -> Iterable[Batch]:
-    """Batches of the steps from `first` on, in order."""
+def build_loader(
+    samples: Samples, config: TrainConfig, first: int, device: torch.device, processes: Processes
+) -> Iterable[Batch]:
+    """This process's shares of the batches of the steps from `first` on, in order."""
     order = StepOrder(
-        len(samples), config.batch_size, first, config.steps, shuffle=config.dataset == "iharmony4", seed=config.seed
+        len(samples),
+        config.batch_size,
+        first,
+        config.steps,
+        shuffle=config.dataset == "iharmony4",
+        seed=config.seed,
+        rank=processes.rank,
+        world=processes.world,
     )
     return DataLoader(
         cast(Dataset[Batch], samples),
@@ -98,5 +164,5 @@ def build_loader(samples: Samples, config: TrainConfig, first: int, device: torc
 
 def _ignore_signals(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process answers for all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

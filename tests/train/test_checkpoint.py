@@ -21,8 +21,10 @@ def state(step: int) -> dict[str, Any]:
         "config": {"steps": 10},
         "versions": {"torch": "2"},
         "training": {"model": {"weight": torch.arange(1000.0) + step}},
-        "rng": {"cpu": torch.get_rng_state()},
+        "rng": [{"cpu": torch.get_rng_state()}],
         "bad_samples": {"a.jpg": "truncated"},
+        "samples": 100,
+        "best": None,
     }
 
 
@@ -44,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(path, written)
     read = checkpoint.load_checkpoint(path)
     assert torch.equal(read["training"]["model"]["weight"], written["training"]["model"]["weight"])
-    assert torch.equal(read["rng"]["cpu"], written["rng"]["cpu"])
+    assert torch.equal(read["rng"][0]["cpu"], written["rng"][0]["cpu"])
     assert {key: read[key] for key in ("step", "config", "versions", "bad_samples")} == {
         key: written[key] for key in ("step", "config", "versions", "bad_samples")
     }
@@ -90,7 +92,8 @@ from pathlib import Path
 import torch
 from scsco_fast.train import checkpoint
 folder, call = Path(sys.argv[1]), sys.argv[2]
-state = {"config": {}, "versions": {}, "training": {"w": torch.zeros(1000)}, "rng": {}, "bad_samples": {}}
+state = {"config": {}, "versions": {}, "training": {"w": torch.zeros(1000)}, "rng": [], "bad_samples": {}}
+state = {**state, "samples": 1, "best": None}
 checkpoint.save_rotating(folder, {"step": 1, **state})
 original = getattr(os, call)
 def kill(*arguments):
