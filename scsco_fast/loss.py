@@ -145,7 +145,7 @@ class SCSCoLoss(nn.Module):
         if negatives is None:
             negatives = make_negatives(real, composite, mask, self.negatives, generator)
         if isinstance(boxes, Tensor):
-            boxes = self.mosaic(boxes, *mask.shape[-2:])
+            boxes = self.mosaic(boxes, mask.shape[-2], mask.shape[-1])
         style = self._style_terms(output, real, mask, negatives, boxes if self.crop else None)
         total = reconstruction + self.style_weight * (style[0] + style[1])
         return SCSCoTerms(total, reconstruction.detach(), *(term.detach() for term in style))

@@ -82,8 +82,8 @@ class Regions:
 def foreground_boxes(mask: Tensor) -> Tensor | None:
     """Bounding boxes of what is not 0 in masks (B, 1, H, W): (B, 4) int64 on the CPU, or None for a mask elsewhere.
 
-    Each is top, left, bottom, right with bottom and right one past the last; 0, 0, 0, 0 where all is 0. Reading a mask on
-    another device would wait for it: take the boxes before the mask goes there.
+    Each is top, left, bottom, right with bottom and right one past the last; 0, 0, 0, 0 where all is 0. Reading a mask
+    on another device would wait for it: take the boxes before the mask goes there.
 
     Example:
         >>> import torch, scsco_fast as sf

@@ -444,11 +444,10 @@ def build_loss(config: TrainConfig) -> tuple[SCSCoLoss | None, str]:
         return None, "none (style_weight 0)"
     encoder = VGG16Features(weights=config.vgg_weights, layers=config.vgg_layers).to(config.device)
     if config.channels_last:
-        encoder = encoder.to(memory_format=torch.channels_last)
+        torch.nn.utils.convert_conv2d_weight_memory_format(encoder, torch.channels_last)
     if config.precision in AUTOCAST:
-        encoder.features.to(
-            AUTOCAST[config.precision]
-        )  # once; autocast would cast the frozen weights anew at every step
+        # Once: autocast would cast the frozen weights anew at every step.
+        encoder.features.to(AUTOCAST[config.precision])
     weights = config.layer_weights
     layer_weights = None if weights is None else dict(zip(config.vgg_layers, weights, strict=True))
     loss = SCSCoLoss(

@@ -260,7 +260,7 @@ class TrainingStep:
         parts = self.processes.world * self.config.accumulate
         if self.loss is None or (compiled and len(mask) * parts != self.config.batch_size):
             return None  # a batch that lost bad samples would have canvases of its own to compile for
-        mosaic = self.loss.mosaic(boxes, *mask.shape[-2:], fixed=compiled)
+        mosaic = self.loss.mosaic(boxes, mask.shape[-2], mask.shape[-1], fixed=compiled)
         if compiled and mosaic is not None:
             mosaic.mark_static()
         return mosaic

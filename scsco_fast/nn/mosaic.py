@@ -13,6 +13,7 @@ pixels where a pooling follows, so pooling cells coincide with the image's. A de
 canvas needs and the one before does not hold is still.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -21,10 +22,11 @@ from torch import Tensor
 
 # A canvas size made for boxes of unknown sizes: this share of them as large as the image, the others with this side.
 SHARES_OF_LARGE, SMALL_SIDE = (0.0, 0.1, 0.2, 0.35, 0.5), 0.4
-ROWS = 16  # canvases whose size is free are rounded up to this many rows
+ROWS = 16  # a canvas whose size is free is rounded up to this many rows of the image
 WORTH = 0.9  # a mosaic is made where it takes at most this share of the full computation's multiplications
 
 Box = tuple[int, int, int, int]  # top, left, bottom, right
+Window = tuple[int, int, int, int]  # top, left, height, width
 Extent = tuple[int, int]  # first, one past the last
 
 
@@ -103,7 +105,8 @@ def shelves(windows: Sequence[tuple[int, int]], columns: int) -> tuple[list[tupl
     The tallest first, each on the first shelf with room for it.
     """
     places = [(0, 0)] * len(windows)
-    rows, open_shelves = 0, []  # of a shelf: its row, its height, its next free column
+    open_shelves: list[list[int]] = []  # row, height, next free column
+    rows = 0
     for index in sorted(range(len(windows)), key=lambda index: -windows[index][0]):
         height, width = windows[index]
         shelf = next((s for s in open_shelves if s[2] + width <= columns), None)
@@ -128,25 +131,49 @@ def plan(boxes: Sequence[Box], size: tuple[int, int], depths: Sequence[Depth], f
     """Windows and canvases of every level, or None where the full computation is cheaper.
 
     `fixed` takes the canvases of the smallest of `SHARES_OF_LARGE` that holds all windows, so that a batch size has few
-    canvas sizes; otherwise they are as small as these windows allow.
+    canvas sizes; otherwise they are about as small as these windows allow.
     """
     sizes = [(size[0] >> level, size[1] >> level) for level in range(len(depths))]
     if 0 in sizes[-1]:
         return None
     needed = [_windows(box, size, depths) for box in boxes]
-    columns = [_full(size, depths)[level][3] for level in range(len(depths))]
-    placed = [shelves([w[level][2:] for w in needed], columns[level]) for level in range(len(depths))]
-    taken = [rows for _, rows in placed]
-    rows = _fixed_rows(taken, len(boxes), size, depths) if fixed else [-(-max(1, t) // ROWS) * ROWS for t in taken]
-    if rows is None or _price(rows, columns, depths) > WORTH * len(boxes) * _price(*zip(*sizes, strict=True), depths):
+    full = _windows((0, 0, *size), size, depths)
+    placed = [_place([w[level] for w in needed], full[level], level, fixed) for level in range(len(depths))]
+    canvases = [canvas for _, canvas in placed]
+    if fixed:
+        found = _fixed_canvases(canvases, len(boxes), size, depths)
+        if found is None:
+            return None
+        canvases = found
+    if _price(canvases, depths) > WORTH * len(boxes) * _price(sizes, depths):
         return None
     return [
-        Layout(sizes[level], (rows[level], columns[level]), [(*w[level], *p) for w, p in zip(needed, places, strict=True)])
-        for level, (places, _) in enumerate(placed)
+        Layout(sizes[level], canvas, [(*w[level], *p) for w, p in zip(needed, placed[level][0], strict=True)])
+        for level, canvas in enumerate(canvases)
     ]
 
 
-def _windows(box: Box, size: tuple[int, int], depths: Sequence[Depth]) -> list[tuple[int, int, int, int]]:
+def _place(
+    windows: Sequence[Window], full: Window, level: int, fixed: bool
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """Places of one level's windows, and the rows and columns they take.
+
+    Canvases are as wide as a whole image's window; the widest window's width is tried too where the size is free.
+    """
+    sides = [window[2:] for window in windows]
+    widest = max((width for _, width in sides), default=0)
+    best = None
+    for columns in {full[3]} if fixed else {full[3], max(2, widest)}:
+        places, taken = shelves(sides, columns)
+        unit = 2 if fixed else max(2, ROWS >> level)
+        rows = -(-max(1, taken) // unit) * unit
+        if best is None or rows * columns < best[1][0] * best[1][1]:
+            best = places, (rows, columns)
+    assert best is not None
+    return best
+
+
+def _windows(box: Box, size: tuple[int, int], depths: Sequence[Depth]) -> list[Window]:
     """(top, left, height, width) of each level's window; all 0 where the box is empty."""
     top, left, bottom, right = box
     if top >= bottom or left >= right:
@@ -155,29 +182,26 @@ def _windows(box: Box, size: tuple[int, int], depths: Sequence[Depth]) -> list[t
     return [(y[0], x[0], y[1] - y[0], x[1] - x[0]) for y, x in pairs]
 
 
-def _full(size: tuple[int, int], depths: Sequence[Depth]) -> list[tuple[int, int, int, int]]:
-    return _windows((0, 0, *size), size, depths)
-
-
-def _fixed_rows(
-    taken: Sequence[int], batch: int, size: tuple[int, int], depths: Sequence[Depth]
-) -> list[int] | None:
-    """Rows of the smallest fixed canvases that hold `taken`; they depend on the batch size and image size alone."""
-    sides = [round(SMALL_SIDE * side) for side in size]
-    start = [(side - small) // 2 for side, small in zip(size, sides, strict=True)]
-    small = _windows((*start, start[0] + sides[0], start[1] + sides[1]), size, depths)
-    full = _full(size, depths)
+def _fixed_canvases(
+    taken: Sequence[tuple[int, int]], batch: int, size: tuple[int, int], depths: Sequence[Depth]
+) -> list[tuple[int, int]] | None:
+    """The smallest fixed canvases with the rows of `taken`; they depend on the batch size and the image size alone."""
+    full = _windows((0, 0, *size), size, depths)
+    tall, wide = (round(SMALL_SIDE * side) for side in size)
+    top, left = (size[0] - tall) // 2, (size[1] - wide) // 2
+    small = _windows((top, left, top + tall, left + wide), size, depths)
     for share in SHARES_OF_LARGE:
         areas = [share * f[2] * f[3] + (1 - share) * s[2] * s[3] for f, s in zip(full, small, strict=True)]
-        rows = [max(f[2], -(-int(batch * area) // f[3])) for area, f in zip(areas, full, strict=True)]
-        rows = [-(-r // 2) * 2 for r in rows]
-        if all(t <= r for t, r in zip(taken, rows, strict=True)):
-            return rows
+        rows = [max(f[2], math.ceil(batch * area / f[3])) for area, f in zip(areas, full, strict=True)]
+        canvases = [(-(-r // 2) * 2, f[3]) for r, f in zip(rows, full, strict=True)]
+        if all(t[0] <= c[0] for t, c in zip(taken, canvases, strict=True)):
+            return canvases
     return None
 
 
-def _price(rows: Sequence[int], columns: Sequence[int], depths: Sequence[Depth]) -> int:
-    return sum(r * c * depth.multiplications for r, c, depth in zip(rows, columns, depths, strict=True))
+def _price(sizes: Sequence[tuple[int, int]], depths: Sequence[Depth]) -> int:
+    """Multiplications of the convolutions over these sizes of the levels."""
+    return sum(rows * columns * depth.multiplications for (rows, columns), depth in zip(sizes, depths, strict=True))
 
 
 @torch.no_grad()

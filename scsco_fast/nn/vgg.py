@@ -163,7 +163,7 @@ class VGG16Features(nn.Module):
         """
         if boxes.device.type != "cpu" or boxes.dim() != 2 or boxes.shape[1] != 4:
             raise ValueError(f"boxes must be (B, 4) on the CPU, got {tuple(boxes.shape)} on {boxes.device}")
-        layouts = plan([(t, l, b, r) for t, l, b, r in boxes.tolist()], (height, width), self.depths, fixed)
+        layouts = plan([tuple(box) for box in boxes.tolist()], (height, width), self.depths, fixed)
         if layouts is None:
             return None
         return Mosaic(build_levels(layouts, self.mean.device), *self._still(height, width))

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from oracle import NoReading, NoWaiting
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.train.config import TrainConfig
@@ -119,28 +118,6 @@ def test_a_skipped_step_leaves_the_following_ones_as_they_were(tiny: Tiny) -> No
         skipping(*batch(index), index)
     for one, other in zip(plain.model.parameters(), skipping.model.parameters(), strict=True):
         assert torch.equal(one, other)
-
-
-class NoReading(TorchFunctionMode):
-    """Raises where Python asks a tensor for its values."""
-
-    READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero", "equal")
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        if getattr(function, "__name__", "") in self.READS:
-            raise AssertionError(f"{function} waits for the device")
-        return function(*arguments, **(keywords or {}))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises where torch's own code reads a value back, out of Python's sight."""
-
-    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        if function.overloadpacket.__name__ in self.WAITS:
-            raise AssertionError(f"{function} waits for the device")
-        return function(*arguments, **(keywords or {}))
 
 
 @pytest.mark.parametrize("norm", ["rain", "instance"])
