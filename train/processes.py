@@ -1,6 +1,7 @@
 """The processes of a run: their shares of a batch, and what they tell each other."""
 
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -133,7 +134,10 @@ class LaunchedProcesses(Processes):
         self.accelerator.ddp_handler = DistributedDataParallelKwargs(
             broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=deterministic
         )
-        wrapped: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
+        with warnings.catch_warnings():
+            # torch 2.13 renames broadcast_buffers; accelerate, and torch before it, know only this name.
+            warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+            wrapped: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return wrapped
 
     def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:

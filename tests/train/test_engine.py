@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.train import checkpoint, engine
@@ -25,19 +26,6 @@ Tiny = Callable[..., TrainConfig]
 
 def last(folder: Path) -> dict[str, Any]:
     return checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt")
-
-
-def differing(one: Any, other: Any, path: str = "") -> list[str]:
-    """Places where two nested states are not equal bit for bit."""
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return [path]
-        return [place for key in one for place in differing(one[key], other[key], f"{path}/{key}")]
-    if isinstance(one, (list, tuple)):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [place for key, (a, b) in pairs for place in differing(a, b, f"{path}/{key}")]
-    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-    return [] if equal else [path]
 
 
 def test_run_writes_everything(tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -229,7 +217,7 @@ SIGNALLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Pictures
+from tiny_runs import Pictures
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import train
 config = TrainConfig.from_json(sys.argv[2])
@@ -238,10 +226,10 @@ print("ended", folder)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_saves_and_exits_0(tiny: Tiny, number: signal.Signals) -> None:
     config = tiny(steps=100_000, log_every=1, workers=1)
-    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent), config.to_json()]
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent.parent), config.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:
