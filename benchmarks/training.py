@@ -76,13 +76,19 @@ def variants(device: str) -> dict[str, dict[str, Any]]:
 def settings(device: str, smoke: bool) -> TrainConfig:
     """The configuration that all variants share."""
     if smoke:
-        small = {"base_channels": 4, "size": 128, "batch_size": 2, "negatives": 1, "vgg_layers": ("relu2_2",)}
+        small: dict[str, Any] = {
+            "base_channels": 4,
+            "size": 128,
+            "batch_size": 2,
+            "negatives": 1,
+            "vgg_layers": ("relu2_2",),
+        }
         return dataclasses.replace(PRESETS["demo"], **SHARED, **small, device="cpu")
     if device == "cuda":
-        return dataclasses.replace(PRESETS["paper"], **{**SHARED, "style_size": None}, device="cuda")
+        return dataclasses.replace(PRESETS["paper"], **SHARED, device="cuda")
     # The demo's network at 256x256 with the style loss of `paper`; the demo's own, at 48x48, is 0.1 s of a step.
-    loss = {"negatives": 5, "vgg_layers": ("relu4_3",)}
-    return dataclasses.replace(PRESETS["demo"], **SHARED, **loss, size=256, batch_size=4, device="cpu")
+    of_paper: dict[str, Any] = {"negatives": 5, "vgg_layers": ("relu4_3",)}
+    return dataclasses.replace(PRESETS["demo"], **SHARED, **of_paper, size=256, batch_size=4, device="cpu")
 
 
 SHARED: dict[str, Any] = {
@@ -148,8 +154,9 @@ class Worker:
         composite, real, mask = self.batches[self.done % len(self.batches)]
         self._wait()
         start = time.perf_counter()
-        on_device = [tensor.to(self.config.device, non_blocking=True) for tensor in (composite, real, mask)]
-        self.step(*on_device, index=self.done, boxes=sf.foreground_boxes(mask))
+        boxes = sf.foreground_boxes(mask)
+        composite, real, mask = (t.to(self.config.device, non_blocking=True) for t in (composite, real, mask))
+        self.step(composite, real, mask, self.done, boxes)
         self._wait()
         self.done += 1
         return time.perf_counter() - start
@@ -186,10 +193,10 @@ def sdpa_attention() -> Iterator[None]:
         v = value.flatten(2).float()
         pivot = (v * is_key).sum(2, keepdim=True) / is_key.sum(2, keepdim=True).clamp(min=1)
         centred = ((v - pivot) * is_key).to(query.dtype)
-        rows = [t.transpose(1, 2).unsqueeze(1) for t in (query.flatten(2), key.flatten(2))]
+        q, k = (t.flatten(2).transpose(1, 2).unsqueeze(1) for t in (query, key))  # (B, 1, N, D)
         moments = torch.cat([centred, centred.square()], dim=1).transpose(1, 2).unsqueeze(1)
-        allowed = is_key.unsqueeze(1).expand(-1, -1, rows[0].shape[2], -1)  # (B, 1, N, N), one row in memory
-        found = F.scaled_dot_product_attention(*rows, moments, attn_mask=allowed, scale=scale)
+        allowed = is_key.unsqueeze(1).expand(-1, -1, q.shape[2], -1)  # (B, 1, N, N), one row in memory
+        found = F.scaled_dot_product_attention(q, k, moments, attn_mask=allowed, scale=scale)
         first, second = found.squeeze(1).transpose(1, 2).float().chunk(2, dim=1)
         use = level.foreground.flatten(2) & is_key.any(2, keepdim=True)
         mean = torch.where(use, first + pivot, 0).reshape(value.shape)
@@ -335,7 +342,12 @@ def rows_of(running: Sequence[Variant], notes: dict[str, str]) -> list[dict[str,
     for variant in running:
         times, size = sorted(variant.times), variant.config.batch_size
         median = statistics.median(times)
-        row = {"variant": variant.name, "batch": size, "seconds": median, "images_per_second": size / median}
+        row: dict[str, Any] = {
+            "variant": variant.name,
+            "batch": size,
+            "seconds": median,
+            "images_per_second": size / median,
+        }
         row |= {"low": times[len(times) // 5], "high": times[-1 - len(times) // 5]}
         row |= {"peak_mib": variant.peak_mib, "note": notes[variant.name]}
         rows.append({**row, "speedup": row["images_per_second"] / (rows[0] if rows else row)["images_per_second"]})

@@ -160,7 +160,7 @@ class SCSCoLoss(nn.Module):
             return None
         size = self._style_side(height, width)
         if size != (height, width):
-            boxes = _scaled(boxes, (height, width), size)
+            boxes = scaled(boxes, (height, width), size)
         return self.encoder.mosaic(boxes, *size, fixed=fixed)
 
     def _style_terms(
@@ -236,7 +236,7 @@ class SCSCoLoss(nn.Module):
         return max(1, round(height * self.style_size / longest)), max(1, round(width * self.style_size / longest))
 
 
-def _scaled(boxes: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+def scaled(boxes: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
     """Boxes after resizing by nearest neighbour, one pixel larger: where the resizing itself may round."""
     found = boxes.clone()
     for axis, (old, new) in enumerate(zip(size, wanted, strict=True)):

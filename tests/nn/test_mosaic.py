@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import scsco_fast as sf
-from scsco_fast.loss import RATIO_EPS
+from scsco_fast.loss import RATIO_EPS, scaled
 from scsco_fast.nn import mosaic as mosaic_module
 from scsco_fast.nn import vgg
 from scsco_fast.nn.mosaic import Depth, plan, reaches, shelves
@@ -181,6 +181,26 @@ def test_boxes() -> None:
     assert sf.foreground_boxes(mask.to("meta")) is None  # as on a GPU: reading it would wait
     with pytest.raises(ValueError, match="boxes must be"):
         build_encoder("relu1_1").mosaic(torch.zeros(4, 1), 6, 9)
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.data())
+@settings(max_examples=200, deadline=None)
+def test_boxes_of_resized_masks(size: int, wanted: int, data: st.DataObject) -> None:
+    wanted = min(size, wanted)
+    first = data.draw(st.integers(0, size))
+    last = data.draw(st.integers(first, size))
+    line = torch.zeros(size)
+    line[first:last] = 1
+    mask = line.reshape(1, 1, -1, 1) * line
+    resized = sf.foreground_boxes(F.interpolate(mask, size=(wanted, wanted), mode="nearest"))
+    boxes = sf.foreground_boxes(mask)
+    assert boxes is not None
+    assert resized is not None
+    (box,) = scaled(boxes, (size, size), (wanted, wanted))
+    assert (resized[0, :2] >= box[:2]).all() or not resized.any()
+    assert (resized[0, 2:] <= box[2:]).all()
+    assert (box[2:] <= wanted).all()
+    assert (box >= 0).all()
 
 
 def flops(encoder: sf.VGG16Features, mask: Tensor, cropped: bool) -> int:
