@@ -10,9 +10,13 @@ whose loss terms or gradient differ from the reference's gets no time. The media
 
     reference   dense operations, VGG-16 on whole pictures, float32, eager mode
     whole       as `fast`, but VGG-16 on whole pictures
-    stock       (GPU) dense operations, VGG-16 on whole pictures, compiled, bfloat16, channels last
+    stock       dense operations, VGG-16 on whole pictures, channels last; on a GPU compiled and in bfloat16
     stock-sdpa  the same with BAIN's attention by library SDPA on [v', v'^2] with masked keys
-    fast        what `scsco train` does here: on a GPU compiled and in bfloat16
+    contiguous  as `fast`, but VGG-16 in contiguous layout
+    compiled    as `fast`, but compiled (on a GPU `fast` is)
+    fast        what `scsco train` does here; on a GPU compiled and in bfloat16
+
+By default a GPU runs all but `contiguous` and `compiled`, a CPU `reference`, `whole` and `fast`.
 
 The pictures are noise, the masks ellipses whose areas are evenly spaced quantiles of iHarmony4's test set. Dropout and
 gradient clipping are off. A variant that runs out of memory is tried with half the batch; rates are per image.
@@ -57,20 +61,25 @@ GATES = {"float32": (1e-4, 2e-2), "bfloat16": (5e-2, 0.5)}
 FAST: dict[str, Any] = {"backend": "auto", "style_crop": True, "channels_last": True}
 PLAIN: dict[str, Any] = {"backend": "reference", "style_crop": False, "channels_last": False, "precision": "float32"}
 ON_GPU: dict[str, Any] = {"precision": "bfloat16", "compile": True}
+DEFAULTS = {
+    "cuda": ("reference", "whole", "stock", "stock-sdpa", "fast"),
+    "cpu": ("reference", "whole", "fast"),
+}
 COLUMNS = ("variant", "batch", "seconds", "low", "high", "images_per_second", "speedup", "peak_mib", "note")
 
 
 def variants(device: str) -> dict[str, dict[str, Any]]:
     """Fields of the configuration that make each variant."""
     extra = ON_GPU if device == "cuda" else {"precision": "float32"}
-    found = {
+    return {
         "reference": PLAIN,
         "whole": {**FAST, **extra, "style_crop": False},
         "stock": {**PLAIN, **extra, "channels_last": True},
         "stock-sdpa": {**PLAIN, **extra, "channels_last": True},
+        "contiguous": {**FAST, **extra, "channels_last": False},
+        "compiled": {**FAST, **extra, "compile": True},
         "fast": {**FAST, **extra},
     }
-    return found if device == "cuda" else {name: found[name] for name in ("reference", "whole", "fast")}
 
 
 def settings(device: str, smoke: bool) -> TrainConfig:
@@ -422,7 +431,7 @@ def main() -> None:
     config = settings(device, options.smoke)
     if options.batch:
         config = dataclasses.replace(config, batch_size=options.batch)
-    names = options.variants or list(variants(device))
+    names = options.variants or DEFAULTS[device]
     unknown = set(names) - set(variants(device))
     if unknown:
         raise SystemExit(f"no variant {', '.join(unknown)} on {device}: there are {', '.join(variants(device))}")

@@ -1,5 +1,6 @@
 """The benchmark of a training step: its pictures, its stock attention, its gate, and that it runs."""
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -55,4 +56,5 @@ def test_program_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scsco_fast.benchmarks.training", "--smoke", "--csv", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert [line.split(",")[8] for line in file.read_text().splitlines()[1:]] == ["reference", "whole", "fast"]
+    with file.open(newline="") as rows:
+        assert [row["variant"] for row in csv.DictReader(rows)] == ["reference", "whole", "fast"]

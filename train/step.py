@@ -222,10 +222,12 @@ class TrainingStep:
             negatives = self._negatives(composite, real, mask, whole._replace(first=first if share else 0))
         # Backward averages over processes; the sum is wanted.
         weight = share * self.processes.world
-        if self.config.cuda_graph and len(composite) == self.config.batch_size:
-            return self._replay((composite, real, mask, negatives), weight)
         with self._autocast():
             mosaic = self._mosaic(mask, boxes) if negatives is not None else None
+        if self.config.cuda_graph and len(composite) == self.config.batch_size:
+            canvases = () if mosaic is None else mosaic.tensors()
+            return self._replay((composite, real, mask, negatives, *canvases), weight)
+        with self._autocast():
             losses: dict[str, Tensor] = self.objective(composite, real, mask, negatives, mosaic)
         self.clock.mark("forward")
         (losses["total"] * (self.scale * weight)).backward()
@@ -242,8 +244,13 @@ class TrainingStep:
         return losses
 
     def _compute(self, inputs: tuple[Tensor | None, ...], weight: float) -> dict[str, Tensor]:
+        composite, real, mask, negatives, *canvases = inputs
+        mosaic = None
+        if canvases and self.loss is not None and self.loss.encoder is not None:
+            tensors = [tensor for tensor in canvases if tensor is not None]
+            mosaic = Mosaic.from_tensors(tensors, len(self.loss.encoder.depths))
         with self._autocast():
-            losses: dict[str, Tensor] = self.objective(*inputs, None)
+            losses: dict[str, Tensor] = self.objective(composite, real, mask, negatives, mosaic)
         (losses["total"] * (self.scale * weight)).backward()
         return losses
 
@@ -255,13 +262,13 @@ class TrainingStep:
         return make_negatives(real, composite, mask, self.config.negatives, self.generator, whole)
 
     def _mosaic(self, mask: Tensor, boxes: Tensor | None) -> Mosaic | None:
-        """Where the style encoder computes; made outside the compiled step, which sees few canvas sizes."""
-        compiled = self.config.compile
+        """Where the style encoder computes; made outside the compiled or captured step, which sees few canvas sizes."""
+        compiled = self.config.compile or self.config.cuda_graph
         parts = self.processes.world * self.config.accumulate
         if self.loss is None or (compiled and len(mask) * parts != self.config.batch_size):
             return None  # a batch that lost bad samples would have canvases of its own to compile for
         mosaic = self.loss.mosaic(boxes, mask.shape[-2], mask.shape[-1], fixed=compiled)
-        if compiled and mosaic is not None:
+        if self.config.compile and mosaic is not None:
             mosaic.mark_static()
         return mosaic
 

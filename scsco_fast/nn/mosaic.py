@@ -71,11 +71,23 @@ class Mosaic(NamedTuple):
     entries: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Every tensor, in the order that `from_tensors` takes: what a CUDA graph has to be given."""
+        return *(tensor for level in self.levels for tensor in level), *self.entries, *self.outputs
+
+    @classmethod
+    def from_tensors(cls, tensors: Sequence[Tensor], levels: int) -> "Mosaic":
+        """The inverse of `tensors`."""
+        fields = len(Level._fields)
+        built = tuple(Level(*tensors[start : start + fields]) for start in range(0, levels * fields, fields))
+        still = tuple(tensors[levels * fields :])
+        return cls(built, still[:levels], still[levels:])
+
     def mark_static(self) -> None:
         """Let torch.compile make code for exactly these sizes, as it does for the first, instead of for any size."""
         from torch._dynamo import mark_static
 
-        for tensor in (tensor for level in self.levels for tensor in level):
+        for tensor in self.tensors():
             mark_static(tensor)
 
 

@@ -10,6 +10,7 @@ from oracle import make_mask
 import scsco_fast as sf
 from scsco_fast.data.samples import collate
 from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import build_loss
 from scsco_fast.train.step import TrainingStep
@@ -45,6 +46,34 @@ def test_windows_and_whole_pictures_train_alike(
         results.append(torch.cat([parameter.detach().flatten() for parameter in model.parameters()]))
     assert sum(calls) == 3 * 2 * 2  # of each step both pictures, in one or two parts, known and moving
     assert torch.linalg.norm(results[0] - results[1]) <= 1e-9 * torch.linalg.norm(results[1])
+
+
+def test_a_captured_step_is_given_the_canvases(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a capture that computes at once, as there is no GPU: what it is given must be all that the step uses."""
+
+    class Computed:
+        def __init__(self, compute: Any, _: Any, __: Any, weight: float) -> None:
+            self.compute, self.weight = compute, weight
+
+        def __call__(self, inputs: tuple[torch.Tensor | None, ...]) -> dict[str, torch.Tensor]:
+            seen.append(len(inputs))
+            return self.compute(inputs, self.weight)
+
+    seen: list[int] = []
+    monkeypatch.setattr(step_module, "CapturedPass", Computed)
+    options = {"style_weight": 0.5, "negatives": 1, "vgg_layers": ("relu2_1",), "vgg_weights": "random", "size": 96}
+    mask, real = torch.zeros(2, 1, 96, 96), torch.rand(2, 3, 96, 96)
+    mask[..., 20:30, 20:30] = 1
+    norms = []
+    for captured in (True, False):
+        config = tiny(**options, norm="rain", dropout=False, cuda_graph=captured)
+        torch.manual_seed(0)
+        loss, _ = build_loss(config)
+        step = TrainingStep(sf.HarmonizationUNet(**config.architecture()).train(), loss, config)
+        step(real * (1 - 0.5 * mask), real, mask, 0, boxes=sf.foreground_boxes(mask))
+        norms.append(step.read()["means"]["grad_norm"])
+    assert seen == [4 + 2 * 6 + 2 + 3]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
 
 
 def test_configuration_reaches_the_encoder(tiny: Tiny) -> None:
