@@ -2,8 +2,8 @@
 
 import os
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -41,13 +41,23 @@ def _sync_folder(folder: Path) -> None:
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (the keys of `CONTENTS` but "format") to `path` atomically."""
+    with telling_what_to_do():
+        try:
+            write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        except RuntimeError as error:  # torch.save turns a full disk into one
+            raise ScscoError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def telling_what_to_do() -> Iterator[None]:
+    """A file of a run cannot be written, on a full disk for one: the error says how to go on."""
+    advice = "older checkpoints are intact: make room, then scsco train resume"
     try:
-        write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-    except (ScscoError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        raise ScscoError(
-            f"{path}: {reason}; older checkpoints are intact: make room, then scsco train resume"
-        ) from error
+        yield
+    except ScscoError as error:
+        if advice in str(error):
+            raise
+        raise ScscoError(f"{error}; {advice}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from scsco_fast.data.samples import BadSample, Batch, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.evaluate import evaluate
 from scsco_fast.loss import SCSCoLoss
+from scsco_fast.nn.attention_maps import attention_maps, foreground_points
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
 from scsco_fast.regions import foreground_boxes
@@ -155,8 +156,9 @@ class Run:
 
                 ending = any(stopping) or done == config.steps
                 saving = ending or done % config.checkpoint_every == 0
-                improved = self.validate(done) if self.validates(done) else False
-                if saving or improved or done % config.log_every == 0:
+                validating = self.validates(done)
+                improved = self.validate(done) if validating else False
+                if saving or validating or done % config.log_every == 0:
                     row = self.log(done, images / (time.perf_counter() - since))
                     progress.update(bar, loss=f"{row['total']:.4f}", speed=f"{row['images_per_second']:.1f}")
                     images, since = 0, time.perf_counter()
@@ -225,7 +227,7 @@ class Run:
             **self.validated,
         }
         self.validated = {}
-        with self.processes.together():
+        with self.processes.together(), checkpoint.telling_what_to_do():
             if self.report is not None:
                 self.report.add_row(row)
         if not self.console.is_terminal:
@@ -258,11 +260,13 @@ class Run:
 
     @torch.no_grad()
     def show(self, done: int) -> None:
-        """Write what the averaged model makes of the preview."""
+        """Write what the averaged model makes of the preview, and which background its BAINs look at for it."""
         if not self.preview.names or self.report is None:
             return
         composite, real, mask = (x.to(self.step.device) for x in self.preview[:3])
         self.report.add_pictures(done, composite, self.step.ema(composite, mask), real, mask)
+        points = foreground_points(mask)
+        self.report.add_attention(done, composite, points, attention_maps(self.step.ema, composite, mask, points))
 
     def validates(self, done: int) -> bool:
         every = self.config.validate_every
@@ -299,13 +303,14 @@ class Run:
             }
             places = self.folder / "checkpoints"
             metadata = {"working_size": self.config.size, "step": done}
-            if best:
-                checkpoint.save_checkpoint(places / checkpoint.BEST, state)
-                save_model(self.step.ema, self.folder / "best.safetensors", metadata)
-            if last:
-                checkpoint.save_rotating(places, state, keep=self.config.keep_checkpoints, numbered=numbered)
-                save_model(self.step.ema, self.folder / "model.safetensors", metadata)
-                self.report.draw()
+            with checkpoint.telling_what_to_do():
+                if best:
+                    checkpoint.save_checkpoint(places / checkpoint.BEST, state)
+                    save_model(self.step.ema, self.folder / "best.safetensors", metadata)
+                if last:
+                    checkpoint.save_rotating(places, state, keep=self.config.keep_checkpoints, numbered=numbered)
+                    save_model(self.step.ema, self.folder / "model.safetensors", metadata)
+                    self.report.draw()
 
     def close(self) -> None:
         if self.profile is not None:

@@ -230,7 +230,7 @@ class TrainingStep:
         with self._autocast():
             losses: dict[str, Tensor] = self.objective(composite, real, mask, negatives, mosaic)
         self.clock.mark("forward")
-        (losses["total"] * (self.scale * weight)).backward()
+        (losses["total"] * weight * self.scale).backward()
         self.clock.mark("backward")
         return losses
 
@@ -251,7 +251,7 @@ class TrainingStep:
             mosaic = Mosaic.from_tensors(tensors, len(self.loss.encoder.depths))
         with self._autocast():
             losses: dict[str, Tensor] = self.objective(composite, real, mask, negatives, mosaic)
-        (losses["total"] * (self.scale * weight)).backward()
+        (losses["total"] * weight * self.scale).backward()
         return losses
 
     def _autocast(self) -> Any:
