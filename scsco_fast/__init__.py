@@ -7,7 +7,7 @@ from scsco_fast.loss import SCSCoLoss, SCSCoTerms
 from scsco_fast.negatives import make_negatives
 from scsco_fast.nn import BAIN, RAIN, HarmonizationUNet, VGG16Features
 from scsco_fast.ops import use_backend
-from scsco_fast.regions import Regions
+from scsco_fast.regions import Regions, foreground_boxes
 from scsco_fast.weights import load_model, save_model
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "SCSCoTerms",
     "ScscoError",
     "VGG16Features",
+    "foreground_boxes",
     "harmonize",
     "load_model",
     "make_negatives",

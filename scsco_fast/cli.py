@@ -55,6 +55,8 @@ presets:
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
 `scsco train resume RUN` continues an interrupted run where it stopped; options change its settings.
+`scsco train PRESET --verify` compares a few steps with the reference operations; `--profile` shows where time goes.
+`torchrun --nproc-per-node N -m scsco_fast train PRESET` shares each step's batch among N GPUs or processes.
 `scsco train demo --help` lists every setting with its value in the preset.
 """
 
@@ -354,7 +356,7 @@ def _train(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(TRAIN_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    from scsco_fast.train import PRESETS, TrainConfig, train
+    from scsco_fast.train import PRESETS, train
 
     name, rest = arguments[0], arguments[1:]
     if name == "resume":
@@ -364,10 +366,41 @@ def _train(arguments: list[str]) -> int:
         default, program = PRESETS[name], f"scsco train {name}"
     else:
         raise ScscoError(f"{name!r} is no preset; wanted one of {', '.join(PRESETS)}, or resume RUN")
-    config = _parse(TrainConfig, rest, program, default, "Train a model; the defaults shown are the preset's.")
+    options = _parse_train(rest, program, default)
     _check_backend()
-    train(config)
+    if options.verify:
+        return _verify(options.config, options.verify_steps)
+    train(options.config, profile=options.profile)
     return 0
+
+
+def _parse_train(arguments: list[str], program: str, default: Any) -> Any:
+    """The settings of a run, and what is wanted of this run only."""
+    import tyro
+
+    from scsco_fast.train import TrainConfig
+
+    @dataclass(frozen=True)
+    class TrainOptions:
+        config: tyro.conf.OmitArgPrefixes[TrainConfig]
+        profile: bool = False
+        """Also write a trace of a few steps, and a table of the ten most expensive operations, to RUN/profile."""
+        verify: bool = False
+        """Train nothing; compare a few steps with the reference operations and with float64. Exit code 1: too far."""
+        verify_steps: int = 20
+        """Steps that --verify compares."""
+
+    description = "Train a model; the defaults shown are the preset's."
+    return _parse(TrainOptions, arguments, program, TrainOptions(default), description)
+
+
+def _verify(config: Any, steps: int) -> int:
+    from scsco_fast.train.verify import verify
+
+    result = verify(config, steps)
+    print(result.text())
+    print(f"wrote {result.folder / 'differences.csv'}\nwrote {result.folder / 'differences.png'}")
+    return 0 if result.passed else 1
 
 
 def _resumed(rest: list[str]) -> tuple[Any, str]:

@@ -20,6 +20,7 @@ REQUIRED = (
     "matplotlib",
 )
 OPTIONAL = {
+    "accelerate": "training in several processes",
     "triton": "Triton kernels on a GPU",
     "ninja": "building the CUDA library",
     "h5py": "VGG-16 (HED-tuned) weights",

@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.negatives import make_negatives
+from scsco_fast.nn.mosaic import Mosaic
 from scsco_fast.nn.vgg import VGG16Features
 from scsco_fast.ops import feature_distances, gram_distances, masked_gram
 
 GRAMS = ("channel", "position")
 SELF_STYLES = ("feature", "gram")
 RATIO_EPS = 1e-8
+
+Features = dict[str, Tensor]  # by layer
 
 
 class SCSCoTerms(NamedTuple):
@@ -65,6 +68,8 @@ class SCSCoLoss(nn.Module):
         self_style: "feature": D of features; "gram": D of the foreground's Gram matrices f f^T.
         layer_weights: weight of each encoder layer's two ratios; None: 1 / their number each.
         style_size: pictures whose longer side is larger are resized to it for the encoder; None: as they are.
+        crop: let the encoder compute f, f+ and f-_k only where the mask reaches, in calls that are given `boxes`. The
+            result is the same up to rounding (docs/training.md).
 
     Raises:
         ValueError: an option that does not exist; the message names it.
@@ -90,6 +95,7 @@ class SCSCoLoss(nn.Module):
         self_style: str = "feature",
         layer_weights: Mapping[str, float] | None = None,
         style_size: int | None = None,
+        crop: bool = True,
     ) -> None:
         super().__init__()
         if gram not in GRAMS:
@@ -110,6 +116,7 @@ class SCSCoLoss(nn.Module):
         self.self_style = self_style
         self.layer_weights = dict(layer_weights or {name: 1 / len(layers) for name in layers})
         self.style_size = style_size
+        self.crop = crop
 
     def forward(
         self,
@@ -119,6 +126,7 @@ class SCSCoLoss(nn.Module):
         mask: Tensor,
         negatives: Tensor | None = None,
         generator: torch.Generator | None = None,
+        boxes: Tensor | Mosaic | None = None,
     ) -> SCSCoTerms:
         """The loss of a batch.
 
@@ -127,6 +135,8 @@ class SCSCoLoss(nn.Module):
             mask: (B, 1, H, W) in [0, 1], 1 = foreground.
             negatives: (B, K, 3, H, W) ready made; None: `make_negatives` with this loss's K.
             generator: for the negatives, on the CPU.
+            boxes: `scsco_fast.foreground_boxes` of the mask, taken on the CPU; under torch.compile, which cannot read
+                them, the `mosaic` of them. None: the encoder computes whole images.
         """
         reconstruction = (output - real).abs().mean()
         if self.style_weight == 0 or self.encoder is None:
@@ -134,28 +144,66 @@ class SCSCoLoss(nn.Module):
             return SCSCoTerms(reconstruction, reconstruction.detach(), *(zero,) * 6)
         if negatives is None:
             negatives = make_negatives(real, composite, mask, self.negatives, generator)
-        style = self._style_terms(output, real, mask, negatives)
+        if isinstance(boxes, Tensor):
+            boxes = self.mosaic(boxes, mask.shape[-2], mask.shape[-1])
+        style = self._style_terms(output, real, mask, negatives, boxes if self.crop else None)
         total = reconstruction + self.style_weight * (style[0] + style[1])
         return SCSCoTerms(total, reconstruction.detach(), *(term.detach() for term in style))
 
-    def _style_terms(self, output: Tensor, real: Tensor, mask: Tensor, negatives: Tensor) -> list[Tensor]:
+    def mosaic(self, boxes: Tensor | None, height: int, width: int, fixed: bool = False) -> Mosaic | None:
+        """Where the encoder computes images of `height` x `width` with these `scsco_fast.foreground_boxes`.
+
+        None where it computes whole images: with `crop` off, without boxes or encoder, or because that is cheaper.
+        `fixed`: few canvas sizes, so that torch.compile compiles few times; see `VGG16Features.mosaic`.
+        """
+        if not self.crop or boxes is None or self.encoder is None:
+            return None
+        size = self._style_side(height, width)
+        if size != (height, width):
+            boxes = scaled(boxes, (height, width), size)
+        return self.encoder.mosaic(boxes, *size, fixed=fixed)
+
+    def _style_terms(
+        self, output: Tensor, real: Tensor, mask: Tensor, negatives: Tensor, mosaic: Mosaic | None
+    ) -> list[Tensor]:
         """L_self, L_cons, and the four mean distances behind them, weighted over the layers."""
         assert self.encoder is not None
         batch, count = negatives.shape[:2]
         output, real, mask, negatives = (self._resized(t) for t in (output, real, mask, negatives.flatten(0, 1)))
         others = torch.cat([real.unsqueeze(1), negatives.unflatten(0, (batch, count))], dim=1)  # (B, 1 + K, 3, h, w)
+        terms = output.new_zeros(6)
+        moving, background, known = (
+            self._whole_features(output, real, mask, others)
+            if mosaic is None
+            else self._mosaic_features(output, real, mask, others, mosaic)
+        )
+        for layer, weight in self.layer_weights.items():
+            terms = terms + weight * self._layer_terms(moving[layer], background[layer], known[layer])
+        return list(terms.unbind())
+
+    def _whole_features(self, output: Tensor, real: Tensor, mask: Tensor, others: Tensor) -> tuple[Features, ...]:
+        """f, b+ and (B, 1 + K, C, h, w) f+ and f-_k of every layer; all but f in one batch without gradients."""
+        assert self.encoder is not None
+        batch, count = others.shape[:2]
         with torch.no_grad():
             images = torch.cat([others.flatten(0, 1), real])
-            masks = torch.cat([mask.repeat_interleave(1 + count, dim=0), 1 - mask])
+            masks = torch.cat([mask.repeat_interleave(count, dim=0), 1 - mask])
             fixed = self.encoder(images, masks)
-        moving = self.encoder(output, mask)
-        terms = output.new_zeros(6)
-        for layer, weight in self.layer_weights.items():
-            known, background = fixed[layer].split([batch * (1 + count), batch])
-            terms = terms + weight * self._layer_terms(
-                moving[layer], background, known.unflatten(0, (batch, 1 + count))
-            )
-        return list(terms.unbind())
+        split = {layer: features.split([batch * count, batch]) for layer, features in fixed.items()}
+        background = {layer: pair[1] for layer, pair in split.items()}
+        known = {layer: pair[0].unflatten(0, (batch, count)) for layer, pair in split.items()}
+        return self.encoder(output, mask), background, known
+
+    def _mosaic_features(
+        self, output: Tensor, real: Tensor, mask: Tensor, others: Tensor, mosaic: Mosaic
+    ) -> tuple[Features, ...]:
+        """The same with f, f+ and f-_k from a mosaic; b+ has content everywhere and is computed whole."""
+        assert self.encoder is not None
+        with torch.no_grad():
+            known = self.encoder.forward_mosaic(others, mask, mosaic)
+            background = self.encoder(real, 1 - mask)
+        moving = self.encoder.forward_mosaic(output.unsqueeze(1), mask, mosaic)
+        return {layer: features.squeeze(1) for layer, features in moving.items()}, background, known
 
     def _layer_terms(self, anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
         """The six terms of one layer; others (B, 1 + K, C, h, w) holds the positive first."""
@@ -172,13 +220,30 @@ class SCSCoLoss(nn.Module):
         return torch.stack(parts)
 
     def _resized(self, images: Tensor) -> Tensor:
-        longest = max(images.shape[-2:])
-        if self.style_size is None or longest <= self.style_size:
+        height, width = images.shape[-2:]
+        size = self._style_side(height, width)
+        if size == (height, width):
             return images
-        size = [max(1, round(side * self.style_size / longest)) for side in images.shape[-2:]]
         if images.shape[1] == 1:
             return F.interpolate(images, size=size, mode="nearest")
         return F.interpolate(images, size=size, mode="bilinear", antialias=True)
+
+    def _style_side(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of what the encoder is given."""
+        longest = max(height, width)
+        if self.style_size is None or longest <= self.style_size:
+            return height, width
+        return max(1, round(height * self.style_size / longest)), max(1, round(width * self.style_size / longest))
+
+
+def scaled(boxes: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:
+    """Boxes after resizing by nearest neighbour, one pixel larger: where the resizing itself may round."""
+    found = boxes.clone()
+    for axis, (old, new) in enumerate(zip(size, wanted, strict=True)):
+        found[:, axis] = (boxes[:, axis] * new // old - 1).clamp_min(0)
+        found[:, 2 + axis] = (-(-boxes[:, 2 + axis] * new // old) + 1).clamp_max(new)
+    empty = (boxes[:, 2] <= boxes[:, 0]) | (boxes[:, 3] <= boxes[:, 1])
+    return torch.where(empty.unsqueeze(1), 0, found)
 
 
 def _ratio(distances: Tensor) -> Tensor:

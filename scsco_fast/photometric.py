@@ -30,10 +30,21 @@ def random_curve(images: Tensor, generator: torch.Generator | None = None, stren
         >>> torch.allclose(random_curve(image, strength=0.0), image, atol=1e-6)
         True
     """
-    draws = torch.rand(images.shape[0], 6, generator=generator, dtype=torch.float64) * 2 - 1
+    return apply_curve(images, draw_curves(images.shape[0], generator, strength))
+
+
+def draw_curves(count: int, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:
+    """(count, 6) float64 on the CPU: exposure, three channel gains, gamma and saturation of `random_curve`."""
+    draws = torch.rand(count, 6, generator=generator, dtype=torch.float64) * 2 - 1
     widths = torch.tensor([EXPOSURE, CHANNEL_GAIN, CHANNEL_GAIN, CHANNEL_GAIN, GAMMA, SATURATION], dtype=torch.float64)
-    factors = (draws * widths * strength).exp().to(images, non_blocking=True).reshape(-1, 6, 1, 1)
-    exposure, gains, gamma, saturation = factors.split([1, 3, 1, 1], dim=1)
+    return (draws * widths * strength).exp()
+
+
+def apply_curve(images: Tensor, curves: Tensor) -> Tensor:
+    """`random_curve` of images (B, 3, H, W) with the curves (B, 6) that `draw_curves` drew."""
+    exposure, gains, gamma, saturation = (
+        curves.to(images, non_blocking=True).reshape(-1, 6, 1, 1).split([1, 3, 1, 1], dim=1)
+    )
     curved = exposure * gains * images.clamp(min=0) ** gamma
     red, green, blue = curved.split(1, dim=1)
     luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue

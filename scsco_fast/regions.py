@@ -79,6 +79,33 @@ class Regions:
         return self._levels[-1]
 
 
+def foreground_boxes(mask: Tensor) -> Tensor | None:
+    """Bounding boxes of what is not 0 in masks (B, 1, H, W): (B, 4) int64 on the CPU, or None for a mask elsewhere.
+
+    Each is top, left, bottom, right with bottom and right one past the last; 0, 0, 0, 0 where all is 0. Reading a mask
+    on another device would wait for it: take the boxes before the mask goes there.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> mask = torch.zeros(1, 1, 4, 4)
+        >>> mask[..., 1:3, 2] = 1
+        >>> sf.foreground_boxes(mask).tolist()
+        [[1, 2, 3, 3]]
+    """
+    _check("mask", mask)
+    if mask.device.type != "cpu":
+        return None
+    sides = []
+    for axis in (3, 2):
+        line = (mask != 0).any(dim=axis).squeeze(1).long()  # (B, side)
+        length = line.shape[1]
+        first, after = line.argmax(1), length - line.flip(1).argmax(1)
+        occupied = line.any(dim=1)
+        sides.append((first * occupied, after * occupied))
+    (top, bottom), (left, right) = sides
+    return torch.stack([top, left, bottom, right], dim=1)
+
+
 def level_of(regions_or_mask: "Regions | RegionLevel | Tensor", height: int, width: int) -> RegionLevel:
     """The regions at `height` x `width` of whatever an operation was given: a mask, `Regions` or one ready level."""
     if isinstance(regions_or_mask, RegionLevel):

@@ -15,6 +15,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import scsco_fast as sf
 
@@ -103,3 +105,25 @@ def every_operation(query: Tensor, key: Tensor, x: Tensor, mask: Tensor, weight:
 def every_operation_inputs(height: int = 6, width: int = 8) -> list[Tensor]:
     tensors = [random(2, 4, height, width, seed=s, dtype=torch.float32).requires_grad_() for s in range(3)]
     return [*tensors, make_mask("random", 2, height, width), torch.ones(4, requires_grad=True)]
+
+
+class NoReading(TorchFunctionMode):
+    """Raises where Python asks a tensor for its values."""
+
+    READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero", "equal")
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        if getattr(function, "__name__", "") in self.READS:
+            raise AssertionError(f"{function} waits for the device")
+        return function(*arguments, **(keywords or {}))
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where torch's own code reads a value back, out of Python's sight."""
+
+    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        if function.overloadpacket.__name__ in self.WAITS:
+            raise AssertionError(f"{function} waits for the device")
+        return function(*arguments, **(keywords or {}))

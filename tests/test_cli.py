@@ -156,7 +156,7 @@ def test_closed_pipe_is_quiet() -> None:
 
 def test_train_passes_the_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given = []
-    monkeypatch.setattr("scsco_fast.train.train", given.append)
+    monkeypatch.setattr("scsco_fast.train.train", lambda config, profile: given.append(config))
     assert cli.main(["train", "demo", "--output", str(tmp_path), "--steps", "3", "--vgg-layers", "relu1_2"]) == 0
     wanted = dataclasses.replace(PRESETS["demo"], output=str(tmp_path), steps=3, vgg_layers=("relu1_2",))
     assert given == [wanted]
@@ -166,7 +166,7 @@ def test_resume_takes_the_runs_own_configuration(monkeypatch: pytest.MonkeyPatch
     config = dataclasses.replace(PRESETS["demo"], output="moved/since", steps=30)
     (tmp_path / "config.json").write_text(json.dumps({"config": config.to_dict()}))
     given = []
-    monkeypatch.setattr("scsco_fast.train.train", given.append)
+    monkeypatch.setattr("scsco_fast.train.train", lambda config, profile: given.append(config))
     assert cli.main(["train", "resume", str(tmp_path), "--steps", "50"]) == 0
     assert given == [dataclasses.replace(config, output=str(tmp_path), resume=True, steps=50)]
 

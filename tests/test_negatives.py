@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import scsco_fast as sf
 from scsco_fast import negatives as module
 from scsco_fast.eager import transfer_color
-from scsco_fast.negatives import RECOLOURINGS
+from scsco_fast.negatives import RECOLOURINGS, WholeBatch
 from scsco_fast.photometric import random_curve
 
 
@@ -50,7 +50,7 @@ def test_families_are_dealt_evenly_and_at_random(size: int, number: int) -> None
     generator = torch.Generator().manual_seed(0)
     totals = torch.zeros(size, len(RECOLOURINGS))
     for _ in range(200):
-        families, others = module._draw(size, number, generator)
+        families, others, _ = module._draw(size, number, generator)
         assert families.shape == others.shape == (size, number)
         counts = torch.bincount(families.flatten(), minlength=len(RECOLOURINGS))
         assert counts.max() - counts.min() <= 1
@@ -73,7 +73,7 @@ def test_one_call_for_each_family(monkeypatch: pytest.MonkeyPatch) -> None:
         return images
 
     monkeypatch.setattr(module, "transfer_color", transfer)
-    monkeypatch.setattr(module, "random_curve", curve)
+    monkeypatch.setattr(module, "apply_curve", curve)
     real, composite, mask = batch(8)
     sf.make_negatives(real, composite, mask, 5, torch.Generator().manual_seed(0))
     assert called == {family: [8] for family in RECOLOURINGS}
@@ -83,7 +83,7 @@ def test_each_recolouring_is_its_own_images(monkeypatch: pytest.MonkeyPatch) -> 
     """Gathered by family and put back: every negative equals what its image, reference and family give alone."""
     monkeypatch.setattr(module, "RECOLOURINGS", ("reinhard", "gaussian", "histogram"))  # the curve draws per image
     real, composite, mask = batch(5)
-    families, others = module._draw(5, 4, torch.Generator().manual_seed(2))
+    families, others, _ = module._draw(5, 4, torch.Generator().manual_seed(2))
     negatives = sf.make_negatives(real, composite, mask, 5, torch.Generator().manual_seed(2))
     for image in range(5):
         for k in range(4):
@@ -192,6 +192,25 @@ def test_negatives_never_wait_on_a_gpu(backend: str) -> None:
     assert torch.equal(again, wanted)
     on_host = sf.make_negatives(real.cpu(), composite.cpu(), mask.cpu(), 6, torch.Generator().manual_seed(0))
     torch.testing.assert_close(again.cpu(), on_host, rtol=0, atol=1 / 64)  # a histogram's bin edge
+
+
+@pytest.mark.parametrize("cuts", [(2, 3), (1, 1, 3), (5,)])
+def test_parts_of_a_batch_have_the_negatives_of_the_whole(cuts: tuple[int, ...]) -> None:
+    real, composite, mask = batch(5)
+    whole = sf.make_negatives(real, composite, mask, 12, torch.Generator().manual_seed(2))
+    first = 0
+    for rows in cuts:
+        part = slice(first, first + rows)
+        negatives = sf.make_negatives(
+            real[part],
+            composite[part],
+            mask[part],
+            12,
+            torch.Generator().manual_seed(2),
+            WholeBatch(real, mask, first),
+        )
+        torch.testing.assert_close(negatives, whole[part], rtol=0, atol=1e-6)
+        first += rows
 
 
 def test_random_curve_of_strength_zero_is_the_identity() -> None:

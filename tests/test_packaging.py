@@ -37,7 +37,7 @@ ORDER = (
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
-LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py")
+LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py", "accelerate")
 
 
 def installed_name(path: Path) -> str:

@@ -1,7 +1,8 @@
 """Checkpoints: written whole or not at all, checked when read, and never read partially."""
 
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,30 @@ import torch
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import write_durably
 
-FORMAT = 1
-LAST = "last.pt"
-CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples"})
+FORMAT = 2  # 1 had the random state of one process, and neither the number of samples nor a best validation
+LAST, BEST = "last.pt", "best.pt"
+CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples", "samples", "best"})
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write `state` (the keys of `CONTENTS` but "format") to `path` atomically."""
+    with telling_what_to_do():
+        try:
+            write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+        except RuntimeError as error:  # torch.save turns a full disk into one
+            raise ScscoError(f"{path}: cannot be written ({' '.join(str(error).split())})") from error
+
+
+@contextmanager
+def telling_what_to_do() -> Iterator[None]:
+    """A file of a run cannot be written, on a full disk for one: the error says how to go on."""
+    advice = "older checkpoints are intact: make room, then scsco train resume"
     try:
-        write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
-    except (ScscoError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
-        reason = " ".join(str(error).split()).removeprefix(f"{path}: ")
-        raise ScscoError(
-            f"{path}: {reason}; older checkpoints are intact: make room, then scsco train resume"
-        ) from error
+        yield
+    except ScscoError as error:
+        if advice in str(error):
+            raise
+        raise ScscoError(f"{error}; {advice}") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -41,6 +52,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:  # a damaged archive fails in many ways: zip, pickle, storage sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ScscoError(f"{path}: truncated or not a checkpoint ({reason}); use an older one") from error
+    if isinstance(state, dict) and state.get("format") == 1:
+        raise ScscoError(
+            f"{path}: written by an earlier version (format 1, this one reads {FORMAT}); resume it with that version"
+        )
     if not isinstance(state, dict) or set(state) != CONTENTS or state["format"] != FORMAT:
         raise ScscoError(f"{path}: not a training checkpoint of format {FORMAT}; use one that scsco train wrote")
     return state
@@ -67,17 +82,28 @@ def numbered_checkpoints(folder: Path) -> list[Path]:
 def newest_checkpoint(folder: Path, warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
     """The newest complete checkpoint of a run, or None where there is none at all.
 
-    last.pt is tried first, then the numbered ones from the newest; each unreadable one is passed to `warn`.
-    A folder with checkpoints of which none can be read is a `ScscoError`.
+    last.pt is tried first, then the numbered ones from the newest, and best.pt where none of those is newer; each
+    unreadable one is passed to `warn`. A folder with checkpoints of which none can be read is a `ScscoError`.
     """
     candidates = [path for path in (folder / LAST, *numbered_checkpoints(folder)) if path.exists()]
-    for path in candidates:
+    best = [path for path in [folder / BEST] if path.exists()]
+    found = _first_readable(candidates, warn)
+    if found is None or found[0].name != LAST:  # best.pt is often old, but may be newer than what is left
+        other = _first_readable(best, warn)
+        if other is not None and (found is None or other[1]["step"] > found[1]["step"]):
+            found = other
+    if found is None and candidates + best:
+        count = len(candidates + best)
+        raise ScscoError(f"{folder}: none of its {count} checkpoints can be read; train in a new folder")
+    return found
+
+
+def _first_readable(paths: list[Path], warn: Callable[[str], object]) -> tuple[Path, dict[str, Any]] | None:
+    for path in paths:
         try:
             return path, load_checkpoint(path)
         except ScscoError as error:
             warn(f"skipped: {error}")
-    if candidates:
-        raise ScscoError(f"{folder}: none of its {len(candidates)} checkpoints can be read; train in a new folder")
     return None
 
 

@@ -56,7 +56,10 @@ class TrainConfig:
     size: int = 256
     """Height and width of the training pictures in pixels."""
     batch_size: int = 16
-    """Composites in one step."""
+    """Composites in one step, over all processes and all parts."""
+    accumulate: int = 1
+    """Parts in which each process does its share of a step, one after the other, to save memory; the step stays the
+    same up to rounding."""
     workers: int = 0
     """Processes that read samples; 0 reads them in the training process. A packed store is read by a thread of it."""
     bad_sample_limit: int = 20
@@ -87,6 +90,10 @@ class TrainConfig:
     """Compute the style loss at each n-th step only, with the same weight there."""
     style_size: int | None = None
     """Resize the pictures given to the style encoder to this many pixels; None leaves them as they are."""
+    style_crop: bool = True
+    """Compute the style encoder only where the mask reaches; the loss is the same up to rounding."""
+    channels_last: bool = True
+    """Style encoder in channels-last layout; the network keeps its own, which is faster."""
     negatives: int = 5
     """Negatives per composite (K): the composite itself and K - 1 recolourings of the real foreground."""
     gram: Literal["channel", "position"] = "channel"
@@ -120,12 +127,18 @@ class TrainConfig:
     non_finite_limit: int = 20
     """Stop after this many steps in a row with a non-finite loss or gradient; single ones are skipped and counted."""
 
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """bfloat16 is autocast; auto is bfloat16 on a GPU that computes in it and float32 elsewhere."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """bfloat16 and float16 are autocast, float16 with scaled gradients; auto is bfloat16 on a GPU that computes in it
+    and float32 elsewhere."""
     backend: Literal["auto", "triton", "cuda", "eager", "reference"] = "auto"
     """Backend of the operations."""
     compile: bool = False
     """Compile model and loss with torch.compile."""
+    cuda_graph: bool = False
+    """Capture forward and backward in a CUDA graph. One GPU, `accumulate` 1; the style encoder then sees whole
+    pictures."""
+    deterministic: bool = False
+    """Only algorithms that give the same bits in each run; slower, and an operation without one is an error."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     seed: int = 0
@@ -137,6 +150,12 @@ class TrainConfig:
     """Steps between pictures in TensorBoard."""
     checkpoint_every: int = 1000
     """Steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Numbered checkpoints that stay, besides last.pt and best.pt."""
+    validate_every: int | None = None
+    """Steps between evaluations of the averaged model on held-out composites; the best one is kept. None: none."""
+    validation_count: int = 32
+    """Held-out composites. Those of iHarmony4 are taken out of its training list."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -152,6 +171,10 @@ class TrainConfig:
                     raise ScscoError(f"{field.name} is {value!r}; wanted {wanted}")
         if self.dataset != "synthetic" and self.root is None:
             raise ScscoError('root is None; wanted the folder of iHarmony4 or of a store (or dataset "synthetic")')
+        if self.batch_size % self.accumulate:
+            raise ScscoError(f"accumulate is {self.accumulate}; wanted a divisor of batch_size {self.batch_size}")
+        if self.cuda_graph and self.accumulate > 1:
+            raise ScscoError(f"cuda_graph is set with accumulate {self.accumulate}; wanted accumulate 1")
         if self.layer_weights is not None and len(self.layer_weights) != len(self.vgg_layers):
             raise ScscoError(f"layer_weights has {len(self.layer_weights)} numbers; wanted {len(self.vgg_layers)}")
 
@@ -242,9 +265,12 @@ _POSITIVE = ((lambda value: value > 0), "a number above 0")
 _FRACTION = ((lambda value: 0 <= value < 1), "at least 0 and below 1")
 _NOT_EMPTY = ((lambda value: len(value) > 0), "at least one")
 _BOUNDS: dict[str, tuple[Any, str]] = {
-    **dict.fromkeys(("size", "batch_size", "base_channels", "levels", "key_channels", "negatives"), _at_least(1)),
+    **dict.fromkeys(
+        ("size", "batch_size", "accumulate", "base_channels", "levels", "key_channels", "negatives"), _at_least(1)
+    ),
     **dict.fromkeys(("style_every", "style_size", "non_finite_limit"), _at_least(1)),
     **dict.fromkeys(("log_every", "picture_every", "checkpoint_every", "steps"), _at_least(1)),
+    **dict.fromkeys(("keep_checkpoints", "validate_every", "validation_count"), _at_least(1)),
     **dict.fromkeys(("workers", "warmup", "bad_sample_limit", "weight_decay", "style_weight", "seed"), _at_least(0)),
     **dict.fromkeys(("lr", "clip_norm"), _POSITIVE),
     **dict.fromkeys(("output", "photos", "subsets", "vgg_layers", "vgg_weights", "device"), _NOT_EMPTY),

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from scsco_fast.errors import ScscoError
 from scsco_fast.files import write_durably
+from scsco_fast.train.clock import PHASES
 
 COLUMNS = (
     "step",
@@ -26,6 +29,11 @@ COLUMNS = (
     "self_negative",
     "consistency_positive",
     "consistency_negative",
+    "validation_fmse",
+    "validation_psnr",
+    *(f"{phase}_ms" for phase in PHASES),
+    "memory_mib",
+    "loss_scale",
 )
 Row = dict[str, float]
 
@@ -49,8 +57,14 @@ class Report:
 
     def add_row(self, values: Mapping[str, float]) -> None:
         """Append one row; a column that is not in `values` stays empty."""
-        with self.table.open("ab") as file:
-            file.write(_csv_text([values], header=False))
+        try:
+            with self.table.open("ab") as file:
+                file.write(_csv_text([values], header=False))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ScscoError(
+                f"{self.table}: cannot be written ({reason}); make room, then scsco train resume"
+            ) from error
         step = int(values["step"])
         for name, value in values.items():
             if name != "step":
@@ -59,6 +73,11 @@ class Report:
     def add_pictures(self, step: int, composite: Tensor, output: Tensor, real: Tensor, mask: Tensor) -> None:
         """One line per picture: composite, output, real, mask."""
         self.board.add_image("composite | output | real | mask", picture_strip(composite, output, real, mask), step)
+
+    def add_attention(self, step: int, composite: Tensor, points: Tensor, maps: Mapping[str, Tensor]) -> None:
+        """One line per picture: the composite with its point, and what each BAIN looks at from there."""
+        if maps:
+            self.board.add_image("attention of the marked point", attention_strip(composite, points, maps), step)
 
     def draw(self) -> None:
         """Write loss.png from metrics.csv."""
@@ -73,6 +92,24 @@ def picture_strip(composite: Tensor, output: Tensor, real: Tensor, mask: Tensor)
     """(B, 3, H, W) pictures and (B, 1, H, W) masks -> one picture (3, B * H, 4 * W), clamped to [0, 1]."""
     columns = torch.cat([composite, output, real, mask.expand_as(real)], dim=3).float().clamp(0, 1).cpu()
     return torch.cat(list(columns), dim=1)
+
+
+def attention_strip(composite: Tensor, points: Tensor, maps: Mapping[str, Tensor]) -> Tensor:
+    """Pictures (B, 3, H, W), their points (B, 2) and maps (B, h, w) -> one picture (3, B * H, (1 + maps) * W).
+
+    A map is shown relative to its largest weight, over the darkened picture.
+    """
+    size = composite.shape[-2:]
+    columns = [composite.clone()]
+    for (row, column), picture in zip(points.tolist(), columns[0], strict=True):
+        picture[:, max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2] = picture.new_tensor(
+            [[[1.0]], [[0]], [[0]]]
+        )
+    for rows in maps.values():
+        shown = rows / rows.amax((1, 2), keepdim=True).clamp_min(1e-30)
+        shown = F.interpolate(shown.unsqueeze(1), size=size, mode="nearest")
+        columns.append(0.3 * composite + 0.7 * shown)
+    return torch.cat(list(torch.cat(columns, dim=3).float().clamp(0, 1).cpu()), dim=1)
 
 
 def read_rows(path: Path) -> list[Row]:

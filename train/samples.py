@@ -1,7 +1,10 @@
 """Which samples a step sees: a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
+import hashlib
 import signal
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
@@ -14,6 +17,7 @@ from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, colla
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.processes import Processes
 
 
 class Samples(Protocol):
@@ -25,22 +29,26 @@ class Samples(Protocol):
 
 
 def build_dataset(config: TrainConfig) -> Samples:
-    """The training samples that `config` names."""
-    if config.dataset == "iharmony4":
-        assert config.root is not None  # checked by TrainConfig
-        return IHarmony4(
-            config.root,
-            split="train",
-            size=config.size,
-            subsets=config.subsets,
-            augment=config.augment,
-            seed=config.seed,
-        )
-    if config.dataset == "packed":
-        return packed_dataset(config, "train", augment=config.augment)
-    photos = load_photos(config.photos, "train")
-    length = config.steps * config.batch_size
-    return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+    """The training samples that `config` names, without those that are held out for validation."""
+    if config.dataset == "synthetic":
+        photos = load_photos(config.photos, "train")
+        length = config.steps * config.batch_size
+        return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+    return _part(_listed(config, augment=config.augment), config, held_out=False)
+
+
+def build_validation(config: TrainConfig) -> Samples | None:
+    """Composites that training does not see; None where `validate_every` is.
+
+    Of iHarmony4 they come from the training list, never from the test list: choosing a model by it would flatter the
+    result. Of synthetic composites they are made from the photographs that training leaves out.
+    """
+    if config.validate_every is None:
+        return None
+    if config.dataset == "synthetic":
+        photos = load_photos(config.photos, "test")
+        return SyntheticComposites(photos, config.size, config.validation_count, config.seed + 1, augment=False)
+    return _part(_listed(config, augment=False), config, held_out=True)
 
 
 def packed_dataset(config: TrainConfig, split: str, augment: bool = False) -> PackedDataset:
@@ -53,6 +61,49 @@ def packed_dataset(config: TrainConfig, split: str, augment: bool = False) -> Pa
             f"train with size {packed.size}, or pack again with scsco prepare --size {config.size}"
         )
     return packed
+
+
+def _listed(config: TrainConfig, *, augment: bool) -> IHarmony4 | PackedDataset:
+    """The training list of iHarmony4, from its files or from a store."""
+    assert config.root is not None  # checked by TrainConfig
+    if config.dataset == "packed":
+        return packed_dataset(config, "train", augment)
+    return IHarmony4(config.root, "train", config.size, config.subsets, augment, config.seed)
+
+
+def _part(dataset: IHarmony4 | PackedDataset, config: TrainConfig, *, held_out: bool) -> IHarmony4 | PackedDataset:
+    """`dataset` with the composites that are held out for validation only, or without them."""
+    if isinstance(dataset, PackedDataset):
+        reals = [str(dataset.index.real[row]) for row in dataset.rows]
+    else:
+        reals = [str(member.real) for member in dataset.members]
+    held = _held_out(reals, config)
+    keep = [index for index, real in enumerate(reals) if (real in held) == held_out]
+    keep = keep[: config.validation_count] if held_out else keep
+    if isinstance(dataset, PackedDataset):
+        dataset.rows = [dataset.rows[index] for index in keep]
+    else:
+        dataset.members = [dataset.members[index] for index in keep]
+    return dataset
+
+
+def _held_out(reals: Sequence[str], config: TrainConfig) -> set[str]:
+    """Of the real picture of each composite those whose composites, `validation_count` at least, are held out.
+
+    Whole real pictures, because several composites share one; the same in every run.
+    """
+    if config.validate_every is None:
+        return set()
+    composites = Counter(reals)
+    order = sorted(composites, key=lambda real: hashlib.sha256(Path(real).name.encode()).hexdigest())
+    held: set[str] = set()
+    while sum(composites[real] for real in held) < config.validation_count and len(held) < len(order):
+        held.add(order[len(held)])
+    if len(held) == len(order):
+        raise ScscoError(
+            f"validation_count {config.validation_count} leaves nothing of {len(reals)} composites to train on; lower it"
+        )
+    return held
 
 
 def build_preview(config: TrainConfig, count: int = 4) -> Batch:
@@ -76,11 +127,26 @@ class StepOrder(Sampler[list[int]]):
     Step t uses the positions t * B ... t * B + B - 1. Position p is in epoch p // n, at place p % n of the data set's
     order or (`shuffle`) of an order that depends on (seed, epoch) alone. Its index is epoch * n + sample: the data
     sets take that as the same sample in a new crop.
+
+    `world` processes share a step in order: this one, number `rank`, has the `rank`-th of as many equal pieces.
     """
 
-    def __init__(self, length: int, batch_size: int, first: int, steps: int, *, shuffle: bool, seed: int) -> None:
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        first: int,
+        steps: int,
+        *,
+        shuffle: bool,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         self.length, self.batch_size, self.first, self.steps = length, batch_size, first, steps
         self.shuffle, self.seed = shuffle, seed
+        share = batch_size // world
+        self.rows = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
         return self.steps - self.first
@@ -88,7 +154,7 @@ class StepOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         orders: dict[int, np.ndarray] = {}
         for step in range(self.first, self.steps):
-            places = [divmod(step * self.batch_size + row, self.length) for row in range(self.batch_size)]
+            places = [divmod(step * self.batch_size + row, self.length) for row in self.rows]
             orders = {epoch: orders.get(epoch, self._order(epoch)) for epoch, _ in places}
             yield [epoch * self.length + int(orders[epoch][place]) for epoch, place in places]
 
@@ -99,11 +165,19 @@ class StepOrder(Sampler[list[int]]):
 
 
 def build_loader(
-    samples: Samples, config: TrainConfig, first: int, device: torch.device
+    samples: Samples, config: TrainConfig, first: int, device: torch.device, processes: Processes
 ) -> Iterable[Batch | PackedBatch]:
-    """Batches of the steps from `first` on, in order."""
-    shuffle = config.dataset != "synthetic"
-    order = StepOrder(len(samples), config.batch_size, first, config.steps, shuffle=shuffle, seed=config.seed)
+    """This process's shares of the batches of the steps from `first` on, in order."""
+    order = StepOrder(
+        len(samples),
+        config.batch_size,
+        first,
+        config.steps,
+        shuffle=config.dataset != "synthetic",
+        seed=config.seed,
+        rank=processes.rank,
+        world=processes.world,
+    )
     if isinstance(samples, PackedDataset):
         return read_ahead(samples, order, pin_memory=device.type == "cuda")
     return DataLoader(
@@ -120,5 +194,5 @@ def build_loader(
 
 def _ignore_signals(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process answers for all."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

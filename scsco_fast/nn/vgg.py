@@ -2,14 +2,17 @@
 
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.nn.mosaic import Depth, Mosaic, build_levels, move, plan, still_on_canvas
+from scsco_fast.ops.registration import autocasts
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # The file that torchvision names VGG16_Weights.IMAGENET1K_V1; torch hub checks the digits against its SHA-256.
@@ -89,19 +92,122 @@ class VGG16Features(nn.Module):
         self.features.load_state_dict({key: state[key] for key in self.features.state_dict()})
         self.requires_grad_(False)
         self.eval()
+        # Of one image size: what `_still` computed with these weights, on this device, in this dtype.
+        self._stills: dict[tuple[object, ...], tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
+        self.register_load_state_dict_post_hook(lambda *_: self._stills.clear())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the convolutions; normalisation keeps the images' own."""
+        return next(self.features.parameters()).dtype
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self._stills.clear()
+        return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> dict[str, Tensor]:
         """Features of images (B, 3, H, W) in [0, 1], times `mask` (B, 1, H, W) after normalisation, by layer name."""
-        x = (images - self.mean) / self.std
-        x = x if mask is None else x * mask
+        x = self._normalised(images, mask)
         found: dict[str, Tensor] = {}
-        for name, convolution in zip(LAYERS, self.features.values(), strict=False):
-            if name.endswith("_1") and name != LAYERS[0]:
-                x = F.max_pool2d(x, 2)
-            x = F.relu(convolution(x))
-            if name in self.layers:
-                found[name] = x
+        for level, convolutions in enumerate(self._levels()):
+            x = x if level == 0 else F.max_pool2d(x, 2)
+            for name, convolution in convolutions:
+                x = F.relu(convolution(x), inplace=True)
+                if name in self.layers:
+                    found[name] = x
         return found
+
+    def forward_mosaic(self, images: Tensor, mask: Tensor, mosaic: Mosaic) -> dict[str, Tensor]:
+        """Features (B, J, C, h, w) of several images (B, J, 3, H, W) that share a mask (B, 1, H, W), by layer name.
+
+        Up to rounding these are `forward`'s, at the cost of the canvases (see `scsco_fast.nn.mosaic`).
+        """
+        batch, count = images.shape[:2]
+        x = self._normalised(images, mask.unsqueeze(1))
+        pixels = x.permute(1, 0, 3, 4, 2).flatten(1, 3)  # (J, B H W, 3)
+        found: dict[str, Tensor] = {}
+        outputs = iter(mosaic.outputs)
+        for index, (level, entry, convolutions) in enumerate(
+            zip(mosaic.levels, mosaic.entries, self._levels(), strict=True)
+        ):
+            canvas = level.inside.shape[-2:]
+            if index > 0:
+                pixels = F.max_pool2d(x, 2).permute(0, 2, 3, 1).flatten(1, 2)
+            pixels = move(pixels, still_on_canvas(entry, level.place), level.origin, level.onward)
+            x = pixels.unflatten(1, canvas).permute(0, 3, 1, 2)  # (J, C, rows, columns), channels last
+            for name, convolution in convolutions:
+                still = next(outputs)
+                x = convolution(x)
+                around = still_on_canvas(still, level.place).to(x.dtype).unflatten(0, canvas).permute(2, 0, 1)
+                x = torch.where(level.inside, x, around).relu_()
+                if name in self.layers:
+                    size = (images.shape[-2] >> index, images.shape[-1] >> index)
+                    whole = move(x.permute(0, 2, 3, 1).flatten(1, 2), still.repeat(batch, 1), level.cell, level.pixel)
+                    found[name] = whole.reshape(count, batch, *size, -1).permute(1, 0, 4, 2, 3)
+        return found
+
+    def mosaic(self, boxes: Tensor, height: int, width: int, fixed: bool = False) -> Mosaic | None:
+        """Where to compute images of `height` x `width` whose masks are 0 outside `boxes`; None: everywhere is cheaper.
+
+        Args:
+            boxes: (B, 4) int64 on the CPU: top, left, bottom, right; of `scsco_fast.foreground_boxes`.
+            fixed: few canvas sizes, for torch.compile and CUDA graphs; else as small as these boxes allow.
+
+        Example:
+            >>> import torch, scsco_fast as sf
+            >>> encoder, mask = sf.VGG16Features(weights="random", layers=("relu2_2",)), torch.zeros(1, 1, 64, 64)
+            >>> mask[..., 20:30, 20:40] = 1
+            >>> mosaic = encoder.mosaic(sf.foreground_boxes(mask), 64, 64)
+            >>> encoder.forward_mosaic(torch.rand(1, 2, 3, 64, 64), mask, mosaic)["relu2_2"].shape
+            torch.Size([1, 2, 128, 32, 32])
+        """
+        if boxes.device.type != "cpu" or boxes.dim() != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"boxes must be (B, 4) on the CPU, got {tuple(boxes.shape)} on {boxes.device}")
+        layouts = plan([tuple(box) for box in boxes.tolist()], (height, width), self.depths, fixed)
+        if layouts is None:
+            return None
+        return Mosaic(build_levels(layouts, self.mean.device), *self._still(height, width))
+
+    @property
+    def depths(self) -> tuple[Depth, ...]:
+        """Of each pooling level: its convolutions, and their multiplications per pixel."""
+        return tuple(
+            Depth(len(level), sum(convolution.weight.numel() for _, convolution in level)) for level in self._levels()
+        )
+
+    def _levels(self) -> Iterator[list[tuple[str, nn.Conv2d]]]:
+        """Names and convolutions of each pooling level."""
+        level: list[tuple[str, nn.Conv2d]] = []
+        for name, convolution in zip(LAYERS, self.features.values(), strict=False):
+            if name.endswith("_1") and level:
+                yield level
+                level = []
+            assert isinstance(convolution, nn.Conv2d)
+            level.append((name, convolution))
+        yield level
+
+    def _normalised(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        x = (images - self.mean) / self.std
+        return (x if mask is None else x * mask).to(self.dtype)
+
+    @torch.no_grad()
+    def _still(self, height: int, width: int) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Activations of an image that is masked out everywhere: into each level and behind each convolution."""
+        device = self.mean.device
+        dtype = torch.get_autocast_dtype(device.type) if autocasts(self.mean) else self.dtype
+        key = (height, width, device, dtype)
+        if key not in self._stills:
+            x = torch.zeros(1, 3, height, width, dtype=self.dtype, device=device)
+            entries, outputs = [], []
+            for level, convolutions in enumerate(self._levels()):
+                x = x if level == 0 else F.max_pool2d(x, 2)
+                entries.append(x)
+                for _, convolution in convolutions:
+                    x = F.relu(convolution(x), inplace=True)
+                    outputs.append(x)
+            rows = [tuple(x[0].flatten(1).t().contiguous() for x in kept) for kept in (entries, outputs)]
+            self._stills = {key: (rows[0], rows[1])}
+        return self._stills[key]
 
 
 def find_weights() -> str:

@@ -21,8 +21,10 @@ def state(step: int) -> dict[str, Any]:
         "config": {"steps": 10},
         "versions": {"torch": "2"},
         "training": {"model": {"weight": torch.arange(1000.0) + step}},
-        "rng": {"cpu": torch.get_rng_state()},
+        "rng": [{"cpu": torch.get_rng_state()}],
         "bad_samples": {"a.jpg": "truncated"},
+        "samples": 100,
+        "best": None,
     }
 
 
@@ -44,7 +46,7 @@ def test_round_trip(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(path, written)
     read = checkpoint.load_checkpoint(path)
     assert torch.equal(read["training"]["model"]["weight"], written["training"]["model"]["weight"])
-    assert torch.equal(read["rng"]["cpu"], written["rng"]["cpu"])
+    assert torch.equal(read["rng"][0]["cpu"], written["rng"][0]["cpu"])
     assert {key: read[key] for key in ("step", "config", "versions", "bad_samples")} == {
         key: written[key] for key in ("step", "config", "versions", "bad_samples")
     }
@@ -90,7 +92,8 @@ from pathlib import Path
 import torch
 from scsco_fast.train import checkpoint
 folder, call = Path(sys.argv[1]), sys.argv[2]
-state = {"config": {}, "versions": {}, "training": {"w": torch.zeros(1000)}, "rng": {}, "bad_samples": {}}
+state = {"config": {}, "versions": {}, "training": {"w": torch.zeros(1000)}, "rng": [], "bad_samples": {}}
+state = {**state, "samples": 1, "best": None}
 checkpoint.save_rotating(folder, {"step": 1, **state})
 original = getattr(os, call)
 def kill(*arguments):
@@ -164,3 +167,29 @@ def test_random_state_comes_back() -> None:
     first = torch.rand(3)
     checkpoint.restore_rng_state(states, torch.device("cpu"))
     assert torch.equal(torch.rand(3), first)
+
+
+def test_best_is_the_last_resort_unless_it_is_newer(tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.save_rotating(tmp_path, state(step))
+    checkpoint.save_checkpoint(tmp_path / "best.pt", state(1))
+
+    def newest() -> tuple[str, int]:
+        found = checkpoint.newest_checkpoint(tmp_path, lambda text: None)
+        assert found is not None
+        return found[0].name, found[1]["step"]
+
+    assert newest() == ("last.pt", 2)
+    damage(tmp_path / "last.pt", "truncated")
+    assert newest() == ("step_0000002.pt", 2)
+    damage(tmp_path / "step_0000002.pt", "empty")
+    checkpoint.save_checkpoint(tmp_path / "best.pt", state(2))
+    assert newest() == ("best.pt", 2)
+    (tmp_path / "step_0000001.pt").unlink()
+    assert newest() == ("best.pt", 2)
+
+
+def test_an_earlier_format_is_named(tmp_path: Path) -> None:
+    torch.save({"format": 1, "step": 3}, tmp_path / "last.pt")
+    with pytest.raises(ScscoError, match=r"last\.pt: written by an earlier version \(format 1, this one reads 2\)"):
+        checkpoint.load_checkpoint(tmp_path / "last.pt")

@@ -43,7 +43,7 @@ def test_lists_and_whole_numbers_of_json_become_the_fields_types() -> None:
         ("betas", (0.9, 1.0), "below 1"),
         ("ema_decay", 1.0, "below 1"),
         ("schedule", "cosin", "constant, cosine, linear-decay, step"),
-        ("precision", "float16", "bfloat16"),
+        ("precision", "float8", "bfloat16"),
         ("backend", "cudnn", "eager"),
         ("in_channels", 5, "3, 4 or 7"),
         ("clip_norm", -1.0, "above 0"),

@@ -1,7 +1,9 @@
 """Whole runs of a few steps: what they write, how they stop, and that a resumed run is the same run."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import StopSignals, train
 from scsco_fast.train.report import read_rows
-from scsco_fast.train.samples import StepOrder
+from scsco_fast.train.samples import StepOrder, build_dataset, build_validation
 from scsco_fast.weights import load_model, read_metadata
 
 Tiny = Callable[..., TrainConfig]
@@ -25,19 +28,6 @@ Tiny = Callable[..., TrainConfig]
 
 def last(folder: Path) -> dict[str, Any]:
     return checkpoint.load_checkpoint(folder / "checkpoints" / "last.pt")
-
-
-def differing(one: Any, other: Any, path: str = "") -> list[str]:
-    """Places where two nested states are not equal bit for bit."""
-    if isinstance(one, dict):
-        if one.keys() != other.keys():
-            return [path]
-        return [place for key in one for place in differing(one[key], other[key], f"{path}/{key}")]
-    if isinstance(one, (list, tuple)):
-        pairs = enumerate(zip(one, other, strict=True))
-        return [place for key, (a, b) in pairs for place in differing(a, b, f"{path}/{key}")]
-    equal = torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
-    return [] if equal else [path]
 
 
 def test_run_writes_everything(tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,6 +82,8 @@ def test_tensorboard_holds_scalars_and_pictures(tiny: Tiny, pictures: Any) -> No
     strips = events.Images("composite | output | real | mask")
     assert [strip.step for strip in strips] == [1, 4]
     assert (strips[0].width, strips[0].height) == (4 * 32, 2 * 32)
+    maps = events.Images("attention of the marked point")
+    assert (maps[0].width, maps[0].height) == (6 * 32, 2 * 32)  # the composite, and five BAINs
 
 
 STYLE = {
@@ -103,7 +95,7 @@ STYLE = {
 }
 
 
-@pytest.mark.parametrize("options", [{}, STYLE], ids=["plain", "style"])
+@pytest.mark.parametrize("options", [{}, {**STYLE, "accumulate": 2}], ids=["plain", "style in two parts"])
 def test_resumed_run_is_the_same_run(tiny: Tiny, pictures: Any, tmp_path: Path, options: dict[str, Any]) -> None:
     """6 steps = 3 steps, SIGTERM, resume, 3 steps, bit for bit: weights, averages, moments, counters, random state."""
     whole = train(tiny(output=str(tmp_path / "whole"), **options), pictures(not_finite={3}, bad={8}))
@@ -225,11 +217,148 @@ def test_workers_read_the_same_samples(tiny: Tiny, pictures: Any, tmp_path: Path
     assert differing(last(alone)["training"], last(helped)["training"]) == []
 
 
+def test_rows_tell_where_the_time_goes(tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = train(tiny(steps=2), pictures())
+    (row,) = read_rows(folder / "metrics.csv")
+    assert all(row[f"{phase}_ms"] > 0 for phase in ("data", "forward", "backward", "optimizer"))
+    spent = sum(row[f"{phase}_ms"] for phase in ("data", "forward", "backward", "optimizer"))
+    assert spent <= 1000 * 2 / row["images_per_second"]  # a step has two images
+    assert row["memory_mib"] > 10
+    output = capsys.readouterr().out
+    assert "step 2/2: loss" in output
+    assert "MiB, 0:00:00 left" in output
+    assert "0 steps skipped in all, 0 bad samples" in output
+
+
+def test_best_model_is_kept(tiny: Tiny, pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the fMSE 5, 3 and 4 after steps 2, 4 and 6 the second; a resumed run knows it."""
+    values = iter([5.0, 3.0, 4.0, 3.5, 2.0])
+    monkeypatch.setattr(engine, "validation_means", lambda *_: {"fmse": next(values), "psnr": 30.0})
+    folder = train(tiny(validate_every=2), pictures(), pictures())
+    best = checkpoint.load_checkpoint(folder / "checkpoints" / "best.pt")
+    assert (best["step"], best["best"]) == (4, {"step": 4, "fmse": 3.0, "psnr": 30.0})
+    assert last(folder)["best"] == best["best"]
+    assert read_metadata(folder / "best.safetensors")["working_size"] == 32
+    saved = load_model(folder / "best.safetensors").state_dict()
+    assert differing(saved, dict(best["training"]["ema"])) == []
+    assert [row["validation_fmse"] for row in read_rows(folder / "metrics.csv")] == [5.0, 3.0, 4.0]
+    train(tiny(validate_every=2, steps=10, resume=True), pictures(), pictures())
+    assert checkpoint.load_checkpoint(folder / "checkpoints" / "best.pt")["step"] == 10
+    rows = read_rows(folder / "metrics.csv")
+    assert [row["validation_fmse"] for row in rows] == [5.0, 3.0, 4.0, 3.5, 2.0]
+
+
+def test_validation_changes_nothing_in_the_training(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
+    without = train(tiny(output=str(tmp_path / "a"), steps=4), pictures())
+    held = [pictures()[index] for index in range(900, 903)]
+    measured = train(tiny(output=str(tmp_path / "b"), steps=4, validate_every=1), pictures(), held)  # type: ignore[arg-type]
+    for name in ("training", "rng"):
+        assert differing(last(without)[name], last(measured)[name]) == []
+    values = [row["validation_fmse"] for row in read_rows(measured / "metrics.csv")]
+    assert len(set(values)) == 4
+    assert last(measured)["best"]["fmse"] == min(values)
+
+
+def test_held_out_photographs_are_not_trained_on(tiny: Tiny) -> None:
+    held = build_validation(tiny(validate_every=2, validation_count=5, photos="builtin"))
+    assert len(held) == 5  # type: ignore[arg-type]
+    seen = {photo.name for photo in build_dataset(tiny(photos="builtin")).photos}  # type: ignore[attr-defined]
+    assert not seen & {photo.name for photo in held.photos}  # type: ignore[union-attr]
+    assert build_validation(tiny()) is None
+
+
+def test_profile_writes_a_trace_and_ten_operations(tiny: Tiny, pictures: Any) -> None:
+    for steps, name in ((5, "long"), (1, "short")):
+        folder = train(tiny(output=str(Path(tiny().output).parent / name), steps=steps), pictures(), profile=True)
+        trace = json.loads((folder / "profile" / "trace.json").read_text())
+        assert any(event.get("name") == "aten::convolution" for event in trace["traceEvents"])
+        heading, *operations = (folder / "profile" / "operations.txt").read_text().splitlines()
+        assert heading.endswith("operation, by its own time on the cpu")
+        assert len(operations) == 10
+        shares = [float(line.split("%")[0]) for line in operations]
+        assert shares == sorted(shares, reverse=True)
+        assert 30 < sum(shares) <= 100.1
+        assert not any("ProfilerStep" in line for line in operations)
+
+
+def test_deterministic_mode_holds_for_the_run_alone(tiny: Tiny, pictures: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    right = engine.TrainingStep.__call__
+
+    def step(self: Any, *arguments: Any) -> None:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        right(self, *arguments)
+
+    monkeypatch.setattr(engine.TrainingStep, "__call__", step)
+    train(tiny(steps=1, deterministic=True), pictures())
+    assert seen == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("histc_cuda does not have a deterministic implementation, but you set this")
+
+    monkeypatch.setattr(engine.TrainingStep, "__call__", refuse)
+    config = tiny(output=f"{tiny().output}2", steps=1, deterministic=True)
+    with pytest.raises(ScscoError, match="deterministic is set, but histc_cuda"):
+        train(config, pictures())
+
+
+def test_skipped_steps_and_their_samples_are_named(
+    tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(steps=4), pictures(not_finite={3}))
+    line = "warning: step 2: the loss or gradient was not finite with the samples picture2.jpg, picture3.jpg; skipped"
+    assert capsys.readouterr().out.count(line) == 1
+
+
+@pytest.mark.parametrize(
+    ("after", "wanted"), [("checkpoints/step_0000002.pt", r"loss\.png"), ("loss.png", r"last\.pt")]
+)
+def test_full_disk_says_what_to_do(
+    tiny: Tiny, pictures: Any, monkeypatch: pytest.MonkeyPatch, after: str, wanted: str
+) -> None:
+    original = os.fsync
+    config = tiny(steps=4, checkpoint_every=2)
+
+    def full(descriptor: int) -> None:
+        if os.path.exists(f"{config.output}/{after}"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ScscoError, match=f"{wanted}.*No space left.*intact: make room, then scsco train resume"):
+        train(config, pictures())
+    monkeypatch.undo()
+    assert last(Path(config.output))["step"] == 2
+    train(tiny(steps=4, checkpoint_every=2, resume=True), pictures())
+    assert last(Path(config.output))["step"] == 4
+
+
+def test_git_revision_names_a_commit() -> None:
+    assert engine.git_revision() == "unknown" or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", engine.git_revision())
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"batch_size": 3, "accumulate": 2}, "accumulate is 2; wanted a divisor of batch_size 3"),
+        ({"cuda_graph": True, "accumulate": 2}, "wanted accumulate 1"),
+        ({"cuda_graph": True}, "cuda_graph is set for 1 processes on cpu"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(
+    tiny: Tiny, pictures: Any, changes: dict[str, Any], wanted: str
+) -> None:
+    with pytest.raises(ScscoError, match=wanted):
+        train(tiny(**changes), pictures())
+    assert not Path(tiny().output).exists()
+
+
 SIGNALLED = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from conftest import Pictures
+from tiny_runs import Pictures
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import train
 config = TrainConfig.from_json(sys.argv[2])
@@ -238,10 +367,10 @@ print("ended", folder)
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signal_saves_and_exits_0(tiny: Tiny, number: signal.Signals) -> None:
     config = tiny(steps=100_000, log_every=1, workers=1)
-    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent), config.to_json()]
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent.parent), config.to_json()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
     assert process.stdout is not None
     for line in process.stdout:

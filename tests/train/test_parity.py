@@ -10,7 +10,7 @@ from torch import Tensor
 import scsco_fast
 from scsco_fast.data.samples import collate
 from scsco_fast.loss import SCSCoLoss
-from scsco_fast.negatives import make_negatives
+from scsco_fast.negatives import WholeBatch, make_negatives
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
 from scsco_fast.train import step as step_module
@@ -24,8 +24,10 @@ STEPS = 20
 def negatives_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same negatives in both precisions: histogram matching puts a pixel into another bin after rounding."""
 
-    def make(real: Tensor, composite: Tensor, mask: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        return make_negatives(real.float(), composite.float(), mask.float(), count, generator).to(real.dtype)
+    def make(real: Tensor, composite: Tensor, mask: Tensor, count: int, generator: Any, whole: WholeBatch) -> Tensor:
+        images = (real.float(), composite.float(), mask.float())
+        whole = WholeBatch(whole.real.float(), whole.mask.float(), whole.first)
+        return make_negatives(*images, count, generator, whole).to(real.dtype)
 
     monkeypatch.setattr(step_module, "make_negatives", make)
 

@@ -3,15 +3,19 @@
 import copy
 import functools
 import math
+import warnings
 from collections.abc import Callable
 
 import pytest
 import torch
+from oracle import NoReading, NoWaiting
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from scsco_fast.loss import SCSCoLoss
+from scsco_fast.negatives import WholeBatch
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.step import RunningMeans, TrainingStep, ema_decay, learning_rate, step_seed
 
@@ -121,28 +125,6 @@ def test_a_skipped_step_leaves_the_following_ones_as_they_were(tiny: Tiny) -> No
         assert torch.equal(one, other)
 
 
-class NoReading(TorchFunctionMode):
-    """Raises where Python asks a tensor for its values."""
-
-    READS = ("item", "tolist", "numpy", "cpu", "__bool__", "__int__", "__float__", "__index__", "nonzero", "equal")
-
-    def __torch_function__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        if getattr(function, "__name__", "") in self.READS:
-            raise AssertionError(f"{function} waits for the device")
-        return function(*arguments, **(keywords or {}))
-
-
-class NoWaiting(TorchDispatchMode):
-    """Raises where torch's own code reads a value back, out of Python's sight."""
-
-    WAITS = ("_local_scalar_dense", "is_nonzero", "nonzero", "equal", "masked_select")
-
-    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
-        if function.overloadpacket.__name__ in self.WAITS:
-            raise AssertionError(f"{function} waits for the device")
-        return function(*arguments, **(keywords or {}))
-
-
 @pytest.mark.parametrize("norm", ["rain", "instance"])
 def test_step_does_not_wait_for_the_device(tiny: Tiny, norm: str) -> None:
     # BAIN's eager backend packs pixels by counting them when it runs on a CPU; on a GPU it does not.
@@ -211,3 +193,67 @@ def test_compiled_step_equals_the_plain_one(tiny: Tiny, monkeypatch: pytest.Monk
         compiled(*batch(index), index)
     for one, other in zip(plain.model.parameters(), compiled.model.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(tiny: Tiny, parts: int) -> None:
+    """In float64, with shares of unlike size, the style loss and negatives from other images of the batch."""
+    results = []
+    for accumulate in (1, parts):
+        config = tiny(accumulate=accumulate, batch_size=6, levels=5, dropout=False, style_weight=0.5, clip_norm=None)
+        torch.manual_seed(0)
+        model = HarmonizationUNet(**config.architecture()).double().train()
+        with warnings.catch_warnings(action="ignore"):
+            encoder = VGG16Features(weights="random", layers=("relu1_2",)).double()
+        step = TrainingStep(model, SCSCoLoss(encoder, style_weight=0.5, negatives=4), config)
+        composite, real, mask = (tensor.double() for tensor in batch(3))
+        pictures = (torch.cat([tensor, tensor.flip(-1), tensor.flip(-2)])[:5] for tensor in (composite, real, mask))
+        step(*pictures, 0)
+        gradient = torch.cat([parameter.grad.flatten() for parameter in step.parameters if parameter.grad is not None])
+        results.append((step.read()["means"], gradient))
+    (means, whole), (parts_means, summed) = results
+    assert parts_means == pytest.approx(means, rel=1e-9)
+    torch.testing.assert_close(summed, whole, rtol=1e-9, atol=1e-12)
+
+
+def test_float16_scales_gradients_and_halves_the_scale_at_an_overflow(tiny: Tiny) -> None:
+    plain, scaled = build(tiny(dropout=False)), build(tiny(dropout=False, precision="float16"))
+    for step in (plain, scaled):
+        step(*batch(), 0)
+    one, other = plain.read(), scaled.read()
+    assert other["scale"] == 65536
+    assert other["means"]["grad_norm"] == pytest.approx(one["means"]["grad_norm"], rel=0.02)
+    scaled.scale.fill_(2.0**40)
+    before = [parameter.clone() for parameter in scaled.parameters]
+    scaled(*batch(1), 1)
+    state = scaled.read()
+    assert (state["skipped"], state["scale"]) == (1, 2.0**39)
+    assert all(torch.equal(old, new) for old, new in zip(before, scaled.parameters, strict=True))
+
+
+def test_float16_doubles_the_scale_after_many_good_steps_and_resumes_with_it(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(step_module, "SCALE_STEPS", 2)
+    step = build(tiny(precision="float16"))
+    scales = []
+    for index in range(4):
+        step(*batch(index), index)
+        scales.append(step.read()["scale"])
+    assert scales == [65536, 131072, 131072, 262144]
+    other = build(tiny(precision="float16"))
+    other.load_state_dict(step.state_dict(), "last.pt")
+    assert other.read()["scale"] == 262144
+
+
+def test_a_process_without_images_adds_nothing(tiny: Tiny) -> None:
+    """Its place in the others' sums: gradients of zero, none of them NaN, with the style loss too."""
+    config = tiny(style_weight=0.5, precision="float32")
+    torch.manual_seed(0)
+    with warnings.catch_warnings(action="ignore"):
+        encoder = VGG16Features(weights="random", layers=("relu1_2",))
+    step = TrainingStep(HarmonizationUNet(**config.architecture()).train(), SCSCoLoss(encoder, negatives=4), config)
+    composite, real, mask = batch()
+    for index in range(8):  # every family of negatives comes up
+        step._pass((composite[:0], real[:0], mask[:0], None), WholeBatch(real, mask, 0), 0, 0.0, index)
+    assert all((parameter.grad == 0).all() for parameter in step.parameters)

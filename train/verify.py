@@ -1,0 +1,218 @@
+"""Is the fast training the same training? The same steps twice, each beside exact ones, against derived bounds."""
+
+import csv
+import dataclasses
+import io
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import scsco_fast
+from scsco_fast.errors import ScscoError
+from scsco_fast.negatives import WholeBatch
+from scsco_fast.regions import foreground_boxes
+from scsco_fast.train.checkpoint import write_durably
+from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.engine import build_model, resolve
+from scsco_fast.train.processes import Processes
+from scsco_fast.train.samples import Samples, build_dataset, build_loader
+from scsco_fast.train.step import AUTOCAST, TrainingStep
+
+STEPS = 20
+FLOAT32 = torch.finfo(torch.float32).eps
+# What differs between the configuration as it is and the one it is held against.
+SWITCHES = ("compile", "cuda_graph", "style_crop", "channels_last")
+PLAIN: dict[str, Any] = {"backend": "reference", **dict.fromkeys(SWITCHES, False)}
+WEIGHTS, WEIGHT_NORM = "weights", "weight_norm"
+Curves = dict[str, list[float]]  # a value for each step
+
+
+class Check(NamedTuple):
+    """One curve: how far the candidate and the reference are from the exact run, and how far the candidate may be."""
+
+    name: str
+    candidate: float
+    reference: float
+    allowed: float
+    resolution: float
+
+    @property
+    def passed(self) -> bool:
+        return self.candidate <= self.allowed <= self.resolution
+
+    def line(self) -> str:
+        verdict = "pass" if self.passed else "FAIL"
+        bounds = f"(allowed {self.allowed:.1e}, reference {self.reference:.1e})"
+        text = f"{verdict}  {self.name:22} {self.candidate:.1e} {bounds}"
+        if self.allowed > self.resolution:
+            text += f": the reference alone drifts so far that {self.resolution:.0e} cannot be told; lower lr or steps"
+        return text
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found.
+
+    Attributes:
+        checks: one for each loss term, the norm of the weights, and the weights.
+        folder: differences.csv and differences.png, the curves behind them.
+    """
+
+    checks: list[Check]
+    folder: Path
+
+    @property
+    def passed(self) -> bool:
+        return all(check.passed for check in self.checks)
+
+    def text(self) -> str:
+        """A line for each check."""
+        return "\n".join(check.line() for check in self.checks)
+
+
+class _Side(TrainingStep):
+    """A run that takes its negatives from the eager backend in float32 whatever its own are.
+
+    Histogram matching moves pixels to other bins after other rounding, which says nothing about the training.
+    """
+
+    def _negatives(self, composite: Tensor, real: Tensor, mask: Tensor, whole: WholeBatch) -> Tensor:
+        with scsco_fast.use_backend("eager"):
+            whole = WholeBatch(whole.real.float(), whole.mask.float(), whole.first)
+            return super()._negatives(composite.float(), real.float(), mask.float(), whole).to(real.dtype)
+
+
+def verify(config: TrainConfig, steps: int = STEPS, dataset: Samples | None = None) -> Verification:
+    """Train the same steps three times from one seed, and compare every loss term and the weights after each step.
+
+    The candidate is `config` as it is. The reference has `config`'s precision, the dense operations, whole pictures in
+    the style encoder, no compilation. The exact run is the reference in float64. A curve's error is
+    ||curve - exact|| / ||exact|| over the steps, and the candidate passes where
+
+        error <= 2 * (error of the reference) + band
+        band  = eps(precision) + steps * eps(float32)            for a loss term
+        band  = eps(precision) * moved + steps * eps(float32)    for the weights
+
+    (one rounding to the precision of what is computed, and one of the weights in each step; `moved` is the share of
+    themselves by which the weights moved), and only where that bound is below sqrt(eps(precision)), half the digits:
+    when the reference alone drifts further, a wrong result could hide, and the check fails and says so. The distance
+    between the weights is held against the reference's alone: where a gradient is nothing but rounding, Adam makes
+    whole steps of it. Dropout is left out.
+
+    Args:
+        config: of a training run; its output folder's name with "-verify" added gets the curves.
+        steps: how many.
+        dataset: samples instead of those that `config` names.
+
+    Raises:
+        ScscoError: `steps` below 1, or what `train` refuses.
+    """
+    if steps < 1:
+        raise ScscoError(f"{steps} steps cannot be compared; wanted at least 1")
+    candidate = dataclasses.replace(resolve(config, Processes()), dropout=False)
+    reference = dataclasses.replace(candidate, **PLAIN)
+    exact = dataclasses.replace(reference, precision="float32")
+    sides = {"candidate": candidate, "reference": reference, "exact": exact}
+    runs = {name: _build(side, torch.float64 if name == "exact" else torch.float32) for name, side in sides.items()}
+    start = _vector(runs["exact"])
+    samples = build_dataset(candidate) if dataset is None else dataset
+    curves: dict[str, Curves] = {name: {} for name in runs}
+    batches = build_loader(samples, candidate, 0, torch.device(candidate.device), Processes())
+    for index, batch in zip(range(min(steps, candidate.steps)), batches, strict=False):
+        if not batch.names:
+            continue
+        for name, run in runs.items():
+            dtype = run.parameters[0].dtype
+            composite, real, mask = (x.to(run.device, dtype) for x in batch[:3])
+            with scsco_fast.use_backend(sides[name].backend):
+                run(composite, real, mask, index, foreground_boxes(batch.mask))
+            _note(curves[name], {term: value for term, value in run.read()["means"].items() if term != "grad_norm"})
+        truth = _vector(runs["exact"])
+        for name, run in runs.items():
+            distance = _vector(run) - truth
+            _note(curves[name], {WEIGHT_NORM: _norm(_vector(run)), WEIGHTS: _norm(distance) / _norm(truth)})
+    moved = _norm(_vector(runs["exact"]) - start) / _norm(start)
+    checks = _checks(curves, torch.finfo(AUTOCAST.get(candidate.precision, torch.float32)).eps, moved)
+    folder = Path(f"{config.output}-verify")
+    _write(folder, curves, checks)
+    return Verification(checks, folder)
+
+
+def _build(config: TrainConfig, dtype: torch.dtype) -> TrainingStep:
+    model, loss, _ = build_model(config)
+    return _Side(model.to(dtype), loss if dtype == torch.float32 or loss is None else loss.to(dtype), config)
+
+
+def _vector(run: TrainingStep) -> Tensor:
+    return torch.cat([parameter.detach().double().flatten() for parameter in run.model.parameters()])
+
+
+def _norm(values: Any) -> float:
+    return float(torch.linalg.vector_norm(torch.as_tensor(values, dtype=torch.float64)))
+
+
+def _note(curves: Curves, values: dict[str, float]) -> None:
+    for name, value in values.items():
+        curves.setdefault(name, []).append(value)
+
+
+def _checks(curves: dict[str, Curves], eps: float, moved: float) -> list[Check]:
+    exact, checks = curves["exact"], []
+    for name, truth in exact.items():
+        if name == WEIGHTS:
+            own, other = (max(curves[side][name]) for side in ("candidate", "reference"))
+        else:
+            own, other = (_error(curves[side][name], truth) for side in ("candidate", "reference"))
+        band = eps * (moved if name in (WEIGHTS, WEIGHT_NORM) else 1) + len(exact[WEIGHTS]) * FLOAT32
+        checks.append(Check(name, own, other, 2 * other + band, math.inf if name == WEIGHTS else math.sqrt(eps)))
+    return checks
+
+
+def _error(curve: list[float], truth: list[float]) -> float:
+    """NaN, which passes no check, where a value is not finite."""
+    difference = _norm([a - b for a, b in zip(curve, truth, strict=True)])
+    return difference / _norm(truth) if _norm(truth) > 0 else difference
+
+
+def _write(folder: Path, curves: dict[str, Curves], checks: list[Check]) -> None:
+    """|value - exact| of every curve, step by step; the weights' is relative."""
+    differences = {
+        f"{side}_{name}": [abs(a - (0 if name == WEIGHTS else b)) for a, b in zip(curve, truth, strict=True)]
+        for side in ("candidate", "reference")
+        for name, truth in curves["exact"].items()
+        for curve in [curves[side][name]]
+    }
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", *(f"exact_{name}" for name in curves["exact"]), *differences])
+    columns = [*curves["exact"].values(), *differences.values()]
+    longest = max(len(column) for column in columns)
+    for row in range(longest):  # the style terms have fewer values where `style_every` leaves steps out
+        writer.writerow([row + 1, *(column[row] if row < len(column) else "" for column in columns)])
+    folder.mkdir(parents=True, exist_ok=True)
+    write_durably(folder / "differences.csv", lambda file: file.write(text.getvalue().encode()))
+    write_durably(folder / "differences.png", lambda file: _draw(differences, checks, file))
+
+
+def _draw(differences: dict[str, list[float]], checks: list[Check], file: Any) -> None:
+    from matplotlib.figure import Figure
+
+    columns = 4
+    rows = -(-len(checks) // columns)
+    figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, check in zip(axes, checks, strict=False):
+        for side in ("candidate", "reference"):
+            values = [max(value, 1e-18) for value in differences[f"{side}_{check.name}"]]
+            axis.semilogy(range(1, len(values) + 1), values, label=side)
+        axis.set(title=f"{check.name}: {'pass' if check.passed else 'FAIL'}", xlabel="step")
+        axis.grid(alpha=0.3)
+    figure.axes[0].set_ylabel("|value - exact|")
+    figure.axes[0].legend()
+    for axis in figure.axes[len(checks) :]:
+        axis.set_visible(False)
+    figure.savefig(file, format="png", dpi=100)
