@@ -101,7 +101,8 @@ def _held_out(reals: Sequence[str], config: TrainConfig) -> set[str]:
         held.add(order[len(held)])
     if len(held) == len(order):
         raise ScscoError(
-            f"validation_count {config.validation_count} leaves nothing of {len(reals)} composites to train on; lower it"
+            f"validation_count {config.validation_count} leaves nothing of {len(reals)} composites to train "
+            "on; lower it"
         )
     return held
 

@@ -13,9 +13,9 @@ from torch import Tensor
 
 import scsco_fast
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import write_durably
 from scsco_fast.negatives import WholeBatch
 from scsco_fast.regions import foreground_boxes
-from scsco_fast.train.checkpoint import write_durably
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import build_model, resolve
 from scsco_fast.train.processes import Processes
