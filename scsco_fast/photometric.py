@@ -42,9 +42,8 @@ def draw_curves(count: int, generator: torch.Generator | None = None, strength: 
 
 def apply_curve(images: Tensor, curves: Tensor) -> Tensor:
     """`random_curve` of images (B, 3, H, W) with the curves (B, 6) that `draw_curves` drew."""
-    exposure, gains, gamma, saturation = (
-        curves.to(images, non_blocking=True).reshape(-1, 6, 1, 1).split([1, 3, 1, 1], dim=1)
-    )
+    factors = curves.to(images, non_blocking=True).reshape(-1, 6, 1, 1)
+    exposure, gains, gamma, saturation = factors.split([1, 3, 1, 1], dim=1)
     curved = exposure * gains * images.clamp(min=0) ** gamma
     red, green, blue = curved.split(1, dim=1)
     luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue

@@ -92,8 +92,9 @@ def test_fifty_kills_lose_no_completed_checkpoint(tiny: Callable[..., TrainConfi
     config = tiny(output=str(tmp_path / "killed"), steps=90, checkpoint_every=1, log_every=1)
     whole = tmp_path / "whole"
     command = [sys.executable, "-c", KILLER, config.to_json(), str(KILLS), str(whole)]
-    environment = {"PYTHONPATH": str(Path(__file__).parent.parent), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env={**os.environ, **environment})
+    places = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": places, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=400, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     report: list[dict[str, Any]] = json.loads(done.stdout.rpartition("report ")[2])
     *killed, last = report

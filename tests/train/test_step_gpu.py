@@ -1,5 +1,7 @@
 """The training step on a CUDA device with the Triton kernels: compiled whole, and replayed from a CUDA graph."""
 
+import dataclasses
+
 import pytest
 import torch
 from oracle import make_mask
@@ -7,6 +9,9 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast import kernels
+from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.engine import build_model
+from scsco_fast.train.step import TrainingStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:VGG-16 has RANDOM weights")]
 
@@ -102,3 +107,52 @@ def test_new_masks_compile_no_kernel() -> None:
         step.change(seed)
         step.forward().backward()
     assert compiled() == before
+
+
+def training_step(**changes: object) -> TrainingStep:
+    values = {"base_channels": 16, "levels": 6, "size": 64, "batch_size": 4, "head": "residual", "device": "cuda"}
+    config = TrainConfig(**{**values, "dropout": False, "precision": "bfloat16", "schedule": "constant", **changes})
+    model, loss, _ = build_model(dataclasses.replace(config, vgg_weights="random", vgg_layers=("relu2_2",)))
+    return TrainingStep(model, loss, config)
+
+
+def pictures(seed: int) -> tuple[Tensor, ...]:
+    generator = torch.Generator("cuda").manual_seed(seed)
+    composite, real = torch.rand(2, 4, 3, 64, 64, generator=generator, device="cuda")
+    return composite, real, make_mask("block", 4, 64, 64, seed).float().cuda()
+
+
+def test_captured_steps_equal_plain_ones() -> None:
+    """With and without the style loss, which are two graphs, and with a batch that lost a sample, which is none."""
+    plain, captured = training_step(style_every=2), training_step(style_every=2, cuda_graph=True)
+    for index in range(5):
+        batch = tuple(tensor[: 3 if index == 3 else 4] for tensor in pictures(index))
+        for step in (plain, captured):
+            step(*batch, index=index)
+    assert len(captured._captured) == 2
+    one, other = plain.read(), captured.read()
+    assert one["means"] == pytest.approx(other["means"], rel=1e-2)
+    for ours, theirs in zip(captured.parameters, plain.parameters, strict=True):
+        # Adam makes whole steps of what is rounding in a gradient: five of them at most.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=5 * 2.1 * plain.config.lr)
+    vectors = [torch.cat([p.flatten() for p in step.parameters]) for step in (captured, plain)]
+    assert torch.linalg.norm(vectors[0] - vectors[1]) <= 1e-2 * torch.linalg.norm(vectors[1])
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_step_does_not_wait_for_the_gpu(precision: str) -> None:
+    step = training_step(precision=precision)
+    for index in range(8):  # every family of negatives has compiled what it needs
+        step(*pictures(index), index=index)
+    step.read()
+    batches = [pictures(index) for index in range(8, 12)]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for index, batch in enumerate(batches, start=8):
+            step(*batch, index=index)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    state = step.read()
+    assert state["skipped"] == 0 or precision == "float16"
+    assert all(state["milliseconds"][phase] > 0 for phase in ("forward", "backward", "optimizer"))
