@@ -7,9 +7,9 @@ training does not need it.
 import numpy as np
 
 ROTATIONS = 16  # uniform colours to two clusters: energy distance 0.033 after 1, 0.0062 after 12, 0.0056 after 16
-# Of a distribution function. More follow the reference more closely, and turn the noise of flat areas into grain: the
-# rules of `realism`, with edges above 0.8, kept 24 % of the built-in photographs' recolourings with 5 knots, 21 % with
-# 9 and 14 % with 65.
+# Of a distribution function. More follow the reference more closely, and turn the noise of flat areas into grain: with
+# edges above 0.8, the rules of `realism` kept 24 % of the built-in photographs' recolourings with 5 knots, 21 % with 9,
+# 14 % with 65.
 KNOTS = 9
 _SAMPLES = 16384  # of each set, evenly spread over it, whose quantiles are taken; all pixels are moved
 _AXES_SEED = 0

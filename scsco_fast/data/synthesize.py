@@ -168,6 +168,8 @@ def synthesize(
         "quality": quality if suffix == ".jpg" else None,
         "longest_side": longest,
         "files": {each.identity: each.name for each in inputs},
+        "rules": [list(rule) for rule in RULES],
+        "drawing": [TRIES, REFERENCES, *MEAN_DISTANCES],
     }
     _check_output(Path(output), folder)
     if (folder / REPORT).exists():
@@ -284,9 +286,10 @@ def _finished(folder: Path, settings: dict[str, Any]) -> Synthesis:
 
 
 def _check_same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    said = {"files": "the photographs are others", "rules": "another version's rules", "drawing": "another version"}
     for name, value in now.items():
         if before.get(name) != value:
-            detail = f"{name} was {before.get(name)}, now it is {value}" if name != "files" else "the files are others"
+            detail = said.get(name, f"{name} was {before.get(name)}, now it is {value}")
             raise ScscoError(f"{folder}: was begun with other settings ({detail}); repeat them, or give another folder")
 
 
@@ -702,8 +705,6 @@ def _write_report(
         "acceptance": {
             family: result.acceptance(family) if sum(result.families[family].values()) else None for family in FAMILIES
         },
-        "rules": {rule.measure: {"low": rule.low, "high": rule.high, "meaning": rule.meaning} for rule in RULES},
-        "tries": TRIES,
         "sources": FAMILIES,
         "unusable": result.unusable,
         "photographs": {
