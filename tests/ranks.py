@@ -100,6 +100,18 @@ def everything(folder: Path) -> None:
     (folder / f"errors_{rank}.json").write_text(json.dumps(errors))
 
 
+def three(folder: Path) -> None:
+    """A whole run and one in two pieces, deterministic."""
+    from tiny_runs import Pictures
+
+    from scsco_fast.train.engine import train
+
+    changes = {"batch_size": 6, "steps": 4, "base_channels": 16, "deterministic": True}
+    train(tiny(folder / "whole", **changes), Pictures())
+    train(tiny(folder / "stopped", **changes), Pictures(stop_at=11))
+    train(tiny(folder / "stopped", **changes, resume=True), Pictures())
+
+
 def signalled(folder: Path) -> None:
     """A run that only a signal ends."""
     from tiny_runs import Pictures
@@ -112,4 +124,4 @@ def signalled(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    {"everything": everything, "signalled": signalled}[sys.argv[1]](Path(sys.argv[2]))
+    {"everything": everything, "signalled": signalled, "three": three}[sys.argv[1]](Path(sys.argv[2]))
