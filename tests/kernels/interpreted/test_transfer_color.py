@@ -129,7 +129,7 @@ def test_the_constants_are_the_project_s() -> None:
     assert color.RGB_TO_YCBCR == reference_color._RGB_TO_YCBCR
     assert (color.WHITE_X.value, 1.0, color.WHITE_Z.value) == reference_color._WHITE
     assert (color.EPSILON.value, color.KAPPA.value) == (reference_color._EPSILON, reference_color._KAPPA)
-    assert (0.0, color.CHROMA.value, color.CHROMA.value) == reference_color._CHROMA_OFFSET
+    assert color.CHROMA.value == reference_color._GREY
     assert transfer_color_kernels.LAB_FLOOR.value == reference.LAB_FLOOR
     assert transfer_color_kernels.RGB_RIDGE.value == reference.RGB_RIDGE
     assert transfer_color_kernels.BINS.value == reference.BINS
