@@ -183,8 +183,9 @@ class Run:
     def do_step(self, batch: Batch | PackedBatch, index: int, counts: Sequence[int]) -> None:
         self.names[index] = batch.names
         composite, real, mask = batch.to(self.step.device)[:3]
-        # A packed batch's masks are unpacked on the device: on a GPU nobody waits for their boxes.
-        boxes = foreground_boxes(batch.mask if isinstance(batch, Batch) else mask) if batch.names else None
+        boxes = None
+        if batch.names:
+            boxes = foreground_boxes(batch.mask) if isinstance(batch, Batch) else batch.foreground
         try:
             self.step(composite, real, mask, index, boxes, counts)
         except RuntimeError as error:

@@ -90,9 +90,9 @@ def verify(config: TrainConfig, steps: int = STEPS, dataset: Samples | None = No
     """Do each step of a training in three ways from the same state, and compare every loss term and the weights.
 
     The exact run is float64 with the dense operations, whole pictures in the style encoder, no compilation. The
-    reference has these and `config`'s precision; the candidate is `config` as it is. Before each step both take over the
-    exact run's weights and moments: left alone, two runs that differ by rounding drift apart in whatever direction, as
-    Adam makes whole steps of gradients that are nothing but rounding, and no bound could tell that from a mistake. A
+    reference has these and `config`'s precision; the candidate is `config` as it is. Before each step both take over
+    the exact run's weights and moments: left alone, two runs that differ by rounding drift apart in whatever direction,
+    as Adam makes whole steps of gradients that are nothing but rounding, and no bound could tell that from a mistake. A
     curve's error is ||curve - exact|| / ||exact|| over the steps, and the candidate passes where
 
         error <= 2 * (error of the reference, for a loss term the largest among the loss terms) + band

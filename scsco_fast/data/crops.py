@@ -53,6 +53,37 @@ def crop_and_flip(pictures: Tensor, masks: Tensor, boxes: Tensor, flips: Tensor)
     return cut, nearest.permute(0, 3, 1, 2).contiguous()
 
 
+def boxes_in_crops(found: Tensor, boxes: Tensor, flips: Tensor, height: int, width: int) -> Tensor:
+    """Where boxes of a picture lie after `crop_and_flip`, rounded outwards by a pixel: devices round alike only nearly.
+
+    Args:
+        found: (B, 4) integers, top, left, bottom, right, one past the last; of pictures of `height` x `width`.
+        boxes, flips: as for `crop_and_flip`.
+
+    Returns:
+        (B, 4) int64 in the order of `found`; 0, 0, 0, 0 where nothing of the box is left.
+
+    Example:
+        >>> found = torch.tensor([[2, 0, 4, 4]])
+        >>> boxes_in_crops(found, torch.tensor([[0, 0, 4, 4]]), torch.tensor([True]), 8, 8).tolist()
+        [[3, 0, 8, 8]]
+    """
+    top, left, bottom, right = found.to(torch.float64).unbind(1)
+    edges = []
+    for first, after, start, end, side in (
+        (top, bottom, boxes[:, 1], boxes[:, 3], height),
+        (left, right, boxes[:, 0], boxes[:, 2], width),
+    ):
+        scale = side / (end - start)
+        low = ((first - start) * scale).floor() - 1
+        high = ((after - start) * scale).ceil() + 1
+        edges.append((low.clamp(0, side), high.clamp(0, side)))
+    (top, bottom), (left, right) = edges
+    left, right = torch.where(flips, width - right, left), torch.where(flips, width - left, right)
+    left_over = (top < bottom) & (left < right) & (found[:, 0] < found[:, 2])
+    return (torch.stack([top, left, bottom, right], dim=1) * left_over[:, None]).long()
+
+
 def _centres(start: Tensor, end: Tensor, count: int) -> Tensor:
     """(B, count): centres of `count` equal parts of each interval."""
     steps = (torch.arange(count, device=start.device, dtype=start.dtype) + 0.5) / count

@@ -27,11 +27,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from scsco_fast.data.crops import boxes_in_crops
 from scsco_fast.data.iharmony4 import draw_crop
 from scsco_fast.data.images import image_to_tensor
 from scsco_fast.data.layouts import SPLITS
 from scsco_fast.data.samples import BadSample, PackedBatch, Sample
 from scsco_fast.errors import ScscoError
+from scsco_fast.regions import foreground_boxes
 
 FORMAT = 1
 INDEX = "index.json"
@@ -266,23 +268,28 @@ class PackedDataset(Dataset[Sample | BadSample]):
             composite[place] = record[:pixels].reshape(shape)
             mask[place] = record[pixels:]
             real[place] = self._record("real", self.index.real[row]).reshape(shape)
-        boxes, flips = self._draw_crops([index for index, _ in good], mask) if self.augment else (None, None)
+        unpacked = np.unpackbits(mask, axis=1, count=self.size**2).reshape(-1, 1, self.size, self.size).view(bool)
+        boxes, flips = self._draw_crops([index for index, _ in good], unpacked[:, 0]) if self.augment else (None, None)
+        foreground = foreground_boxes(torch.from_numpy(unpacked))
+        assert foreground is not None  # the masks are on the CPU
+        if boxes is not None and flips is not None:
+            foreground = boxes_in_crops(foreground, boxes, flips, self.size, self.size)
         return PackedBatch(
             torch.from_numpy(composite),
             torch.from_numpy(real),
             torch.from_numpy(mask),
             boxes,
             flips,
+            foreground,
             [self.index.names[row] for _, row in good],
             [self.index.subsets[row] for _, row in good],
             bad,
         )
 
     def _draw_crops(self, indices: Sequence[int], masks: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        unpacked = np.unpackbits(masks, axis=1, count=self.size**2).reshape(-1, self.size, self.size).view(bool)
         drawn = [
             draw_crop(mask, np.random.default_rng((self.seed, index)))
-            for mask, index in zip(unpacked, indices, strict=True)
+            for mask, index in zip(masks, indices, strict=True)
         ]
         boxes = torch.tensor([box for box, _ in drawn], dtype=torch.int32).reshape(-1, 4)
         return boxes, torch.tensor([flip for _, flip in drawn], dtype=torch.bool)

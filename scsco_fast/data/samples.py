@@ -64,6 +64,8 @@ class PackedBatch(NamedTuple):
         mask: (B, ceil(H * W / 8)) uint8, eight pixels in a byte, the first in the highest bit (`numpy.packbits`).
         boxes: (B, 4) int32, left, top, right, bottom of the crop that fills the picture; None crops and flips nothing.
         flips: (B,) bool, turn left and right; None as above.
+        foreground: (B, 4) int64 as of `scsco_fast.foreground_boxes`, after crop and flip, by up to two pixels larger:
+            known on the host, while the masks themselves are unpacked on their device.
         names, subsets, bad: as in `Batch`.
     """
 
@@ -72,6 +74,7 @@ class PackedBatch(NamedTuple):
     mask: Tensor
     boxes: Tensor | None
     flips: Tensor | None
+    foreground: Tensor
     names: list[str]
     subsets: list[str]
     bad: list[BadSample]

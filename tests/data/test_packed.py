@@ -22,12 +22,13 @@ from small_dataset import write_dataset
 from torch.utils.data import DataLoader
 
 from scsco_fast.data import packing
-from scsco_fast.data.crops import crop_and_flip
+from scsco_fast.data.crops import boxes_in_crops, crop_and_flip
 from scsco_fast.data.iharmony4 import SMALLEST_CROP, IHarmony4
 from scsco_fast.data.packed import WORK, PackedDataset, read_ahead, read_index, stores, verify
 from scsco_fast.data.packing import pack
 from scsco_fast.data.samples import BadSample, Sample, collate
 from scsco_fast.errors import ScscoError
+from scsco_fast.regions import foreground_boxes
 
 SIZE = 20
 PER_SHARD = 4
@@ -357,6 +358,25 @@ def test_crop_on_the_device_is_pils(box: tuple[int, int, int, int], flip: bool) 
     )
     np.testing.assert_allclose(cut[0].permute(1, 2, 0).numpy(), wanted, atol=1.0)  # PIL rounds to bytes, twice
     np.testing.assert_array_equal(cut_mask[0, 0].numpy(), wanted_mask)
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_a_batch_knows_where_its_foregrounds_will_be(store: Path, augment: bool) -> None:
+    """Every foreground pixel lies in its box, and the box is at most two pixels larger on each side."""
+    dataset = PackedDataset(store, augment=augment)
+    batch = dataset.__getitems__(range(200))
+    exact = foreground_boxes(batch.to("cpu").mask)
+    assert exact is not None
+    larger = (exact - batch.foreground) * torch.tensor([1, 1, -1, -1])
+    assert int(larger.min()) >= 0
+    assert int(larger.max()) <= (2 if augment else 0)
+    assert int(batch.foreground.min()) >= 0
+    assert int(batch.foreground.max()) <= dataset.size
+
+
+def test_a_box_outside_of_a_crop_is_empty() -> None:
+    found, crops = torch.tensor([[0, 0, 2, 2], [0, 0, 0, 0]]), torch.tensor([[8, 8, 16, 16], [0, 0, 16, 16]])
+    assert boxes_in_crops(found, crops, torch.tensor([False, True]), 16, 16).tolist() == [[0] * 4, [0] * 4]
 
 
 def test_loader_reads_whole_batches(store: Path) -> None:
