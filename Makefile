@@ -10,13 +10,14 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SCSCO := $(BIN)/scsco
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint docs bench clean build/typed
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    install, train the demo preset, evaluate it, harmonize a picture (about ten minutes on two cores)'
 	@echo 'make test    install, run the tests'
 	@echo 'make lint    install, run ruff and mypy'
+	@echo 'make docs    install, build the documentation: build/site/index.html'
 	@echo 'make bench   install, run the benchmarks'
 	@echo 'make clean   remove caches and build files; .venv and runs/ stay'
 
@@ -52,13 +53,19 @@ demo: $(VENV)/.installed-demo
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# mypy sees kernels/, train/ and benchmarks/ under their installed names only if they lie in the package's folder: a tree of links.
-lint: $(VENV)/.installed-dev
+# mypy and mkdocs see kernels/, train/ and benchmarks/ under their installed names only if they lie in the package's folder:
+# a tree of links.
+build/typed:
+	@rm -rf $@ && mkdir -p $@/scsco_fast
+	@ln -s $(CURDIR)/scsco_fast/* $(CURDIR)/kernels $(CURDIR)/train $(CURDIR)/benchmarks $@/scsco_fast/
+
+lint: $(VENV)/.installed-dev build/typed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@rm -rf build/typed && mkdir -p build/typed/scsco_fast
-	@ln -s $(CURDIR)/scsco_fast/* $(CURDIR)/kernels $(CURDIR)/train $(CURDIR)/benchmarks build/typed/scsco_fast/
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p scsco_fast
+
+docs: $(VENV)/.installed-docs build/typed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m benchmarks.bain_attention $(ARGS)
