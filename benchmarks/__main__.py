@@ -1,4 +1,4 @@
-"""`python -m scsco_fast.benchmarks`: what `scsco bench --suite` does, with nothing but torch and the standard library."""
+"""`python -m scsco_fast.benchmarks`: `scsco bench --suite` with nothing but torch and the standard library."""
 
 import argparse
 from pathlib import Path

@@ -2,13 +2,22 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 
 from scsco_fast.benchmarks.operations import Case, Count, Variant
 from scsco_fast.benchmarks.rows import Row
-from scsco_fast.benchmarks.timing import Ceiling, Timing, Work, gradients_of, peak_mib, sets_that_fill_a_cache, take_turns
+from scsco_fast.benchmarks.timing import (
+    Ceiling,
+    Timing,
+    Work,
+    gradients_of,
+    peak_mib,
+    sets_that_fill_a_cache,
+    take_turns,
+)
 from scsco_fast.benchmarks.truth import error, outputs_and_gradients
 
 # Largest error relative to the largest value (of gradients: in the norm). A rounding to bfloat16 is 2^-9 = 2e-3 of a
@@ -29,13 +38,14 @@ def measure(case: Case, session: Session) -> list[Row]:
     """A row for each variant and mode."""
     shared = first_fields(case, session)
     rows: list[Row] = []
+    find_error = cache(partial(error_of, case))
     for mode, count in case.counts().items():
         works: dict[str, Work] = {}
         found: dict[str, Row] = {}
         for variant in case.variants:
             row = Row(**shared, backend=variant.name, mode=mode, note=variant.note)
             row = replace(row, flop=count.flop, nbytes=count.nbytes, gate=GATE[case.dtype])
-            row = gated(row, lambda variant=variant: error_of(case, variant, mode))
+            row = gated(row, partial(find_error, variant, mode != "forward"))
             if not row.note.startswith(("wrong", "failed")):
                 row = filled(row, works, variant, mode)
             found[variant.name] = row
@@ -51,10 +61,10 @@ def first_fields(case: Case, session: Session) -> dict[str, Any]:
     return session.where | ceilings | {name: getattr(case, name) for name in names} | {"dtype": str(case.dtype)[6:]}
 
 
-def error_of(case: Case, variant: Variant, mode: str) -> float:
-    """Against float64: of the outputs, and where the mode has a backward of the gradients too."""
+def error_of(case: Case, variant: Variant, backward: bool) -> float:
+    """Against float64: of the outputs, and with `backward` of the gradients too."""
     outputs, gradients = variant.truth()
-    if mode == "forward":
+    if not backward:
         gradients = []
     seeds = gradients_of(outputs, case.dtype) if gradients else ()
     return error(outputs_and_gradients(variant.function, variant.inputs(0), seeds), (outputs, gradients))

@@ -54,6 +54,7 @@ class Case:
     forward: Count
     backward: Count | None = None
     detail: str = ""
+    both_only: bool = False  # no rows of the forward and of the backward alone
 
     def counts(self) -> dict[str, Count]:
         """By mode."""
@@ -61,6 +62,8 @@ class Case:
             return {"forward": self.forward}
         flop = None if self.forward.flop is None else self.forward.flop + (self.backward.flop or 0)
         both = Count(flop, self.forward.nbytes + self.backward.nbytes)
+        if self.both_only:
+            return {"forward+backward": both}
         return {"forward": self.forward, "backward": self.backward, "forward+backward": both}
 
 
@@ -119,6 +122,7 @@ def bain_attention(
     foreground: float,
     libraries: bool = False,
     compile: bool = False,
+    both_only: bool = False,
 ) -> Case:
     """Per image, with n_f foreground and n_b background pixels, D key channels and C channels.
 
@@ -155,12 +159,11 @@ def bain_attention(
     forward = Count(pairs * (keys + 2 * channels), size_of * (read + 2 * n_fg * channels))
     backward = Count(pairs * (3 * keys + 4 * channels), size_of * (2 * read + 2 * n_fg * channels))
     share = n_fg / (n_fg + n_bg)
-    return Case("bain_attention", dtype, batch, channels, size, share, variants, forward, backward)
+    counts = forward, backward
+    return Case("bain_attention", dtype, batch, channels, size, share, variants, *counts, both_only=both_only)
 
 
-def _attend(
-    level: RegionLevel, query: Tensor, key: Tensor, value: Tensor, backend: str
-) -> tuple[Tensor, Tensor]:
+def _attend(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return sf.ops.bain_attention(query, key, value, level, backend=backend)
 
 
@@ -193,7 +196,7 @@ def bain_norm(device: str, dtype: torch.dtype, batch: int, channels: int, size: 
 
 
 def dense_fits(level: RegionLevel) -> bool:
-    """The dense attention holds about six float32 matrices of pixels x pixels per image; half of the memory is for it."""
+    """The dense attention holds about six float32 matrices of pixels x pixels per image; half the memory is for it."""
     batch, pixels = level.order.shape
     if level.order.is_cuda:
         free = torch.cuda.mem_get_info()[0]
@@ -218,9 +221,7 @@ def region_norm(device: str, dtype: torch.dtype, batch: int, channels: int, size
     one = batch * channels * size * size * dtype.itemsize
     counts = Count(None, 2.0 * one), Count(None, 3.0 * one)
     share = n_fg / (size * size)
-    return Case(
-        "region_norm", dtype, batch, channels, size, share, competing(device, call, inputs, wanted), *counts
-    )
+    return Case("region_norm", dtype, batch, channels, size, share, competing(device, call, inputs, wanted), *counts)
 
 
 def style_loss(device: str, dtype: torch.dtype, batch: int, channels: int, size: int) -> list[Case]:

@@ -1,6 +1,6 @@
 """The suites of `scsco bench`: which cases, on which shapes, and the run that appends their rows.
 
-    python -m scsco_fast.benchmarks --suite cpu --output DIR     # the same without the command line's packages
+python -m scsco_fast.benchmarks --suite cpu --output DIR     # the same without the command line's packages
 """
 
 import time
@@ -31,7 +31,8 @@ class Plan:
     device: str
     dtype: torch.dtype
     batch: int
-    maps: Sequence[Map]  # attention, BAIN's output and the norm, with 20 % foreground
+    maps: Sequence[Map]  # attention and norm, with 20 % foreground
+    outputs: Sequence[Map]  # of these maps: where BAIN's output is measured too
     compiled: Sequence[Map]  # of these maps: where compiled baselines run too
     pixels: tuple[int, Sequence[int]]  # channels, sizes: the attention against the number of pixels
     pixels_batch: int
@@ -51,6 +52,7 @@ CPU = Plan(
     dtype=torch.float32,
     batch=1,
     maps=((32, 256), (64, 128), (128, 64)),
+    outputs=((32, 256), (64, 128)),
     compiled=((64, 128),),
     pixels=(32, (32, 64, 128, 256)),
     pixels_batch=1,
@@ -67,6 +69,7 @@ GPU = Plan(
     dtype=torch.bfloat16,
     batch=16,
     maps=((64, 128), (128, 64), (32, 256), (256, 64)),
+    outputs=((64, 128), (128, 64), (32, 256), (256, 64)),
     compiled=((64, 128), (128, 64)),
     pixels=(64, (32, 64, 128, 256, 512)),
     pixels_batch=4,
@@ -96,6 +99,7 @@ def plan_of(suite: str) -> Plan:
         return replace(
             CPU,
             maps=((8, 16),),
+            outputs=((8, 16),),
             compiled=(),
             pixels=(8, (8, 16)),
             ratios=((8, 8), (0.1, 0.5)),
@@ -115,22 +119,25 @@ def cases(plan: Plan) -> Iterator[Callable[[], Sequence[Case]]]:
     def one(function: Callable[..., Case], *arguments: Any, **options: Any) -> Callable[[], Sequence[Case]]:
         return lambda: [function(*arguments, **options)]
 
+    style_loss: Callable[..., Sequence[Case]] = partial(operations.style_loss, *where)
     for size, channels in plan.maps:
         is_compiled = (size, channels) in plan.compiled
         attention = partial(operations.bain_attention, libraries=True, compile=is_compiled)
         yield one(attention, *where, channels, size, FOREGROUND)
-        yield one(operations.bain_norm, *where, channels, size, FOREGROUND)
+        if (size, channels) in plan.outputs:
+            yield one(operations.bain_norm, *where, channels, size, FOREGROUND)
         yield one(operations.region_norm, *where, channels, size, FOREGROUND)
     for size, channels in plan.features:
-        yield partial(operations.style_loss, *where, channels, size)
+        yield partial(style_loss, channels, size)
     for method in TRANSFERS:
         yield one(operations.transfer_color, plan.device, plan.batch, plan.colors, FOREGROUND, method)
+    growing = partial(operations.bain_attention, both_only=True)
     channels, sizes = plan.pixels
     for size in sizes:
-        yield one(operations.bain_attention, plan.device, plan.dtype, plan.pixels_batch, channels, size, FOREGROUND)
+        yield one(growing, plan.device, plan.dtype, plan.pixels_batch, channels, size, FOREGROUND)
     (size, channels), ratios = plan.ratios
     for foreground in ratios:
-        yield one(operations.bain_attention, *where, channels, size, foreground)
+        yield one(growing, *where, channels, size, foreground)
 
 
 def run(suite: str, output: Path, minutes: float | None = None, say: Callable[[str], None] = print) -> list[Row]:

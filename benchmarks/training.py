@@ -16,7 +16,7 @@ whose loss terms or gradient differ from the reference's gets no time. The media
     compiled    as `fast`, but compiled (on a GPU `fast` is)
     fast        what `scsco train` does here; on a GPU compiled and in bfloat16
 
-By default a GPU runs all but `contiguous` and `compiled`, a CPU `reference`, `whole` and `fast`. `scsco bench` runs them too.
+By default a GPU runs all but `contiguous` and `compiled`, a CPU `reference`, `whole` and `fast`; `scsco bench` too.
 
 The pictures are noise, the masks ellipses whose areas are evenly spaced quantiles of iHarmony4's test set. Dropout and
 gradient clipping are off. A variant that runs out of memory is tried with half the batch; rates are per image.

@@ -65,7 +65,9 @@ def outputs_and_gradients(
     outputs = function(*tensors)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     leaves = [tensor for tensor in tensors if tensor.requires_grad] if gradients else []
-    found = torch.autograd.grad(outputs, leaves, [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)]) if leaves else ()
+    found: Sequence[Tensor] = ()
+    if leaves:
+        found = torch.autograd.grad(outputs, leaves, [g.to(o.dtype) for g, o in zip(gradients, outputs, strict=True)])
     return [o.detach() for o in outputs], list(found)
 
 
