@@ -43,6 +43,8 @@ def measure(case: Case, session: Session) -> list[Row]:
         works: dict[str, Work] = {}
         found: dict[str, Row] = {}
         for variant in case.variants:
+            if variant.forward_only and mode != "forward":
+                continue
             row = Row(**shared, backend=variant.name, mode=mode, note=variant.note)
             row = replace(row, flop=count.flop, nbytes=count.nbytes, gate=GATE[case.dtype])
             row = gated(row, partial(find_error, variant, mode != "forward"))

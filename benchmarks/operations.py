@@ -38,6 +38,7 @@ class Variant:
     inputs: Callable[[int], list[Tensor]]
     truth: Truth
     note: str = ""
+    forward_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,8 @@ def bain_attention(
     if libraries:
         wanted_rows = true_values(_attend_rows, rows, dtype)
         for name, function in baselines.libraries(device, compile).items():
-            variants.append(Variant(name, function, rows, wanted_rows, baselines.PACKED))
+            forward_only = device == "cpu" and name == "FlexAttention"
+            variants.append(Variant(name, function, rows, wanted_rows, baselines.PACKED, forward_only))
     pairs, size_of = 2.0 * batch * n_fg * n_bg, batch * dtype.itemsize
     read = n_fg * keys + n_bg * (keys + channels)
     forward = Count(pairs * (keys + 2 * channels), size_of * (read + 2 * n_fg * channels))

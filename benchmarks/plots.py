@@ -107,14 +107,13 @@ def _label(row: Row) -> str:
 
 def speedups(cases: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], path: Path) -> None:
     """Bars for each case: (ours, baseline, how many times as fast), with a line where both are equal."""
-    names = sorted({f"{ours} / {baseline}" for _, found in cases for ours, baseline, _ in found})
     figure, (axis,) = _figure(1, 1, 8, 1.2 + 0.3 * sum(len(found) + 1 for _, found in cases))
     ticks, labels, y = [], [], 0.0
     for case, found in cases:
         ticks.append(y + (len(found) - 1) / 2)
         labels.append(case)
         for _, baseline, ratio in found:
-            axis.barh(y, ratio, 0.85, color=COLORS.get(baseline, "#999999"))
+            axis.barh(y, ratio - 1, 0.85, left=1, color=COLORS.get(baseline.split(",")[0], "#999999"))
             y += 1
         y += 1
     y = 0.0
@@ -125,12 +124,15 @@ def speedups(cases: Sequence[tuple[str, Sequence[tuple[str, str, float]]]], path
             y += 1
         y += 1
     ratios = [ratio for _, found in cases for *_, ratio in found]
-    axis.set(xscale="log", xlabel="times as fast as the baseline", xlim=(min(0.3, *ratios) / 1.2, max(3, *ratios) * 12))
+    low, high = min(0.3, *ratios) / 1.2, max(3, *ratios) * 8
+    ticks_x = [tick for tick in (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
+    axis.set(xscale="log", xlabel="times as fast as the baseline", xlim=(low, high))
+    axis.minorticks_off()
+    axis.set_xticks(ticks_x, [f"{tick:g}x" for tick in ticks_x])
     axis.set_yticks(ticks, labels, fontsize=8)
     axis.invert_yaxis()
     axis.axvline(1, color="black", linewidth=1)
     axis.grid(axis="y", visible=False)
-    assert names
     _save(figure, path)
 
 
@@ -140,11 +142,11 @@ def roofline(rows: Sequence[Row], path: Path) -> None:
     figure, (axis,) = _figure(1, 1, 8, 4.6)
     copy, rate = timed[-1].copy_gbs or 1, timed[-1].matmul_tflops or 1
     intensities = [(row.flop or 1) / (row.nbytes or 1) for row in timed]
-    low, high = min(intensities) / 2, max(*intensities, 4e3 * rate / copy)
     knee = 1e3 * rate / copy
+    low, high = min(*intensities, knee) / 3, 2 * max(*intensities, knee)
     axis.plot([low, knee, high], [low * copy / 1e3, rate, rate], color="black", linewidth=1)
     axis.text(high, rate * 1.07, f"{rate:.2g} TFLOP/s matmul ({timed[-1].dtype})", ha="right", fontsize=8)
-    axis.text(low * 1.1, low * copy / 1e3 * 1.6, f"{copy:.3g} GB/s copy", fontsize=8)
+    axis.text(low * 1.1, low * copy / 1e3, f"{copy:.3g} GB/s copy", fontsize=8, va="top", rotation_mode="anchor")
     operations = sorted({row.op for row in timed})
     for index, op in enumerate(operations):
         axis.plot([], [], MARKERS[index], color="#555555", markersize=5, label=op)

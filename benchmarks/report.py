@@ -113,9 +113,7 @@ def figures(prefix: str, rows: Sequence[Row], images: Path, say: Callable[[str],
     found = largest(rows)
     if found:
         plots.shares(found, images / f"{prefix}_shares.png")
-        name = (
-            "Share of the ceiling, memory or compute, that the formula meets first; the largest map of each operation"
-        )
+        name = "Share of the ceiling, memory or compute, that the formula meets first; one map of each operation"
         texts.append(_figure(f"{prefix}_shares.png", name, found))
     cases = speedup_cases(rows)
     if cases:
@@ -173,16 +171,21 @@ def slopes(by_size: Sequence[Row], by_ratio: Sequence[Row]) -> list[str]:
 
 
 def largest(rows: Sequence[Row]) -> list[Row]:
-    """Of every operation the rows of the case with the most work, forward and backward where it has one."""
+    """Of every operation the case with most competitors, then most work; forward and backward where it has one."""
     timed = [row for row in rows if row.share and row.op not in ("inference", "training_step")]
     result: list[Row] = []
     for _, found in grouped(timed, "op", "detail"):
         mode = BOTH if any(row.mode == BOTH for row in found) else "forward"
         found = [row for row in found if row.mode == mode and (is_usual(row) or row.foreground == 1)]
-        cases = [case for _, case in grouped(found, "batch", "channels", "size", "foreground", "dtype")]
-        most = max((len(case), case[0].flop or case[0].nbytes or 0) for case in cases) if cases else None
-        result += [row for case in cases if (len(case), case[0].flop or case[0].nbytes or 0) == most for row in case]
+        best: list[Row] = []
+        for _, case in grouped(found, "batch", "channels", "size", "foreground", "dtype"):
+            best = max(best, case, key=_extent)
+        result += best
     return result
+
+
+def _extent(case: Sequence[Row]) -> tuple[float, ...]:
+    return (len(case), case[0].flop or case[0].nbytes or 0, case[0].size) if case else (0.0,)
 
 
 def speedup_cases(rows: Sequence[Row]) -> list[tuple[str, list[tuple[str, str, float]]]]:
