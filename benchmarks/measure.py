@@ -30,13 +30,14 @@ class Session:
     """What all rows of one run share: `where` are the row's fields of that group but the ceilings."""
 
     where: dict[str, Any]
-    ceiling: Ceiling
+    ceilings: Callable[[], Ceiling]  # measured anew before each case
     seconds: float  # for the turns of one mode of one case
 
 
 def measure(case: Case, session: Session) -> list[Row]:
     """A row for each variant and mode."""
-    shared = first_fields(case, session)
+    ceiling = session.ceilings()
+    shared = first_fields(case, session.where, ceiling)
     rows: list[Row] = []
     find_error = cache(partial(error_of, case))
     for mode, count in case.counts().items():
@@ -52,15 +53,15 @@ def measure(case: Case, session: Session) -> list[Row]:
                 row = filled(row, works, variant, mode)
             found[variant.name] = row
         for name, timing in take_turns(works, session.seconds).items():
-            found[name] = timed(found[name], timing, count, session.ceiling)
+            found[name] = timed(found[name], timing, count, ceiling)
         rows += found.values()
     return rows
 
 
-def first_fields(case: Case, session: Session) -> dict[str, Any]:
+def first_fields(case: Case, where: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:
     names = ("op", "batch", "channels", "size", "foreground", "detail")
-    ceilings = {"copy_gbs": session.ceiling.copy / 1e9, "matmul_tflops": session.ceiling.matmul[case.dtype] / 1e12}
-    return session.where | ceilings | {name: getattr(case, name) for name in names} | {"dtype": str(case.dtype)[6:]}
+    ceilings = {"copy_gbs": ceiling.copy / 1e9, "matmul_tflops": ceiling.matmul[case.dtype] / 1e12}
+    return where | ceilings | {name: getattr(case, name) for name in names} | {"dtype": str(case.dtype)[6:]}
 
 
 def error_of(case: Case, variant: Variant, backward: bool) -> float:

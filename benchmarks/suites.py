@@ -132,12 +132,12 @@ def cases(plan: Plan) -> Iterator[Callable[[], Sequence[Case]]]:
     for method in TRANSFERS:
         yield one(operations.transfer_color, plan.device, plan.batch, plan.colors, FOREGROUND, method)
     growing = partial(operations.bain_attention, both_only=True)
-    channels, sizes = plan.pixels
-    for size in sizes:
-        yield one(growing, plan.device, plan.dtype, plan.pixels_batch, channels, size, FOREGROUND)
     (size, channels), ratios = plan.ratios
     for foreground in ratios:
         yield one(growing, *where, channels, size, foreground)
+    channels, sizes = plan.pixels
+    for size in sizes:
+        yield one(growing, plan.device, plan.dtype, plan.pixels_batch, channels, size, FOREGROUND)
 
 
 def run(suite: str, output: Path, minutes: float | None = None, say: Callable[[str], None] = print) -> list[Row]:
@@ -152,11 +152,12 @@ def run(suite: str, output: Path, minutes: float | None = None, say: Callable[[s
     plan, path = plan_of(suite), output / f"{suite}.csv"
     begun = time.monotonic()
     dtypes = sorted({plan.dtype, torch.float32}, key=str)
-    ceiling = measure_ceiling(plan.device, dtypes, quick=suite == "smoke")
+    ceilings = partial(measure_ceiling, plan.device, dtypes, quick=suite == "smoke")
+    ceiling = ceilings()
     rates = ", ".join(f"{rate / 1e12:.2f} TFLOP/s in {str(dtype)[6:]}" for dtype, rate in ceiling.matmul.items())
     where = {"suite": suite, **rows.machine(plan.device)}
     say(f"{where['device']}, torch {where['torch']}: copies {ceiling.copy / 1e9:.1f} GB/s, multiplies {rates}")
-    session = Session(where, ceiling, plan.seconds)
+    session = Session(where, ceilings, plan.seconds)
     deadline = begun + 60 * (plan.minutes if minutes is None else minutes)
     done: list[Row] = []
     left_out = 0

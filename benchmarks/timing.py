@@ -249,7 +249,7 @@ def resident(field: str) -> int:
 
 
 def measure_ceiling(device: str, dtypes: Sequence[torch.dtype], quick: bool = False) -> Ceiling:
-    """Copy bandwidth and matmul rates of this machine, now: the best of 20 turns."""
+    """Copy bandwidth and matmul rates of this machine, now: the best of five turns."""
     gpu = device == "cuda"
     length, side = (2**24, 256) if quick else (2**30, 8192) if gpu else (2**28, 2048)
     target = torch.empty(length, dtype=torch.uint8, device=device)
@@ -266,4 +266,4 @@ def fastest(function: Callable[..., Any], tensors: list[Tensor]) -> float:
     """Milliseconds of the fastest of many turns: a ceiling is what the machine can do."""
     work = Work(function, [tensors], "forward")
     turn = device_turn(work) if on_gpu(work) else partial(host_turn, work)
-    return min(turn(0) for _ in range(20))
+    return min(turn(0) for _ in range(5))
