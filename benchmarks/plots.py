@@ -66,7 +66,7 @@ def scaling(by_size: Sequence[Row], by_ratio: Sequence[Row], path: Path) -> None
     for axis in axes[:2]:
         axis.set_xlabel("pixels of the map")
         axis.set_xticks([size**2 for size in sizes], [f"{size}²" for size in sizes])
-    axes[0].set_title(f"time, batch {first.batch}, C={first.channels}, {first.foreground:.0%} foreground")
+    axes[0].set_title(f"time, batch {first.batch}, C={first.channels}, about 20 % foreground")
     axes[1].set_title("peak memory of the same")
     axes[2].set_title(f"time, {case_of(by_ratio[0])}")
     axes[2].set_xlabel("foreground in % of the pixels")

@@ -125,7 +125,7 @@ def figures(prefix: str, rows: Sequence[Row], images: Path, say: Callable[[str],
     """The figures that these rows allow, as Markdown."""
     texts = []
     by_size, by_ratio = scaling_rows(rows)
-    if by_size and by_ratio:
+    if len({row.size for row in by_size}) > 1 and len({row.foreground for row in by_ratio}) > 1:
         plots.scaling(by_size, by_ratio, images / f"{prefix}_scaling.png")
         lines = slopes(by_size, by_ratio)
         for line in lines:

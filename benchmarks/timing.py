@@ -76,8 +76,9 @@ class Work:
 
 def gradients_of(outputs: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """Random gradients of outputs, on values that `dtype` holds: float64 and lower precision get the same."""
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randn(o.shape, generator=generator).to(o.device).to(dtype).to(o.dtype) for o in outputs]
+    device = outputs[0].device
+    generator = torch.Generator(device).manual_seed(1)
+    return [torch.randn(o.shape, generator=generator, device=device).to(dtype).to(o.dtype) for o in outputs]
 
 
 def sets_that_fill_a_cache(tensors: Sequence[Tensor]) -> int:
