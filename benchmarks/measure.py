@@ -20,9 +20,10 @@ from scsco_fast.benchmarks.timing import (
 )
 from scsco_fast.benchmarks.truth import error, outputs_and_gradients
 
-# Largest error relative to the largest value (of gradients: in the norm). A rounding to bfloat16 is 2^-9 = 2e-3 of a
-# value, and a product of rounded operands errs by some of these; float32 is summed over up to 2^18 pixels.
-GATE = {torch.float32: 1e-3, torch.bfloat16: 3e-2, torch.float16: 1e-2}
+# Largest error of outputs relative to the largest value, and of gradients in the norm. A rounding to bfloat16 is
+# 2^-9 = 2e-3 of a value, and a product of rounded operands errs by some of these; float32 is summed over up to 2^18
+# pixels. One of 512 x 512 signs in gram_distances that rounding turns around moves a gradient by 2e-3.
+GATE = {torch.float32: (1e-3, 1e-2), torch.bfloat16: (3e-2, 6e-2), torch.float16: (1e-2, 2e-2)}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def measure(case: Case, session: Session) -> list[Row]:
             if variant.forward_only and mode != "forward":
                 continue
             row = Row(**shared, backend=variant.name, mode=mode, note=variant.note)
-            row = replace(row, flop=count.flop, nbytes=count.nbytes, gate=GATE[case.dtype])
+            row = replace(row, flop=count.flop, nbytes=count.nbytes, gate=GATE[case.dtype][mode != "forward"])
             row = gated(row, partial(find_error, variant, mode != "forward"))
             if not row.note.startswith(("wrong", "failed")):
                 row = filled(row, works, variant, mode)

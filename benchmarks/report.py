@@ -16,6 +16,9 @@ TITLES = {"cpu": "CPU", "gpu": "GPU"}
 NONE_YET = "No rows yet."
 PAGE = "docs/performance.md"
 BOTH = "forward+backward"
+PACKED_NOTE = (
+    "SDPA and FlexAttention get their rows packed and centred beforehand, which is not timed. Bold: the fastest."
+)
 
 
 def report(root: Path | None = None, results: Path = RESULTS, say: Callable[[str], None] = print) -> list[Path]:
@@ -115,7 +118,8 @@ def under(rows: Sequence[Row]) -> str:
     """The line below a figure or table: command and machine."""
     row = rows[-1]
     suites = " and ".join(sorted({f"`scsco bench --suite {r.suite}`" for r in rows}))
-    return f"*{suites}; {row.device}, {row.threads} threads, torch {row.torch}, {row.dtype}, revision {row.git}.*"
+    revisions = ", ".join(sorted({r.git for r in rows}))
+    return f"*{suites}; {row.device}, {row.threads} threads, torch {row.torch}, {row.dtype}, revision {revisions}.*"
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
@@ -295,6 +299,7 @@ def block(rows: Sequence[Row]) -> str:
             continue
         for device, mine in grouped(found, "device"):
             parts.append(f"**{title}**: {device}\n\n{short_table(mine)}\n\n{under(attention(mine))}")
+    parts.append(PACKED_NOTE)
     parts.append(
         f"Every row, with figures: [performance]({PAGE}); how they were measured: [benchmarks](docs/benchmarks.md)."
     )
