@@ -30,7 +30,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def checkout(folder: Path) -> Path:
     folder.mkdir()
-    (folder / "README.md").write_text(f"before\n\n{report.START}\nold\n{report.END}\n\nafter\n")
+    (folder / "README.md").write_text(f"before\n\n{report.START}\noutdated\n{report.END}\n\nafter\n")
     return folder
 
 
@@ -61,7 +61,7 @@ def test_report_is_made_of_rows_and_of_nothing_else(smoke: Path, tmp_path: Path)
             assert min(picture.size) > 200
     assert readme.startswith(f"before\n\n{report.START}")
     assert readme.endswith(f"{report.END}\n\nafter\n")
-    assert "old" not in readme
+    assert "outdated" not in readme
     assert "**GPU**: no rows yet." in readme
     assert "## GPU\n\nNo rows yet." in page
     found = rows.latest(rows.read(smoke / "cpu.csv"))
