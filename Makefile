@@ -18,7 +18,7 @@ help:
 	@echo 'make test    install, run the tests'
 	@echo 'make lint    install, run ruff and mypy'
 	@echo 'make docs    install, build the documentation: build/site/index.html'
-	@echo 'make bench   install, run the benchmarks'
+	@echo 'make bench   install, run the benchmarks of this machine: under ten minutes'
 	@echo 'make clean   remove caches and build files; .venv and runs/ stay'
 
 $(BIN)/python:
@@ -68,7 +68,7 @@ docs: $(VENV)/.installed-docs build/typed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bain_attention $(ARGS)
+	$(SCSCO) bench $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
