@@ -231,6 +231,11 @@ class BenchOptions:
     """Tiny shapes, on the CPU where there is no GPU: does the program work?"""
     tune: bool = False
     """Instead: time configurations of the attention kernels on this GPU and rewrite their table."""
+    compare: tuple[str, str] | None = None
+    """Instead: what differs from the first to the second, two files of rows or git revisions. Exit code 1: a row got
+    worse."""
+    gate: bool = False
+    """Instead: launches, bytes, operations, memory and waits, counted without a GPU. Exit code 1: one grew."""
 
 
 @dataclass(frozen=True)
@@ -683,6 +688,14 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path, masks: Path) -> i
 
 def _bench(arguments: list[str]) -> int:
     options = _parse(BenchOptions, arguments, "scsco bench")
+    if options.compare is not None:
+        from scsco_fast.benchmarks.compare import compare
+
+        return compare(*options.compare, say=print)
+    if options.gate:
+        from scsco_fast.benchmarks.counts import gate
+
+        return gate()
     _check_backend()
     if options.tune:
         from scsco_fast import kernels
