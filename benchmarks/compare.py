@@ -1,4 +1,4 @@
-"""Two sets of benchmark rows against each other: `scsco bench --compare A B`. docs/regression-gate.md holds the rules."""
+"""Two sets of benchmark rows against each other: `scsco bench --compare A B` (docs/regression-gate.md)."""
 
 import csv
 import math
@@ -23,7 +23,7 @@ SAME = "within noise"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a row: a word (`WORSE`, "faster", "smaller", "right", "new", `SAME`), and its line for a reader."""
+    """What became of a row: a word (`WORSE`, "faster", "smaller", "right", "new", `SAME`), and a line about it."""
 
     word: str
     line: str
@@ -94,7 +94,9 @@ def _of_file(path: Path) -> list[Row]:
         for name in NUMBERS:
             value: Any = getattr(row, name)
             if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-                raise ScscoError(f"{path}: {name} of row {number} is {value!r}; wanted a number of at least 0, or nothing")
+                raise ScscoError(
+                    f"{path}: {name} of row {number} is {value!r}; wanted a number of at least 0, or nothing"
+                )
     return rows
 
 
@@ -170,7 +172,9 @@ def verdicts(before: dict[tuple[Any, ...], Row], after: dict[tuple[Any, ...], Ro
     found: list[Verdict] = []
     for name, row in before.items():
         if name in after:
-            changed = [verdict for verdict in (time(row, after[name]), memory(row, after[name])) if verdict.word != SAME]
+            changed = [
+                verdict for verdict in (time(row, after[name]), memory(row, after[name])) if verdict.word != SAME
+            ]
             found += changed or [Verdict(SAME, "")]
         else:
             found.append(Verdict("missing", f"missing: {title(row)}"))
@@ -189,7 +193,9 @@ def time(before: Row, after: Row) -> Verdict:
     if before.ms is None or after.ms is None:
         if before.ms is None:
             return Verdict(SAME, "")
-        return Verdict("untimed", f"untimed: {title(after)}: had {before.ms:.4g} ms; {after.note or 'no reason is noted'}")
+        return Verdict(
+            "untimed", f"untimed: {title(after)}: had {before.ms:.4g} ms; {after.note or 'no reason is noted'}"
+        )
     if None in (before.ms_20, before.ms_80, after.ms_20, after.ms_80):
         return Verdict(SAME, "")
     (low, high), (new_low, new_high) = _band(before), _band(after)

@@ -9,13 +9,15 @@ import traceback
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -194,9 +196,10 @@ def accounting() -> Iterator[Account]:
     try:
         from triton.runtime.jit import JITFunction
     except ImportError as error:
-        raise ScscoError(f"launches of Triton kernels are counted by Triton, which cannot be imported: {error}") from error
+        raise ScscoError(
+            f"launches of Triton kernels are counted by Triton, which cannot be imported: {error}"
+        ) from error
     account = Account()
-    devices = "torch.utils._foreach_utils._get_{}_kernels_supported_devices"
     build, build_like = torch.tensor, Tensor.new_tensor
 
     def run(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -219,23 +222,14 @@ def accounting() -> Iterator[Account]:
         (JITFunction, "run", run),
         (torch, "tensor", tensor),
         (Tensor, "new_tensor", new_tensor),
+        (_foreach_utils, "_get_foreach_kernels_supported_devices", lambda: ["meta", "cpu"]),
+        (optimizer, "_get_fused_kernels_supported_devices", lambda: ["meta", "cpu"]),
     ]
-    with _patched(patches), mock.patch(devices.format("foreach"), lambda: ["meta", "cpu"]):
-        with mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: ["meta", "cpu"]):
-            gc.collect()
-            gc.disable()  # when it runs, and so the peak, would depend on everything before
-            try:
-                with account:
-                    yield account
-            finally:
-                gc.enable()
-
-
-@contextmanager
-def _patched(patches: list[tuple[Any, str, Callable[..., Any]]]) -> Iterator[None]:
-    with mock.patch.object(*patches[0]):
-        if patches[1:]:
-            with _patched(patches[1:]):
-                yield
-        else:
-            yield
+    with ExitStack() as stack:
+        for owner, name, replacement in patches:
+            stack.enter_context(mock.patch.object(owner, name, replacement))
+        gc.collect()
+        gc.disable()  # when it runs, and so the peak, would depend on everything before
+        stack.callback(gc.enable)
+        stack.enter_context(account)
+        yield account

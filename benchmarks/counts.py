@@ -4,7 +4,7 @@
     python -m scsco_fast.benchmarks.counts --update     # write counts.csv
     python -m scsco_fast.benchmarks.counts --show CASE  # what a case consists of, by name
 
-Nothing is computed and no GPU is needed (`scsco_fast.benchmarks.counting`). docs/regression-gate.md says what is counted.
+Nothing is computed and no GPU is needed (`scsco_fast.benchmarks.counting`). docs/regression-gate.md says what counts.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,13 +68,13 @@ def cases() -> dict[str, Callable[[], Account]]:
     found: dict[str, Callable[[], Account]] = {}
     # The eager backend's attention at the 256x256 of `paper` is 30,000 operations, and 17 s to count.
     for preset, backend in (("paper", "triton"), ("demo", "triton"), ("demo", "eager")):
-        found[f"step {preset} {backend}"] = lambda preset=preset, backend=backend: step(preset, backend)
+        found[f"step {preset} {backend}"] = partial(step, preset, backend)
     for backend in ("triton", "eager", "reference"):
         for size in ATTENTION_SIZES:
-            found[f"bain_attention {size} {backend}"] = lambda size=size, backend=backend: attention(size, backend)
+            found[f"bain_attention {size} {backend}"] = partial(attention, size, backend)
     for backend in ("triton", "eager"):
         for name, operation in operations().items():
-            found[f"{name} {backend}"] = lambda operation=operation, backend=backend: both_ways(operation, backend)
+            found[f"{name} {backend}"] = partial(both_ways, operation, backend)
     return found
 
 
@@ -92,23 +93,22 @@ def step(preset: str, backend: str) -> Account:
         model, loss, _ = build_model(config)
         training = TrainingStep(model, loss, config)
         training.__dict__["_autocast"] = nullcontext
-        pictures = [torch.empty(batch, channels, size, size, device=META) for channels in (3, 3, 1)]
+        composite, real, mask = (torch.empty(batch, c, size, size, device=META) for c in (3, 3, 1))
         for index in (0, config.style_every):
             account.restart()
-            training(*pictures, index=index, boxes=boxes)
+            training(composite, real, mask, index=index, boxes=boxes)
     return account
 
 
 def attention(size: int, backend: str) -> Account:
     """`bain_attention` on (1, 64, size, size) maps, forward and backward."""
-    return both_ways(lambda: attention_of(size), backend)
-
-
-def attention_of(size: int) -> tuple[Tensor, ...]:
-    return sf.ops.bain_attention(*maps(3, 1, size), mask_of(1, size))
+    mask = torch.empty(1, 1, size, size, device=META)
+    maps = [leaf(1, CHANNELS, size, size) for _ in range(3)]
+    return both_ways(lambda: sf.ops.bain_attention(maps[0], maps[1], maps[2], mask), backend)
 
 
 def both_ways(operation: Callable[[], Tensor | tuple[Tensor, ...]], backend: str) -> Account:
+    """Forward, and backward where there is a gradient. A tensor is in the peak from where it is made or first used."""
     with accounting() as account, sf.use_backend(backend):
         out = operation()
         outputs = [tensor for tensor in (out if isinstance(out, tuple) else (out,)) if tensor.requires_grad]
@@ -117,36 +117,40 @@ def both_ways(operation: Callable[[], Tensor | tuple[Tensor, ...]], backend: str
     return account
 
 
-def maps(number: int, batch: int = 2, size: int = SIZE) -> list[Tensor]:
-    return [torch.empty(batch, CHANNELS, size, size, device=META, requires_grad=True) for _ in range(number)]
-
-
-def mask_of(batch: int = 2, size: int = SIZE) -> Tensor:
-    return torch.empty(batch, 1, size, size, device=META)
+def leaf(*shape: int) -> Tensor:
+    return torch.empty(shape, device=META, requires_grad=True)
 
 
 def operations() -> dict[str, Callable[[], Tensor]]:
     """One call of every other operation on (2, 64, 32, 32) maps or (2, 3, 32, 32) pictures, with four others."""
+    ops, mask = sf.ops, torch.empty(2, 1, SIZE, SIZE, device=META)
+
+    def features() -> Tensor:
+        return leaf(2, CHANNELS, SIZE, SIZE)
 
     def others() -> Tensor:
-        return torch.empty(2, 4, CHANNELS, SIZE, SIZE, device=META, requires_grad=True)
-
-    def recoloured(method: str) -> Tensor:
-        pictures = [torch.empty(2, 3, SIZE, SIZE, device=META) for _ in range(2)]
-        return sf.ops.transfer_color(*pictures, method, mask_of())
+        return leaf(2, 4, CHANNELS, SIZE, SIZE)
 
     def gain() -> Tensor:
-        return torch.empty(CHANNELS, device=META, requires_grad=True)
+        return leaf(CHANNELS)
+
+    def recoloured(method: str) -> Tensor:
+        picture, reference = (torch.empty(2, 3, SIZE, SIZE, device=META) for _ in range(2))
+        return ops.transfer_color(picture, reference, method, mask)
+
+    def bain_norm() -> Tensor:
+        gains = (gain(), gain(), gain(), gain())
+        return ops.bain_norm(features(), features(), features(), features(), mask, *gains)
 
     found: dict[str, Callable[[], Tensor]] = {
-        "region_norm": lambda: sf.ops.region_norm(*maps(1), mask_of(), gain(), gain(), gain(), gain()),
-        "bain_norm": lambda: sf.ops.bain_norm(*maps(4), mask_of(), gain(), gain(), gain(), gain()),
-        "masked_gram": lambda: sf.ops.masked_gram(*maps(1), mask_of()),
-        "cross_gram": lambda: sf.ops.cross_gram(*maps(2)),
-        "feature_distances": lambda: sf.ops.feature_distances(*maps(1), others()),
-        "gram_distances": lambda: sf.ops.gram_distances(*maps(2), others()),
+        "region_norm": lambda: ops.region_norm(features(), mask, gain(), gain(), gain(), gain()),
+        "bain_norm": bain_norm,
+        "masked_gram": lambda: ops.masked_gram(features(), mask),
+        "cross_gram": lambda: ops.cross_gram(features(), features()),
+        "feature_distances": lambda: ops.feature_distances(features(), others()),
+        "gram_distances": lambda: ops.gram_distances(features(), features(), others()),
     }
-    return found | {f"transfer_color {method}": lambda method=method: recoloured(method) for method in TRANSFERS}
+    return found | {f"transfer_color {method}": partial(recoloured, method) for method in TRANSFERS}
 
 
 def compiled() -> Counts:

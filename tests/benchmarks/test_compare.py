@@ -167,7 +167,7 @@ def test_a_gpu_s_rows_do_not_depend_on_the_host_s_threads(tmp_path: Path) -> Non
 
 
 def test_no_machine_in_both_is_bad_input(tmp_path: Path) -> None:
-    with pytest.raises(ScscoError, match="Some CPU, 2 threads, .*b.csv of Other CPU, 2 threads: times of different"):
+    with pytest.raises(ScscoError, match=r"Some CPU, 2 threads, .*b\.csv of Other CPU, 2 threads: times of different"):
         said([ROW], [row(device="Other CPU")], tmp_path)
 
 

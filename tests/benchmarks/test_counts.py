@@ -7,7 +7,6 @@ import torch
 
 pytest.importorskip("triton")
 
-import scsco_fast as sf
 from scsco_fast import kernels
 from scsco_fast.benchmarks import counts
 from scsco_fast.benchmarks.counting import META, Account, accounting
@@ -40,7 +39,9 @@ def test_the_committed_counts_are_true(now: counts.Counts) -> None:
 @pytest.mark.slow
 def test_what_may_never_grow(now: counts.Counts) -> None:
     """True of any file of counts, so that no update can write it away."""
-    assert {case for (case, quantity), value in now.items() if quantity in ("waits", "spilled_bytes") and value} == set()
+    assert {
+        case for (case, quantity), value in now.items() if quantity in ("waits", "spilled_bytes") and value
+    } == set()
     small, large = counts.ATTENTION_SIZES[-2:]
 
     def growth(backend: str) -> float:
@@ -83,7 +84,7 @@ def test_an_expanded_tensor_is_its_storage() -> None:
 
 
 def test_launches_are_the_launchers() -> None:
-    account = counts.both_ways(lambda: sf.ops.region_norm(*counts.maps(1), counts.mask_of()), "triton")
+    account = counts.both_ways(counts.operations()["region_norm"], "triton")
     assert account.launches == {
         "region_norm_fwd_moments_kernel": 1,
         "region_norm_fwd_apply_kernel": 1,
@@ -180,7 +181,9 @@ def test_another_torch_is_skipped_with_the_reason(
     assert "this is 2.11.0+cu130: nothing is compared" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("text", [None, "", "case,value\n1,2\n", "case,quantity,value\ntorch,version,2.13\na,bytes,x\n"])
+@pytest.mark.parametrize(
+    "text", [None, "", "case,value\n1,2\n", "case,quantity,value\ntorch,version,2.13\na,bytes,x\n"]
+)
 def test_a_bad_file_is_one_line(text: str | None, tmp_path: Path) -> None:
     path = tmp_path / "counts.csv"
     if text is not None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
 from scsco_fast.kernels import resources
 from scsco_fast.kernels.resources import SHARED_LIMIT, Case, Resources, all_cases, measure, measure_all, name
@@ -66,10 +66,14 @@ def test_committed_table_has_every_configuration_and_no_problem() -> None:
 
 def test_no_configuration_needs_more_than_the_committed_table_says(measured: dict[tuple[str, int], Resources]) -> None:
     """Registers, spilled bytes and shared memory of the core configurations, where the compiler is the table's."""
+    import triton
+
     text = (ROOT / "docs/kernels/resources.md").read_text()
     if f"by Triton {triton.__version__}," not in text:
         pytest.skip(f"the table was compiled by another Triton than {triton.__version__}")
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
     committed = {(f"{row[0]}[{row[1]}]", int(row[4])): row[5:8] for row in rows[1:]}
     grown = []
     for place, found in measured.items():
