@@ -33,7 +33,7 @@ from scsco_fast.train.step import TrainingStep
 FILE = Path(__file__).with_name("counts.csv")
 TABLE = ROOT / "docs/kernels/resources.md"
 COLUMNS = ("case", "quantity", "value")
-ATTENTION_SIZES = (32, 64, 96)
+ATTENTION_SIZES = (32, 64)
 CHANNELS, SIZE = 64, 32  # of the maps that the operations are given
 
 Counts = dict[tuple[str, str], int]  # by case and quantity
@@ -214,7 +214,9 @@ def read(path: Path = FILE) -> tuple[str, Counts]:
             raise ValueError(f"wanted the columns {', '.join(COLUMNS)}")
         return first[2], {(case, quantity): int(value) for case, quantity, value in rest}
     except OSError as error:
-        raise ScscoError(f"{path}: cannot be read ({error.strerror}); --update writes it") from error
+        raise ScscoError(
+            f"{path}: cannot be read ({error.strerror}); the gate runs in a checkout, --update writes it"
+        ) from error
     except (ValueError, IndexError) as error:
         raise ScscoError(f"{path}: no file of counts ({error}); --update writes it anew") from error
 

@@ -42,7 +42,7 @@ def test_what_may_never_grow(now: counts.Counts) -> None:
     assert {
         case for (case, quantity), value in now.items() if quantity in ("waits", "spilled_bytes") and value
     } == set()
-    small, large = counts.ATTENTION_SIZES[-2:]
+    small, large = counts.ATTENTION_SIZES
 
     def growth(backend: str) -> float:
         peak = {size: now[f"bain_attention {size} {backend}", "peak_bytes"] for size in (small, large)}
@@ -51,7 +51,7 @@ def test_what_may_never_grow(now: counts.Counts) -> None:
     pixels = (large / small) ** 2
     assert growth("triton") < 1.05 * pixels  # linear
     assert growth("eager") < 1.05 * pixels
-    assert growth("reference") > 0.95 * pixels**2  # quadratic
+    assert growth("reference") > 0.9 * pixels**2  # quadratic
 
 
 def test_operations_bytes_and_memory_of_a_product() -> None:
