@@ -17,7 +17,7 @@ help:
 	@echo 'make demo    install, train the demo preset, evaluate it, harmonize a picture (about ten minutes on two cores)'
 	@echo 'make test    install, run the tests'
 	@echo 'make lint    install, run ruff and mypy'
-	@echo 'make bench   install, run the benchmarks'
+	@echo 'make bench   install, run the benchmarks of this machine: under ten minutes'
 	@echo 'make clean   remove caches and build files; .venv and runs/ stay'
 
 $(BIN)/python:
@@ -61,7 +61,7 @@ lint: $(VENV)/.installed-dev
 	cd build/typed && $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p scsco_fast
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m benchmarks.bain_attention $(ARGS)
+	$(SCSCO) bench $(ARGS)
 
 clean:
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

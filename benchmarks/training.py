@@ -16,20 +16,17 @@ whose loss terms or gradient differ from the reference's gets no time. The media
     compiled    as `fast`, but compiled (on a GPU `fast` is)
     fast        what `scsco train` does here; on a GPU compiled and in bfloat16
 
-By default a GPU runs all but `contiguous` and `compiled`, a CPU `reference`, `whole` and `fast`.
+By default a GPU runs all but `contiguous` and `compiled`, a CPU `reference`, `whole` and `fast`; `scsco bench` too.
 
 The pictures are noise, the masks ellipses whose areas are evenly spaced quantiles of iHarmony4's test set. Dropout and
 gradient clipping are off. A variant that runs out of memory is tried with half the batch; rates are per image.
 """
 
 import argparse
-import csv
 import dataclasses
 import itertools
 import json
 import math
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -45,7 +42,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.benchmarks.bain_attention import reset_peak, resident
+from scsco_fast.benchmarks import rows
+from scsco_fast.benchmarks.rows import Row
+from scsco_fast.benchmarks.timing import reset_resident_peak, resident, summary
 from scsco_fast.errors import ScscoError
 from scsco_fast.regions import RegionLevel
 from scsco_fast.train.config import TrainConfig
@@ -65,7 +64,6 @@ DEFAULTS = {
     "cuda": ("reference", "whole", "stock", "stock-sdpa", "fast"),
     "cpu": ("reference", "whole", "fast"),
 }
-COLUMNS = ("variant", "batch", "seconds", "low", "high", "images_per_second", "speedup", "peak_mib", "note")
 
 
 def variants(device: str) -> dict[str, dict[str, Any]]:
@@ -245,7 +243,7 @@ def answer(worker: Worker, command: str, argument: str) -> dict[str, Any]:
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
         else:
-            reset_peak()
+            reset_resident_peak()
         worker()
         peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resident("VmHWM") / 2**10
         return {"peak_mib": peak}
@@ -303,10 +301,11 @@ def differences(
     return apart, float((gradient - wanted_gradient).norm() / wanted_gradient.norm())
 
 
-def benchmark(base: TrainConfig, names: Sequence[str], rounds: int) -> list[dict[str, Any]]:
-    """A row per variant."""
+def benchmark(base: TrainConfig, names: Sequence[str], rounds: int, where: dict[str, Any]) -> list[Row]:
+    """A row per variant; `where` are its first fields (`rows.machine`, and the suite)."""
     chosen = variants(base.device)
     running: list[Variant] = []
+    errors: dict[str, float] = {}
     notes: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         truth: dict[int, tuple[dict[str, float], Tensor]] = {}  # by batch size
@@ -319,8 +318,9 @@ def benchmark(base: TrainConfig, names: Sequence[str], rounds: int) -> list[dict
                 truth[size] = (terms, gradient) if name == "reference" else true_step(base, chosen, size, folder)
             loss_gate, gradient_gate = GATES[variant.config.precision]
             apart, turned = differences(terms, gradient, *truth[size])
-            notes[name] = f"loss terms off by {apart:.1e}, gradient by {turned:.1e}"
-            print(f"{name}: {notes[name]}", flush=True)
+            errors[name] = apart
+            notes[name] = f"error of the loss terms to the reference; of the gradient {turned:.1e}; peak of the process"
+            print(f"{name}: loss terms off by {apart:.1e}, gradient by {turned:.1e}", flush=True)
             if not (apart <= loss_gate and turned <= gradient_gate):
                 raise SystemExit(f"{name} is wrong (allowed {loss_gate}, {gradient_gate}), so no time is shown")
     for variant in running:
@@ -330,7 +330,7 @@ def benchmark(base: TrainConfig, names: Sequence[str], rounds: int) -> list[dict
             variant.times.append(variant.ask("step")["seconds"])
     for variant in running:
         variant.close()
-    return rows_of(running, notes)
+    return [row_of(variant, errors[variant.name], notes[variant.name], where) for variant in running]
 
 
 def true_step(
@@ -346,36 +346,28 @@ def true_step(
     return terms, torch.load(file)
 
 
-def rows_of(running: Sequence[Variant], notes: dict[str, str]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for variant in running:
-        times, size = sorted(variant.times), variant.config.batch_size
-        median = statistics.median(times)
-        row: dict[str, Any] = {
-            "variant": variant.name,
-            "batch": size,
-            "seconds": median,
-            "images_per_second": size / median,
-        }
-        row |= {"low": times[len(times) // 5], "high": times[-1 - len(times) // 5]}
-        row |= {"peak_mib": variant.peak_mib, "note": notes[variant.name]}
-        rows.append({**row, "speedup": row["images_per_second"] / (rows[0] if rows else row)["images_per_second"]})
-    return rows
-
-
-def machine(config: TrainConfig) -> dict[str, Any]:
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    gpu = config.device == "cuda"
-    return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "git": git.stdout.strip() or "unknown",
-        "device": torch.cuda.get_device_name() if gpu else f"{platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "size": config.size,
-        "base_channels": config.base_channels,
-        "negatives": config.negatives,
-        "vgg_layers": " ".join(config.vgg_layers),
-    }
+def row_of(variant: Variant, error: float, note: str, where: dict[str, Any]) -> Row:
+    config, timing = variant.config, summary([1e3 * seconds for seconds in variant.times])
+    ratios = foreground_ratios(config.batch_size)
+    return Row(
+        **where,
+        op="training_step",
+        backend=variant.name,
+        mode="step",
+        dtype=config.precision,
+        batch=config.batch_size,
+        channels=config.base_channels,
+        size=config.size,
+        foreground=sum(ratios) / len(ratios),
+        detail=f"{config.negatives} negatives, {' '.join(config.vgg_layers)}",
+        ms=timing.ms,
+        ms_20=timing.low,
+        ms_80=timing.high,
+        peak_mib=variant.peak_mib,
+        error=error,
+        gate=GATES[config.precision][0],
+        note=note,
+    )
 
 
 # --- counting ---------------------------------------------------------------------------------------------------------
@@ -413,7 +405,7 @@ def print_flops() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--csv", type=Path, help="write the rows to this file")
+    parser.add_argument("--csv", type=Path, help="append the rows to this file, and to its neighbour .jsonl")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each variant")
     parser.add_argument("--batch", type=int, help="pictures in a step")
     parser.add_argument("--variants", nargs="+", help="those to run, the reference first")
@@ -435,20 +427,23 @@ def main() -> None:
     unknown = set(names) - set(variants(device))
     if unknown:
         raise SystemExit(f"no variant {', '.join(unknown)} on {device}: there are {', '.join(variants(device))}")
-    where = machine(config)
-    print(", ".join(f"{name} {value}" for name, value in where.items()))
-    rows = benchmark(config, names, 2 if options.smoke else options.rounds)
+    where = {"suite": "training", **rows.machine(config.device)}
+    print(f"{where['device']}, torch {where['torch']}, {config.size}x{config.size}, base width {config.base_channels}")
+    found = benchmark(config, names, 2 if options.smoke else options.rounds, where)
     print("variant      batch  s per step (20 % to 80 %)  images/s  speedup  peak MiB")
-    for row in rows:
-        band = f"{row['seconds']:8.3f} ({row['low']:.3f} to {row['high']:.3f})"
-        rate = f"{row['images_per_second']:8.2f} {row['speedup']:7.2f}x"
-        print(f"{row['variant']:<12} {row['batch']:5}  {band:>25}  {rate}  {row['peak_mib']:8.0f}")
+    for row in found:
+        print(line_of(row, found[0]))
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [*where, *COLUMNS])
-            writer.writeheader()
-            writer.writerows({**where, **row} for row in rows)
+        rows.append(found, options.csv)
+
+
+def line_of(row: Row, first: Row) -> str:
+    assert row.ms is not None
+    assert first.ms is not None
+    band = f"{row.ms / 1e3:8.3f} ({(row.ms_20 or 0) / 1e3:.3f} to {(row.ms_80 or 0) / 1e3:.3f})"
+    rate = row.batch / row.ms * 1e3
+    speedup = rate / (first.batch / first.ms * 1e3)
+    return f"{row.backend:<12} {row.batch:5}  {band:>25}  {rate:8.2f} {speedup:7.2f}x  {row.peak_mib:8.0f}"
 
 
 if __name__ == "__main__":

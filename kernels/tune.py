@@ -2,8 +2,8 @@
 
 For every line of the table that serves this device's architecture, and every kernel of the line, it climbs: it times
 the neighbours of the configuration that stands there, takes the fastest and goes on from it until none is faster. A
-candidate that would break the resource gate, fails to launch or gives another result is none. The table is written
-after each line, so that an interrupted run loses one line at most.
+candidate that would break the resource gate, fails to launch or is wrong against the formulas in float64 is none. The
+table is written after each line, so that an interrupted run loses one line at most.
 """
 
 import itertools
@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import triton
@@ -27,11 +28,35 @@ BATCH, FOREGROUND = 16, 0.2
 SIDES = {64: 128, 128: 64, 256: 32, 512: 16}  # pixels of a map's side by channels, as in the decoder
 BLOCKS, WARPS, STAGES = (16, 32, 64, 128), (4, 8), (1, 2, 3, 4)
 
+# Largest error of a result relative to its largest value. TF32 rounds operands to 2^-11, bfloat16 to 2^-9 of a value.
+GATE = {"half": 3e-2, "tf32": 1e-2, "ieee": 1e-3}
+EPS = 1e-5
+
 Cost = Callable[[str, Config], float]  # of a kernel of the line under a configuration; infinite: it cannot be used
 
 
-def tune(minutes: float, report: Callable[[str], None], path: Path = PATH) -> int:
+class Trial(NamedTuple):
+    """What became of one candidate: `ms` of the forward or the backward, or the reason why it has none."""
+
+    key: Key
+    kernel: str
+    config: Config
+    shape: tuple[int, ...]  # of value
+    dtype: str
+    error: float | None = None
+    ms: float | None = None
+    reason: str = ""
+
+
+def tune(
+    minutes: float,
+    report: Callable[[str], None],
+    path: Path = PATH,
+    record: Callable[[list[Trial]], None] | None = None,
+) -> int:
     """Time this device's lines for about `minutes`, lines that were never timed first; returns how many were.
+
+    `record` gets the trials of each line before the table is written with what they chose.
 
     Raises:
         RuntimeError: the kernels cannot run here, or the table cannot be written.
@@ -46,8 +71,10 @@ def tune(minutes: float, report: Callable[[str], None], path: Path = PATH) -> in
     for key in keys:
         if time.monotonic() > deadline:
             break
-        before = TABLE[key]
-        TABLE[key] = tuned(before, device_cost(key))
+        before, trials = TABLE[key], list[Trial]()
+        TABLE[key] = tuned(before, device_cost(key, trials.append))
+        if record is not None:
+            record(trials)
         write_or_explain(path)
         done += 1
         for name, config in TABLE[key].configs.items():
@@ -104,26 +131,32 @@ def neighbours(config: Config) -> Iterator[Config]:
             yield config._replace(block_m=blocks[0], block_n=blocks[1])
 
 
-def device_cost(key: Key) -> Cost:
+def device_cost(key: Key, record: Callable[[Trial], object]) -> Cost:
     """Milliseconds of forward or backward with one kernel of the line under a configuration, others as they stand."""
     sm, kind, channels, keys = key
     tensors, order, counts = inputs(kind, channels, keys)
-    call = {"fwd": 0}
-    wanted: dict[int, list[Tensor]] = {}
+    truth = in_float64(tensors, order, counts)
+
+    def judged(trial: Trial) -> Trial:
+        if any(measure(case, sm).problems() for case in bain_attention.cases_of(*key, names=(trial.kernel,))):
+            return trial._replace(reason="breaks the resource gate")
+        forward, backward = calls(tensors, order, counts)
+        run, wanted = (forward, truth[:2]) if trial.kernel == "fwd" else (backward, truth[2:])
+        try:
+            wrong = error(run(), wanted)
+        except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError) as problem:
+            return trial._replace(reason=f"{type(problem).__name__}")
+        if not wrong <= GATE[kind]:
+            return trial._replace(error=wrong, reason=f"wrong: allowed {GATE[kind]:.0e}")
+        ms = triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median")
+        return trial._replace(error=wrong, ms=float(ms))
 
     def cost(name: str, config: Config) -> float:
-        direction = call.get(name, 1)
+        trial = Trial(key, name, config, tuple(tensors[2].shape), str(tensors[2].dtype)[6:])
         with as_line(key, name, config), matmul_precision(kind):
-            if any(measure(case, sm).problems() for case in bain_attention.cases_of(*key, names=(name,))):
-                return math.inf
-            run = calls(tensors, order, counts)[direction]
-            try:
-                results = run()
-            except (triton.runtime.errors.OutOfResources, triton.compiler.errors.CompilationError):
-                return math.inf
-            if not same(results, wanted.setdefault(direction, results)):
-                return math.inf
-            return float(triton.testing.do_bench(run, warmup=10, rep=50, return_mode="median"))
+            trial = judged(trial)
+        record(trial)
+        return math.inf if trial.ms is None else trial.ms
 
     return cost
 
@@ -169,19 +202,44 @@ def calls(tensors: list[Tensor], order: Tensor, counts: Tensor) -> tuple[Callabl
     scale = query.shape[1] ** -0.5
 
     def forward() -> list[Tensor]:
-        return list(bain_attention.forward(query, key, value, order, counts, scale, 1e-5))
+        return list(bain_attention.forward(query, key, value, order, counts, scale, EPS))
 
     _, _, first, variance, lse = forward()
     saved = (first, variance, lse)
 
     def backward() -> list[Tensor]:
-        return list(bain_attention.backward(grad_mean, grad_std, query, key, value, order, counts, *saved, scale, 1e-5))
+        return list(bain_attention.backward(grad_mean, grad_std, query, key, value, order, counts, *saved, scale, EPS))
 
     return forward, backward
 
 
-def same(ours: list[Tensor], theirs: list[Tensor]) -> bool:
-    """Equal but for the order of the sums: four roundings of the products' dtype, of the largest value."""
-    dtype = ours[0].dtype
-    eps = torch.finfo(dtype if dtype != torch.float32 else torch.float16).eps  # TF32 has float16's ten bits
-    return all(float((a - b).abs().max()) <= 4 * eps * float(b.abs().max()) for a, b in zip(ours, theirs, strict=True))
+def in_float64(tensors: list[Tensor], order: Tensor, counts: Tensor) -> list[Tensor]:
+    """mean, std and the gradients of query, key and value by the formulas in float64, image by image."""
+    images = [
+        one_in_float64([t[index].double().flatten(1).T for t in tensors], order[index], int(counts[index, 0]))
+        for index in range(len(order))
+    ]
+    height, width = tensors[0].shape[2:]
+    return [torch.stack(parts).transpose(1, 2).unflatten(2, (height, width)) for parts in zip(*images, strict=True)]
+
+
+def one_in_float64(rows: list[Tensor], order: Tensor, n_fg: int) -> tuple[Tensor, ...]:
+    """The same of one image, as rows (pixels, channels); every pixel that is not foreground is background."""
+    query, key, value, grad_mean, grad_std = rows
+    leaves = [t.clone().requires_grad_() for t in (query, key, value)]
+    foreground, background = order[:n_fg], order[n_fg:]
+    q, k, v = leaves[0][foreground], leaves[1][background], leaves[2][background]
+    weights = torch.softmax(q @ k.T * q.shape[1] ** -0.5, dim=1)
+    mean = weights @ v
+    centred = v - v.mean(dim=0)
+    std = (weights @ centred.square() - (weights @ centred).square() + EPS).sqrt()
+    gradients = torch.autograd.grad([mean, std], leaves, [grad_mean[foreground], grad_std[foreground]])
+    everywhere = (torch.zeros_like(value).index_copy(0, foreground, mean), torch.ones_like(value))
+    std = everywhere[1].index_copy(0, foreground, std)
+    return everywhere[0].detach(), std.detach(), *gradients
+
+
+def error(ours: list[Tensor], truth: list[Tensor]) -> float:
+    """Largest difference relative to the largest value, the worst of those results that the truth has."""
+    apart = [float((a.double() - b).abs().max() / b.abs().max()) for a, b in zip(ours, truth, strict=False)]
+    return math.nan if any(value != value for value in apart) else max(apart)

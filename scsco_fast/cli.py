@@ -36,7 +36,7 @@ commands:
   prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
   synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
-  bench      time every operation on this GPU:   scsco bench --output runs/bench
+  bench      time every operation, end to end:   scsco bench --suite cpu
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
@@ -221,16 +221,24 @@ class HarmonizeOptions:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Time every operation on this GPU, beside dense, compiled and library attention; or tune the Triton kernels."""
+    """Time every operation and the whole network, beside dense, compiled and library attention: docs/benchmarks.md.
 
+    Without --report, --tune, --compare and --gate it measures a suite and appends its rows.
+    """
+
+    suite: Literal["smoke", "cpu", "gpu", "full"] | None = None
+    """smoke: seconds, does the program work; cpu and gpu: under ten minutes; full: more of either. If not given, gpu
+    where there is a GPU, else cpu."""
     output: Path = Path("runs/bench")
-    """Folder for kernels.csv."""
-    minutes: float = 9.0
-    """Cases, or lines of the table, that would start later are left out, and counted."""
-    smoke: bool = False
-    """Tiny shapes, on the CPU where there is no GPU: does the program work?"""
+    """Folder for SUITE.csv and SUITE.jsonl; rows are appended."""
+    minutes: float | None = None
+    """Cases, or lines of the table, that would start later are left out, and counted; if not given, the suite's limit,
+    9 for --tune."""
+    report: bool = False
+    """Instead: draw the figures and write docs/performance.md and the README's table from the committed rows."""
     tune: bool = False
-    """Instead: time configurations of the attention kernels on this GPU and rewrite their table."""
+    """Instead: time configurations of the attention kernels on this GPU, rewrite their table, and append the rows
+    behind it to tune.csv."""
     compare: tuple[str, str] | None = None
     """Instead: what differs from the first to the second, two files of rows or git revisions. Exit code 1: a row got
     worse."""
@@ -688,36 +696,36 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path, masks: Path) -> i
 
 def _bench(arguments: list[str]) -> int:
     options = _parse(BenchOptions, arguments, "scsco bench")
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
     if options.compare is not None:
         from scsco_fast.benchmarks.compare import compare
 
-        return compare(*options.compare, say=print)
+        return compare(*options.compare, say=say)
     if options.gate:
         from scsco_fast.benchmarks.counts import gate
 
         return gate()
+    if options.report:
+        from scsco_fast.benchmarks.report import report
+
+        report(say=say)
+        return 0
     _check_backend()
     if options.tune:
-        from scsco_fast import kernels
+        from scsco_fast.benchmarks.tuning import tune
 
-        reason = kernels.unavailable()
-        if reason is not None:
-            raise ScscoError(f"--tune times the Triton kernels on a GPU: {reason}")
-        from scsco_fast.kernels.tune import tune
-
-        try:
-            tune(options.minutes, lambda line: print(line, flush=True))
-        except RuntimeError as error:
-            raise ScscoError(str(error)) from error
+        tune(9.0 if options.minutes is None else options.minutes, options.output, say)
         return 0
     import torch
 
-    if not options.smoke and not torch.cuda.is_available():
-        raise ScscoError("there is no CUDA device; --smoke runs tiny shapes on the CPU")
-    from scsco_fast.benchmarks.kernels import suite
+    from scsco_fast.benchmarks.suites import run as run_suite
 
-    suite(options.output, options.minutes, options.smoke)
-    return 0
+    suite = options.suite or ("gpu" if torch.cuda.is_available() else "cpu")
+    rows = run_suite(suite, options.output, options.minutes, say)
+    return 1 if any(row.note.startswith("wrong") for row in rows) else 0
 
 
 def _build(arguments: list[str]) -> int:

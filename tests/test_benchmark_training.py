@@ -1,6 +1,5 @@
 """The benchmark of a training step: its pictures, its stock attention, its gate, and that it runs."""
 
-import csv
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from oracle import make_mask, random
 
 import scsco_fast as sf
-from scsco_fast.benchmarks import training
+from scsco_fast.benchmarks import rows, training
 from scsco_fast.nn import norm
 
 
@@ -56,5 +55,6 @@ def test_program_runs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "scsco_fast.benchmarks.training", "--smoke", "--csv", str(file)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    with file.open(newline="") as rows:
-        assert [row["variant"] for row in csv.DictReader(rows)] == ["reference", "whole", "fast"]
+    found = rows.read(file)
+    assert [row.backend for row in found] == ["reference", "whole", "fast"]
+    assert all(row.op == "training_step" and row.ms for row in found)

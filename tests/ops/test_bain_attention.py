@@ -183,11 +183,19 @@ def test_bad_shapes_are_named(position: int, shape: tuple[int, ...], message: st
 
 MEMORY_PROGRAM = """
 import torch, scsco_fast as sf
-from benchmarks.bain_attention import inputs, reset_peak, resident, step
+from scsco_fast.benchmarks.timing import reset_resident_peak, resident
+
+def step(size, channels):
+    query, key, value = (torch.randn(1, channels, size, size, requires_grad=True) for _ in range(3))
+    mask = torch.zeros(1, 1, size, size)
+    mask[..., : size // 2, : size // 2] = 1
+    mean, std = sf.ops.bain_attention(query, key, value, mask, backend="{backend}")
+    torch.autograd.grad(mean.sum() + std.square().sum(), [query, key, value])
+
 torch.set_num_threads(1)
-step(*inputs(8, 8), "{backend}")
-before = reset_peak()
-step(*inputs({size}, 64), "{backend}")
+step(8, 8)
+before = reset_resident_peak()
+step({size}, 64)
 print(resident("VmHWM") - before)
 """
 

@@ -1,0 +1,74 @@
+"""What BAIN's attention has to beat: attention of libraries on [v', v'^2], and the dense formula, compiled."""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scsco_fast.benchmarks.truth import rows, take
+from scsco_fast.regions import RegionLevel
+
+PACKED = "rows packed and centred beforehand"  # what library attention is given, untimed
+Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def packed(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor) -> list[Tensor]:
+    """Foreground rows of the query and background rows of the key (B, 1, n, D), and of [v', v'^2] (B, 1, n, 2 C).
+
+    v' is the value less the background's mean: the comparison would be a strawman without.
+    """
+    n_fg = int(level.counts[0, 0])
+    q, k, v = (rows(tensor.detach()) for tensor in (query, key, value))
+    foreground, background = level.order[:, :n_fg], level.order[:, n_fg:]
+    q, k, v = take(q, foreground), take(k, background), take(v, background).float()
+    centred = v - v.mean(dim=1, keepdim=True)
+    moments = torch.cat([centred, centred.square()], dim=2).to(value.dtype)
+    return [tensor.unsqueeze(1).contiguous().requires_grad_() for tensor in (q, k, moments)]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Query and key padded to the value's width, which the fused kernels want."""
+    scale, wide = q.shape[-1] ** -0.5, v.shape[-1]
+    if q.is_cuda:
+        q, k = (F.pad(t, (0, max(0, wide - t.shape[-1]))) for t in (q, k))
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
+def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return sdpa(q, k, v)
+
+
+def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    if not q.is_cuda:  # refused where an input wants a gradient
+        q, k, v = q.detach(), k.detach(), v.detach()
+    return compiled_flex()(q, k, v, scale=q.shape[-1] ** -0.5)
+
+
+@cache
+def compiled_flex() -> Callable[..., Tensor]:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return compiled(flex_attention)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function under torch.compile, with a backward that can run more than once, as a benchmark wants it."""
+    import torch._functorch.config as settings
+
+    settings.donated_buffer = False
+    return torch.compile(function, dynamic=False)
+
+
+def libraries(device: str, compile: bool) -> dict[str, Attention]:
+    """Library attention by name. FlexAttention has no backward on a CPU."""
+    found: dict[str, Attention] = {"SDPA": sdpa}
+    if device == "cuda":
+        found["SDPA cuDNN"] = sdpa_cudnn
+    if compile:
+        found["FlexAttention"] = flex
+    return found
