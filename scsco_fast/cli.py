@@ -223,7 +223,7 @@ class HarmonizeOptions:
 class BenchOptions:
     """Time every operation and the whole network, beside dense, compiled and library attention: docs/benchmarks.md.
 
-    Without --report and --tune it measures a suite and appends its rows.
+    Without --report, --tune, --compare and --gate it measures a suite and appends its rows.
     """
 
     suite: Literal["smoke", "cpu", "gpu", "full"] | None = None
@@ -239,6 +239,11 @@ class BenchOptions:
     tune: bool = False
     """Instead: time configurations of the attention kernels on this GPU, rewrite their table, and append the rows
     behind it to tune.csv."""
+    compare: tuple[str, str] | None = None
+    """Instead: what differs from the first to the second, two files of rows or git revisions. Exit code 1: a row got
+    worse."""
+    gate: bool = False
+    """Instead: launches, bytes, operations, memory and waits, counted without a GPU. Exit code 1: one grew."""
 
 
 @dataclass(frozen=True)
@@ -695,6 +700,14 @@ def _bench(arguments: list[str]) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
+    if options.compare is not None:
+        from scsco_fast.benchmarks.compare import compare
+
+        return compare(*options.compare, say=say)
+    if options.gate:
+        from scsco_fast.benchmarks.counts import gate
+
+        return gate()
     if options.report:
         from scsco_fast.benchmarks.report import report
 

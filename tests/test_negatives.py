@@ -9,6 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import scsco_fast as sf
 from scsco_fast import negatives as module
+from scsco_fast.benchmarks.counting import waits
 from scsco_fast.eager import transfer_color
 from scsco_fast.negatives import RECOLOURINGS, WholeBatch
 from scsco_fast.photometric import random_curve
@@ -98,9 +99,6 @@ def test_each_recolouring_is_its_own_images(monkeypatch: pytest.MonkeyPatch) -> 
             torch.testing.assert_close(negatives[image, k + 1], alone[0], rtol=0, atol=1e-5)
 
 
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "unique", "bincount", "item")
-
-
 class Waiting(TorchDispatchMode):
     """Operations on meta tensors that would make the host wait if they were CUDA tensors."""
 
@@ -110,22 +108,12 @@ class Waiting(TorchDispatchMode):
         self.seen = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs = kwargs or {}
-        tensors = [arg for arg in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(arg, torch.Tensor)]
-        on_meta = [tensor for tensor in tensors if tensor.is_meta]
-        name = func.name().removeprefix("aten::").split(".")[0]
-        self.seen += bool(on_meta)
-        if on_meta and name.startswith(WAITS):
-            self.found.append(name)
-        if name.startswith("index") and any(tensor.dtype in (torch.bool, torch.uint8) for tensor in on_meta[1:]):
-            self.found.append(f"{name} by a mask")
-        if name in ("_to_copy", "copy_") and tensors:
-            device = kwargs.get("device") or tensors[0].device
-            source = tensors[-1].device
-            blocking = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
-            if torch.device(device) != source and (source.type == "meta" or blocking):
-                self.found.append(f"{name} from {source} to {device}")
-        return func(*args, **kwargs)
+        leaves = torch.utils._pytree.tree_leaves((args, kwargs))
+        self.seen += any(leaf.is_meta for leaf in leaves if isinstance(leaf, torch.Tensor))
+        reason = waits(func, args, kwargs or {})
+        if reason is not None:
+            self.found.append(reason)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.fixture
@@ -173,7 +161,7 @@ def test_waiting_is_seen() -> None:
         torch.ones(4).to("meta")
         torch.ones(4).to("meta", non_blocking=True)
         x[torch.zeros(4, dtype=torch.long, device="meta")]
-    assert waiting.found == ["_to_copy from cpu to meta"]
+    assert waiting.found == ["aten::_to_copy from cpu to meta"]
 
 
 @pytest.mark.gpu

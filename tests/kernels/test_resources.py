@@ -64,6 +64,26 @@ def test_committed_table_has_every_configuration_and_no_problem() -> None:
         assert instruction != "none" or (f"{kernel}[{label}]", sm) not in products
 
 
+def test_no_configuration_needs_more_than_the_committed_table_says(measured: dict[tuple[str, int], Resources]) -> None:
+    """Registers, spilled bytes and shared memory of the core configurations, where the compiler is the table's."""
+    import triton
+
+    text = (ROOT / "docs/kernels/resources.md").read_text()
+    if f"by Triton {triton.__version__}," not in text:
+        pytest.skip(f"the table was compiled by another Triton than {triton.__version__}")
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("| ")
+    ]
+    committed = {(f"{row[0]}[{row[1]}]", int(row[4])): row[5:8] for row in rows[1:]}
+    grown = []
+    for place, found in measured.items():
+        now = (found.registers, found.spilled, round(found.shared / 1024, 1))
+        before = tuple(float(cell) for cell in committed[place])
+        if any(new > old for new, old in zip(now, before, strict=True)):
+            grown.append(f"{place[0]} on sm_{place[1]}: registers, spilled, shared KiB {before} -> {now}")
+    assert not grown, "\n".join([*grown, "meant? python -m scsco_fast.kernels.resources > docs/kernels/resources.md"])
+
+
 def test_labels_are_unique() -> None:
     rows = [(name(case), sm) for case in CASES for sm in case.architectures]
     assert len(rows) == len(set(rows))
