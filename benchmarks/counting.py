@@ -5,6 +5,7 @@ backend's own module, so that what it launches is counted by its launchers and n
 """
 
 import gc
+import importlib
 import traceback
 import weakref
 from collections import Counter
@@ -24,10 +25,10 @@ from torch.utils.flop_counter import flop_registry
 
 from scsco_fast import kernels
 from scsco_fast.errors import ScscoError
-from scsco_fast.ops.backend import implementation
 
 ROOT = Path(__file__).resolve().parents[1]
 META = torch.device("meta")
+
 # They allocate or describe memory and start nothing on the device. Views are told by their schema.
 NO_LAUNCH = frozenset(
     f"aten::{name}"
@@ -134,13 +135,11 @@ class Account(TorchDispatchMode):
         return out
 
     def _serve(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operation of ours, carried out by its backend's own module."""
-        names = [argument.name for argument in func._schema.arguments]
-        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        """An operation of ours, carried out by its backend: the body of the registered function, not its fake."""
         operation = func.name().removeprefix("scsco_fast::")
-        module = implementation(given.pop("backend"), operation.removesuffix("_backward"))
+        module = importlib.import_module(f"scsco_fast.ops.{operation.removesuffix('_backward')}")
         with self:
-            return (module.backward if operation.endswith("_backward") else module.forward)(**given)
+            return getattr(module, f"_{operation}")._init_fn(*args, **kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = func.name().split(".")[0]

@@ -152,18 +152,18 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
     return parts.sum(2) / anchor[0].numel()
 
 
-def backward(grad: Tensor, anchor: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W."""
+def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
+    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     d_anchor, d_others = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (anchor, others))
     if 0 in others.shape[:2]:
-        return d_anchor.zero_(), d_others
+        return (d_anchor.zero_(),) if anchor_only else (d_anchor.zero_(), d_others)
     f, o, sizes, splits, meta = _launch(rows(anchor), rows(others))
     scaled = (grad / anchor[0].numel()).contiguous()
     with on_device(anchor):
         feature_distances_bwd_kernel[(splits, 1, anchor.shape[0])](
             f, o, scaled, d_anchor, d_others, *f.stride(), *o.stride(), *sizes, **meta
         )
-    return d_anchor, d_others
+    return (d_anchor,) if anchor_only else (d_anchor, d_others)
 
 
 def compile_cases() -> list[Case]:

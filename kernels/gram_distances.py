@@ -353,13 +353,18 @@ def _gram_launch(inputs: Operands) -> tuple[Tile, tuple[int, int, int], int]:
     return tile, (triton.cdiv(height, tile.block_m) * columns, others, batch), columns
 
 
-def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j)."""
+def backward(
+    grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, anchor_only: bool = False
+) -> tuple[Tensor, ...]:
+    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j).
+
+    With `anchor_only` df alone, without a launch for the background.
+    """
     d_anchor, d_background, d_others = (
         torch.empty_like(t, memory_format=torch.contiguous_format) for t in (anchor, background, others)
     )
     if 0 in others.shape[:2]:
-        return d_anchor.zero_(), d_background.zero_(), d_others
+        return (d_anchor.zero_(),) if anchor_only else (d_anchor.zero_(), d_background.zero_(), d_others)
     inputs = _operands(anchor, background, others)
     f, b, o = inputs.f, inputs.b, inputs.o
     (height, pixels), (batch, width), count = f.shape[1:], b.shape[:2], o.shape[1]
@@ -380,6 +385,8 @@ def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -
             PRECISION=dot_precision(own),
             **_blocks(tile),
         )
+        if anchor_only:
+            return (d_anchor,)
         tile = tile_of(FEATURE_TILES, inputs.kind, height, inputs.ragged)
         grid = (triton.cdiv(pixels, tile.block_n), triton.cdiv(width, tile.block_m), batch)
         gram_distances_bwd_background_kernel[grid](

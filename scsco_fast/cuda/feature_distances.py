@@ -22,11 +22,12 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
     return parts.sum(2) / anchor.shape[1:].numel()
 
 
-def backward(grad: Tensor, anchor: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W."""
+def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
+    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     scaled = (grad / anchor.shape[1:].numel()).contiguous()
     d_anchor, d_others = operations().feature_distances_backward(scaled, *_maps(anchor, others), PROGRAMS)
-    return d_anchor.view(anchor.shape).to(anchor.dtype), d_others.view(others.shape).to(others.dtype)
+    d_anchor = d_anchor.view(anchor.shape).to(anchor.dtype)
+    return (d_anchor,) if anchor_only else (d_anchor, d_others.view(others.shape).to(others.dtype))
 
 
 def _maps(anchor: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,19 +20,20 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
     return parts.sum(2) * (2 / _size(anchor, background))
 
 
-def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j)."""
+def backward(
+    grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, anchor_only: bool = False
+) -> tuple[Tensor, ...]:
+    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j).
+
+    With `anchor_only` df alone is returned; all are computed.
+    """
     if 0 in others.shape[:2]:
-        d_anchor, d_background, d_others = (
-            torch.zeros_like(t, memory_format=torch.contiguous_format) for t in (anchor, background, others)
-        )
-        return d_anchor, d_background, d_others
+        inputs = (anchor,) if anchor_only else (anchor, background, others)
+        return tuple(torch.zeros_like(t, memory_format=torch.contiguous_format) for t in inputs)
     scaled = (grad / _size(anchor, background)).contiguous()
     grads = operations().gram_distances_backward(scaled, *_operands(anchor, background, others), tf32(anchor))
-    d_anchor, d_background, d_others = (
-        d.to(t.dtype).view(t.shape) for d, t in zip(grads, (anchor, background, others), strict=True)
-    )
-    return d_anchor, d_background, d_others
+    pairs = zip(grads, (anchor, background, others), strict=True)
+    return tuple(d.to(t.dtype).view(t.shape) for d, t in pairs)[: 1 if anchor_only else 3]
 
 
 def _operands(anchor: Tensor, background: Tensor, others: Tensor) -> list[Tensor]:

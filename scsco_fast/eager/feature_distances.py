@@ -12,14 +12,16 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
     return torch.stack([(f - other).abs_().mean(dim=(1, 2, 3)) for other in others.unbind(1)], dim=1)
 
 
-def backward(grad: Tensor, anchor: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W."""
+def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
+    """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     f = anchor.to(grad.dtype)
     scaled = grad / anchor[0].numel()
     d_anchor = torch.zeros_like(f, memory_format=torch.contiguous_format)
-    d_others = torch.empty_like(others, memory_format=torch.contiguous_format)
+    d_others = None if anchor_only else torch.empty_like(others, memory_format=torch.contiguous_format)
     for j, other in enumerate(others.unbind(1)):
         flow = (f - other).sign_().mul_(scaled[:, j].reshape(-1, 1, 1, 1))
         d_anchor += flow
-        d_others[:, j] = -flow
-    return d_anchor.to(anchor.dtype), d_others
+        if d_others is not None:
+            d_others[:, j] = -flow
+    d_anchor = d_anchor.to(anchor.dtype)
+    return (d_anchor,) if d_others is None else (d_anchor, d_others)

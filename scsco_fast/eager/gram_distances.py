@@ -1,4 +1,4 @@
-"""Distances of Gram matrices that share one factor: one product per pair, in blocks of rows, and no stored Gram matrix.
+"""Distances of Gram matrices that share one factor: one product per pair, in blocks of rows; only signs of it stay.
 
 G(f, b) - G(o, b) = G(f - o, b), so each pair needs one product, of the difference with the background.
 """
@@ -13,35 +13,42 @@ from scsco_fast.eager.dtypes import accumulate_dtype
 BLOCK_ELEMENTS = 1 << 20  # of one block of rows of a Gram matrix, over the batch
 
 
-def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
-    """mean |(f - o_j) b^T| / (H W): (B, J)."""
+def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """mean |(f - o_j) b^T| / (H W): (B, J), and the signs of (f - o_j) b^T: (B, J, C, Cb) int8, for the backward."""
     dtype = accumulate_dtype(anchor, background, others)
     shared = background.to(dtype).flatten(2).transpose(1, 2)  # (B, N, Cb)
     sums = shared.new_zeros(others.shape[:2])
+    signs = torch.empty(*others.shape[:2], anchor.shape[1], background.shape[1], dtype=torch.int8, device=anchor.device)
     for j, difference in _differences(anchor, others, dtype):
         for rows in _row_blocks(difference, shared):
-            sums[:, j] += (difference[:, rows] @ shared).abs_().sum(dim=(1, 2))
-    return sums / _size(anchor, background)
+            products = difference[:, rows] @ shared
+            signs[:, j, rows] = products.sign().to(torch.int8)
+            sums[:, j] += products.abs_().sum(dim=(1, 2))
+    return sums / _size(anchor, background), signs
 
 
-def backward(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j)."""
+def backward(
+    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, anchor_only: bool
+) -> tuple[Tensor, ...]:
+    """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j).
+
+    With `anchor_only` df alone, by one product for all j.
+    """
     dtype = grad.dtype
     b = background.to(dtype).flatten(2)  # (B, Cb, N)
-    shared = b.transpose(1, 2)
-    scaled = grad / _size(anchor, background)
-    d_anchor = torch.zeros(anchor.shape, dtype=dtype, device=anchor.device).flatten(2)
+    scaled = (grad / _size(anchor, background)).unsqueeze(2).unsqueeze(3)
+    total = torch.zeros(signs.shape[:1] + signs.shape[2:], dtype=dtype, device=b.device)  # (B, C, Cb)
+    for j in range(signs.shape[1]):
+        total += scaled[:, j] * signs[:, j]
+    d_anchor = (total @ b).reshape(anchor.shape).to(anchor.dtype)
+    if anchor_only:
+        return (d_anchor,)
     d_background = torch.zeros_like(b, memory_format=torch.contiguous_format)
     d_others = torch.empty_like(others, memory_format=torch.contiguous_format)
     for j, difference in _differences(anchor, others, dtype):
-        flow = torch.empty_like(d_anchor)
-        for rows in _row_blocks(difference, shared):
-            signs = (difference[:, rows] @ shared).sign_().mul_(scaled[:, j].reshape(-1, 1, 1))
-            flow[:, rows] = signs @ b
-            d_background += signs.transpose(1, 2) @ difference[:, rows]
-        d_anchor += flow
-        d_others[:, j] = -flow.reshape(anchor.shape)
-    d_anchor = d_anchor.reshape(anchor.shape).to(anchor.dtype)
+        flow = scaled[:, j] * signs[:, j]
+        d_others[:, j] = -(flow @ b).reshape(anchor.shape)
+        d_background += flow.transpose(1, 2) @ difference
     return d_anchor, d_background.reshape(background.shape).to(background.dtype), d_others
 
 

@@ -58,13 +58,16 @@ def _(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
 
 
 @torch.library.custom_op("scsco_fast::feature_distances_backward", mutates_args=())
-def _feature_distances_backward(grad: Tensor, anchor: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return implementation(backend, "feature_distances").backward(grad, anchor, others)
+def _feature_distances_backward(
+    grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool
+) -> list[Tensor]:
+    """Gradients of anchor and others; of the anchor alone where the others need none, as in training."""
+    return list(implementation(backend, "feature_distances").backward(grad, anchor, others, anchor_only))
 
 
 @_feature_distances_backward.register_fake
-def _(grad: Tensor, anchor: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return empty_like(anchor), empty_like(others)
+def _(grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool) -> list[Tensor]:
+    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, others))]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -73,7 +76,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_feature_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
+    grads = _feature_distances_backward(grad, *ctx.saved_tensors, ctx.backend, not ctx.needs_input_grad[1])
+    return *grads, *[None] * (3 - len(grads))
 
 
 _feature_distances.register_autograd(_backward, setup_context=_setup_context)

@@ -50,7 +50,7 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
     with without_autocast(anchor):
         if chosen == "reference":
             return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
-        return _gram_distances(anchor, background, others, chosen)
+        return _gram_distances(anchor, background, others, chosen)[0]
 
 
 register_reference(
@@ -58,35 +58,48 @@ register_reference(
 )
 
 
+# The eager backend keeps the signs of the products for its backward; the kernels compute them anew.
 @torch.library.custom_op("scsco_fast::gram_distances", mutates_args=())
-def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> Tensor:
-    return implementation(backend, "gram_distances").forward(anchor, background, others)
+def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    found = implementation(backend, "gram_distances").forward(anchor, background, others)
+    return found if backend == "eager" else (found, torch.empty(0, dtype=torch.int8, device=anchor.device))
 
 
 @_gram_distances.register_fake
-def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> Tensor:
-    return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, background, others))
+def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    signs = (*others.shape[:2], anchor.shape[1], background.shape[1]) if backend == "eager" else (0,)
+    dtype = statistics_dtype(anchor, background, others)
+    return anchor.new_empty(others.shape[:2], dtype=dtype), anchor.new_empty(signs, dtype=torch.int8)
 
 
 @torch.library.custom_op("scsco_fast::gram_distances_backward", mutates_args=())
 def _gram_distances_backward(
-    grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    return implementation(backend, "gram_distances").backward(grad, anchor, background, others)
+    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
+) -> list[Tensor]:
+    """Gradients of anchor, background and others; of the anchor alone where the others need none, as in training."""
+    known = (signs,) if backend == "eager" else ()
+    room = implementation(backend, "gram_distances")
+    return list(room.backward(grad, *known, anchor, background, others, anchor_only))
 
 
 @_gram_distances_backward.register_fake
-def _(grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor, Tensor]:
-    return empty_like(anchor), empty_like(background), empty_like(others)
+def _(
+    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
+) -> list[Tensor]:
+    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, background, others))]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     anchor, background, others, ctx.backend = inputs
-    ctx.save_for_backward(anchor, background, others)
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # else zeros are made for the signs
+    ctx.save_for_backward(output[1], anchor, background, others)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_gram_distances_backward(grad, *ctx.saved_tensors, ctx.backend), None
+def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    anchor_only = not any(ctx.needs_input_grad[1:3])
+    grads = _gram_distances_backward(grad, *ctx.saved_tensors, ctx.backend, anchor_only)
+    return *grads, *[None] * (4 - len(grads))
 
 
 _gram_distances.register_autograd(_backward, setup_context=_setup_context)

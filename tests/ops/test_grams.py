@@ -1,5 +1,7 @@
 """masked_gram, cross_gram, feature_distances and gram_distances against their formulas in float64."""
 
+from typing import Any
+
 import pytest
 import torch
 from oracle import MASKS, assert_matches, make_mask, random
@@ -87,6 +89,21 @@ def test_gradcheck(backend: str) -> None:
     assert check(lambda a, b: sf.ops.cross_gram(a, b, backend=backend), (anchor, background))
     assert check(lambda a, o: sf.ops.feature_distances(a, o, backend=backend), (anchor, others))
     assert check(lambda a, b, o: sf.ops.gram_distances(a, b, o, backend=backend), (anchor, background, others))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("operation", [sf.ops.gram_distances, sf.ops.feature_distances])
+def test_constants_get_no_gradient_and_the_anchor_the_same(operation: Any, backend: str) -> None:
+    """As in training, where negatives and background are constants: the others' gradients are not even computed."""
+    anchor, *constants = maps(5, 6, 7, dtype=torch.float64)
+    constants = constants if operation is sf.ops.gram_distances else constants[1:]
+    alone = anchor.clone().requires_grad_()
+    every = [tensor.clone().requires_grad_() for tensor in (anchor, *constants)]
+    weights = torch.rand(constants[-1].shape[:2], dtype=torch.float64)
+    (operation(alone, *constants, backend=backend) * weights).sum().backward()
+    (operation(*every, backend=backend) * weights).sum().backward()
+    torch.testing.assert_close(alone.grad, every[0].grad, rtol=1e-12, atol=1e-15)
+    assert all(tensor.grad is None for tensor in constants)
 
 
 def test_layouts_expanded_inputs_and_gradients() -> None:

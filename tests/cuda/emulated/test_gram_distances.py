@@ -106,6 +106,16 @@ def test_equal_maps_have_distance_and_gradient_zero() -> None:
     assert (background.grad == 0).all()
 
 
+def test_the_anchor_alone_has_the_same_gradient() -> None:
+    anchor, *constants = maps(2, 2, 3, 4, (4, 5), torch.float32)
+    for operation, rest in ((sf.ops.gram_distances, constants), (sf.ops.feature_distances, constants[1:])):
+        every = [tensor.clone().requires_grad_() for tensor in (anchor, *rest)]
+        alone = anchor.clone().requires_grad_()
+        operation(*every, backend="cuda").sum().backward()
+        operation(alone, *rest, backend="cuda").sum().backward()
+        assert torch.equal(alone.grad, every[0].grad)
+
+
 def test_differences_beyond_float16() -> None:
     """60000 - (-60000) is infinite in float16; the distance is not."""
     anchor = torch.full((1, 2, 2, 2), 6e4, dtype=torch.float16)
