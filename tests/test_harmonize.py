@@ -10,7 +10,8 @@ from PIL import Image
 
 from scsco_fast.data.images import image_to_tensor, tensor_to_image
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import _extend, harmonize
+from scsco_fast.harmonize import harmonize
+from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
 
 
@@ -259,12 +260,12 @@ def test_extension_is_smooth_and_exact_where_known() -> None:
     known[..., 5:9, 3:8] = 1
     known[..., 20, 15] = 1
     values = torch.rand(1, 3, 33, 20) * known
-    filled = _extend(values, known)
+    filled = extend(values, known)
     inside = known.expand_as(values) > 0
     assert torch.equal(filled[inside], values[inside])
     assert filled.min() >= values[inside].min()
     assert filled.max() <= values[inside].max()
-    constant = _extend(0.3 * known, known)
+    constant = extend(0.3 * known, known)
     assert torch.allclose(constant, torch.full_like(constant, 0.3))
 
 
@@ -273,6 +274,6 @@ def test_enlarging_without_extension_would_leave_a_rim() -> None:
     known = torch.zeros(1, 1, 8, 8)
     known[..., 2:6, 2:6] = 1
     plain = F.interpolate(0.3 * known, size=64, mode="bilinear")[..., 16, 32]
-    extended = F.interpolate(_extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
+    extended = F.interpolate(extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
     assert plain.item() < 0.2
     assert extended.item() == pytest.approx(0.3)
