@@ -92,7 +92,6 @@ def _harmonize_array(
     device: str | torch.device | None,
 ) -> np.ndarray:
     _check_image(image, mask.shape)
-    peak = _PEAK[image.dtype.name]
     pixels = image.reshape(*image.shape[:2], -1)  # (H, W, channels)
     valid = pixels[:, :, -1] > 0 if pixels.shape[2] in (2, 4) else None  # (H, W)
     weight = mask if valid is None else np.where(valid, mask, 0)  # (H, W)
