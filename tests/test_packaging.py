@@ -45,7 +45,7 @@ ORDER = (
         "negatives",
     ),
     *("loss", "data", "protocols", "metrics", "triplets", "published", "evaluate", "compare"),
-    *("weights", "harmonize", "strips", "harmonize_files", "info"),
+    *("weights", "harmonize", "strips", "harmonize_files", "harmonize_folders", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")
