@@ -84,7 +84,8 @@ def main() -> None:
     working_size = options.working_size or model.working_size
     members = {member for split in SPLITS for member in IHarmony4(options.root, split, size=None).members}
     found: dict[tuple[str, str], list[float]] = {}
-    for sample in Triplets(sorted(members), protocol_named("strict"), None):
+    triplets = Triplets(sorted(members), protocol_named("strict"), None)
+    for sample in (triplets[index] for index in range(len(triplets))):
         if not isinstance(sample, Sample) or max(sample.real.shape) <= working_size:
             continue
         found.setdefault(("composite", ""), []).append(score(sample.composite, sample.real, sample.mask)["mse"])

@@ -12,7 +12,7 @@ transparent ones, keep their exact values. At the working size the output is the
 
 import warnings
 from collections.abc import Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -183,9 +183,9 @@ def _shrunk(
 def _recolour(pixels: np.ndarray, result: np.ndarray, weight: np.ndarray, coefficients: Tensor) -> None:
     """Write the changed foreground pixels into `result`, strip by strip of the mask's bounding box."""
     peak = _PEAK[pixels.dtype.name]
-    precise = np.float64 if pixels.dtype == np.float64 else np.float32
+    precise: Any = np.float64 if pixels.dtype == np.float64 else np.float32
     colours = 3 if pixels.shape[2] >= 3 else 1
-    rows, columns = (_span((weight > 0).any(axis=axis)) for axis in (1, 0))
+    rows, columns = (_span((weight > 0).max(axis=axis)) for axis in (1, 0))
     step = max(1, _STRIP // (columns[1] - columns[0]))
     for top, bottom, part in enlarged_rows(coefficients, weight.shape, rows, columns, step):
         box = np.s_[top:bottom, slice(*columns)]

@@ -198,7 +198,8 @@ def _check_mask(mask: np.ndarray, path: str | Path) -> None:
 def _is_deep_colour(opened: Image.Image) -> bool:
     """Whether a file holds several channels of more than 8 bits, of which Pillow keeps 8."""
     if opened.format == "PNG":
-        return "16" in str(opened.tile[0][3]) and not opened.mode.startswith("I")
+        tile = getattr(opened, "tile", None)
+        return bool(tile) and "16" in str(tile[0][3]) and not opened.mode.startswith("I")
     bits = opened.tag_v2.get(258, ()) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
     return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
 

@@ -192,12 +192,12 @@ def find_pairs(images: str | Path, masks: str | Path | None = None, alpha_mask: 
         parts = next((p for p in LAYOUTS if all((pictures / part).is_dir() for part in p)), (".", "."))
         pictures, mask_folder = pictures / parts[0], pictures / parts[1]
     found = _pictures_of(pictures)
+    rules: tuple[str, ...] = MASK_SUFFIXES
     if mask_folder.resolve() == pictures.resolve():
         candidates, found = found, _without_masks(found, pictures)
-        rules = MASK_SUFFIXES
     else:
         candidates = _pictures_of(mask_folder)
-        rules = ("", *MASK_SUFFIXES)
+        rules = ("", *rules)
     by_stem: dict[str, list[Path]] = {}
     for path in candidates:
         by_stem.setdefault(path.stem, []).append(path)
