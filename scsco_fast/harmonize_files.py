@@ -2,12 +2,14 @@
 
 import struct
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import open_upright, read_mask
+from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
+from scsco_fast.data.images import open_upright, read_mask, read_picture
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
 from scsco_fast.harmonize import RegionWarning, harmonize, has_transparency
@@ -33,12 +35,16 @@ _TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)  # descrip
 _TIFF_GROUPS = (0x8769, 0x8825)  # Exif, GPS
 
 
+class DeepColorError(ScscoError):
+    """A file that PIL images cannot hold; `data.deep_color` reads it."""
+
+
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture file as a PIL image of its own mode, upright, with its colour profile and EXIF block.
 
     Raises:
         ScscoError: as `read_picture`; more than `max_pixels`; and files that would lose something: animations, and
-            16-bit colour, which Pillow reads as 8-bit.
+            16-bit colour, which Pillow reads as 8-bit (`DeepColorError`).
     """
     exif_of_tiff: list[bytes] = []
 
@@ -48,7 +54,9 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if frames > 1 and opened.format != "MPO":
             raise ScscoError(f"{path}: holds {frames} frames or pages; save the one to harmonize as a file of its own")
         if _is_deep_colour(opened):
-            raise ScscoError(f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey")
+            raise DeepColorError(
+                f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey"
+            )
         if opened.format == "TIFF":
             exif_of_tiff.append(_exif_of_tiff(opened))
 
@@ -117,34 +125,45 @@ def harmonize_file(
         if source is not None and output_path.resolve() == Path(source).resolve():
             raise ScscoError(f"{output_path}: the output would overwrite an input; name another file")
     check_writable(output_path.parent)
-    image = read_image(image_path, max_pixels)
-    if mask_path is None:
+    image, deep = _read(image_path, max_pixels)
+    size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+    alpha = None
+    if mask_path is not None:
+        mask = _read_mask(mask_path, size, fit_mask, max_pixels)
+    elif isinstance(image, Image.Image):
         mask, alpha = _own_mask(image, image_path)
         image = _opaque(image)
     else:
-        mask, alpha = _read_mask(mask_path, image.size, fit_mask, max_pixels), None
+        raise ScscoError(f"{image_path}: the alpha channel of 16-bit colour is not read as a mask; give a mask file")
     if invert_mask:
         mask = 1 - mask
     _check_mask(mask, image_path if mask_path is None else mask_path)
+    if deep is not None and output_path.suffix.lower() not in SUFFIXES:
+        raise ScscoError(f"{output_path}: {output_path.suffix} cannot hold 16-bit colour; name a .png or a .tif")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RegionWarning)  # here: of a picture with transparent pixels
             result = harmonize(image, mask, model, working_size, device, native)
     except (ScscoError, RegionWarning) as error:
         raise ScscoError(f"{image_path}: {error}") from error
-    if alpha is not None:
-        result.putalpha(alpha)
-    write_image(result, output_path)
-    return result.size
+    if isinstance(result, Image.Image):
+        if alpha is not None:
+            result.putalpha(alpha)
+        write_image(result, output_path)
+    elif deep is not None:
+        write_deep(replace(deep, pixels=result), output_path)
+    return size
 
 
 def write_file_strip(strip: str | Path, before: str | Path, after: str | Path, real: str | Path | None = None) -> None:
     """Write picture files side by side; a real picture of another size is an error."""
-    images = {name: read_image(path) for name, path in (("before", before), ("after", after), ("real", real)) if path}
+    paths = {name: path for name, path in (("before", before), ("after", after), ("real", real)) if path}
+    images = {name: read_picture(path).rgb for name, path in paths.items()}  # (H, W, 3) uint8 each
     for image in images.values():
-        if image.size != images["before"].size:
-            raise ScscoError(f"{real}: is {image.size[0]}x{image.size[1]}, not of the picture's size; leave it out")
-    write_strip([[np.asarray(image.convert("RGB")) for image in images.values()]], list(images), strip)
+        if image.shape != images["before"].shape:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise ScscoError(f"{real}: is {size}, not of the picture's size; leave it out")
+    write_strip([list(images.values())], list(images), strip)
 
 
 def save_options(path: Path) -> dict[str, object]:
@@ -153,6 +172,15 @@ def save_options(path: Path) -> dict[str, object]:
         return _SAVE_OPTIONS[path.suffix.lower()]
     except KeyError:
         raise ScscoError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name a .png") from None
+
+
+def _read(path: str | Path, max_pixels: int) -> tuple[Image.Image | np.ndarray, DeepPicture | None]:
+    """A picture as `harmonize` takes it; with 16-bit colour also the file's profile and EXIF block."""
+    try:
+        return read_image(path, max_pixels), None
+    except DeepColorError:
+        deep = read_deep(path, max_pixels)
+        return deep.pixels, deep
 
 
 def _read_mask(path: str | Path, size: tuple[int, int], fit: bool, max_pixels: int) -> np.ndarray:

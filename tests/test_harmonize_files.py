@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonize import harmonize
-from scsco_fast.harmonize_files import harmonize_file, read_image, write_image
+from scsco_fast.harmonize_files import DeepColorError, harmonize_file, read_image, write_image
 from scsco_fast.nn.unet import HarmonizationUNet
 
 SIZE = (70, 90)  # height, width
@@ -267,17 +268,22 @@ def test_animations_are_refused_and_phone_pictures_are_not(folder: Path, pixels:
     assert read_image(folder / "phone.jpg").size == (SIZE[1], SIZE[0])
 
 
-def test_sixteen_bit_colour_is_refused(folder: Path) -> None:
-    """Pillow would cut it to 8 bits without a word."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"\0" + bytes(12))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    (folder / "deep.png").write_bytes(png)
-    with pytest.raises(ScscoError, match=r"deep\.png: 16-bit colour"):
-        read_image(folder / "deep.png")
+@pytest.mark.parametrize(("suffix", "channels"), [(".png", 2), (".png", 3), (".png", 4), (".tif", 3), (".tif", 4)])
+def test_sixteen_bit_colour(
+    suffix: str, channels: int, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    rng = np.random.default_rng(0)
+    deep = pixels.astype(np.uint16) * 256 + rng.integers(0, 256, pixels.shape, dtype=np.uint16)
+    deep = np.dstack([deep, deep[:, :, :1] | 1])[:, :, [0, 3] if channels == 2 else slice(0, channels)]
+    deep = np.ascontiguousarray(deep)
+    write_deep(DeepPicture(deep, b"a profile"), folder / f"images/deep{suffix}")
+    target = run(folder, f"b{suffix}", small_model, image=f"images/deep{suffix}")
+    written = read_deep(target, 10**6)
+    assert np.array_equal(written.pixels, harmonize(deep, mask, small_model))
+    assert np.array_equal(written.pixels[~mask], deep[~mask])
+    assert (written.pixels[mask] != deep[mask]).any()
+    assert written.icc_profile == b"a profile"
+    with pytest.raises(ScscoError, match=r"b\.jpg: \.jpg cannot hold 16-bit colour; name a \.png"):
+        run(folder, "b.jpg", small_model, image=f"images/deep{suffix}")
+    with pytest.raises(DeepColorError, match="would be cut to 8 bits"):
+        read_image(folder / f"images/deep{suffix}")

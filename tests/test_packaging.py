@@ -50,7 +50,18 @@ ORDER = (
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
-LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py", "accelerate")
+LAZY = (
+    "triton",
+    "tyro",
+    "rich",
+    "skimage",
+    "matplotlib",
+    "tensorboard",
+    "safetensors",
+    "h5py",
+    "accelerate",
+    "tifffile",
+)
 
 
 def installed_name(path: Path) -> str:

@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -187,15 +187,20 @@ def open_upright(
         ) from error
 
 
-def _opened(path: str | os.PathLike[str], max_pixels: int | None) -> Image.Image:
-    if max_pixels is None:
-        return Image.open(path, formats=_FORMATS)
+def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """A file that Pillow has opened, not decoded, whatever number of pixels it claims: check that."""
     with _PILLOWS_LIMIT:  # it is one for the whole process
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            opened = Image.open(path, formats=_FORMATS)
+            return Image.open(file, formats=_FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = before
+
+
+def _opened(path: str | os.PathLike[str], max_pixels: int | None) -> Image.Image:
+    if max_pixels is None:
+        return Image.open(path, formats=_FORMATS)
+    opened = open_unlimited(path)
     if opened.width * opened.height > max_pixels:
         opened.close()
         raise ScscoError(
