@@ -4,6 +4,7 @@ import struct
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -174,8 +175,8 @@ def save_options(path: Path) -> dict[str, object]:
         raise ScscoError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name a .png") from None
 
 
-def _read(path: str | Path, max_pixels: int) -> tuple[Image.Image | np.ndarray, DeepPicture | None]:
-    """A picture as `harmonize` takes it; with 16-bit colour also the file's profile and EXIF block."""
+def _read(path: str | Path, max_pixels: int) -> tuple[Any, DeepPicture | None]:
+    """A PIL image; or an array (H, W, channels), and the file's profile and EXIF block, of 16-bit colour."""
     try:
         return read_image(path, max_pixels), None
     except DeepColorError:
@@ -226,8 +227,8 @@ def _check_mask(mask: np.ndarray, path: str | Path) -> None:
 def _is_deep_colour(opened: Image.Image) -> bool:
     """Whether a file holds several channels of more than 8 bits, of which Pillow keeps 8."""
     if opened.format == "PNG":
-        tile = getattr(opened, "tile", None)
-        return bool(tile) and "16" in str(tile[0][3]) and not opened.mode.startswith("I")
+        (tile, *_) = getattr(opened, "tile", ()) or (("", (), 0, ""),)
+        return "16" in str(tile[3]) and not opened.mode.startswith("I")
     bits = opened.tag_v2.get(258, ()) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
     return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
 

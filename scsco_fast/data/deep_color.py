@@ -55,7 +55,7 @@ def read_deep(path: str | os.PathLike[str], max_pixels: int) -> DeepPicture:
     return read
 
 
-def write_deep(picture: DeepPicture, path: str | os.PathLike[str]) -> None:
+def write_deep(picture: DeepPicture, path: str | Path) -> None:
     """Write a PNG or TIFF with 16 bits per channel, atomically. A TIFF keeps the colour profile, not the EXIF block.
 
     Raises:
@@ -70,7 +70,7 @@ def write_deep(picture: DeepPicture, path: str | os.PathLike[str]) -> None:
     """
     suffix = Path(path).suffix.lower()
     if suffix not in SUFFIXES:
-        raise ScscoError(f"{os.fspath(path)}: {suffix} cannot hold 16-bit colour; name a .png or a .tif")
+        raise ScscoError(f"{path}: {suffix} cannot hold 16-bit colour; name a .png or a .tif")
     with replacing(path) as temporary:
         if suffix == ".png":
             _write_png(picture, temporary)
@@ -161,7 +161,7 @@ def _read_tiff(path: str, max_pixels: int) -> DeepPicture:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
-        page = file.pages[0]
+        page = file.pages.first
         height, width = page.shape[:2]
         if width * height > max_pixels:
             raise ScscoError(f"the picture is {width}x{height}; the limit is {max_pixels / 1e6:g} megapixels")
