@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,8 @@ def save_pictures(folder: Path, width: int, height: int) -> None:
         mask.save(place / "mask.png")
 
 
-def benchmark(sizes: tuple[tuple[int, int], ...], repeats: int) -> list[dict[str, Any]]:
-    """A row per case and size."""
+def benchmark(sizes: tuple[tuple[int, int], ...], repeats: int) -> Iterator[dict[str, Any]]:
+    """A row per case and size, as they come."""
     machine = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
         "git": git_revision(),
@@ -105,7 +106,6 @@ def benchmark(sizes: tuple[tuple[int, int], ...], repeats: int) -> list[dict[str
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
-    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for width, height in sizes:
             save_pictures(Path(temporary) / str(width), width, height)
@@ -116,9 +116,15 @@ def benchmark(sizes: tuple[tuple[int, int], ...], repeats: int) -> list[dict[str
                 done = subprocess.run([*command, *case], stdout=subprocess.PIPE, text=True, check=True)
                 found = json.loads(done.stdout)
                 what = {"preset": preset, "native": native, "format": suffix, "width": width, "height": height}
-                rows.append({**machine, **what, **{name: round(found[name], 4) for name in MEASURED}})
-                print(line(rows[-1]), flush=True)
-    return rows
+                yield {**machine, **what, **{name: round(found[name], 4) for name in MEASURED}}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*COLUMNS, *MEASURED])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def line(row: dict[str, Any]) -> str:
@@ -143,13 +149,12 @@ def main() -> None:
         print(json.dumps(measure(Path(folder), preset, native == "native", suffix, options.repeats)))
         return
     print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    rows = benchmark(SMOKE_SIZES if options.smoke else SIZES, options.repeats)
-    if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        with options.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, [*COLUMNS, *MEASURED])
-            writer.writeheader()
-            writer.writerows(rows)
+    rows: list[dict[str, Any]] = []
+    for row in benchmark(SMOKE_SIZES if options.smoke else SIZES, options.repeats):
+        print(line(row), flush=True)
+        rows.append(row)
+        if options.csv:
+            write(options.csv, rows)
 
 
 if __name__ == "__main__":
