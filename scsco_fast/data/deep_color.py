@@ -188,6 +188,7 @@ def _write_tiff(picture: DeepPicture, path: Path) -> None:
         planarconfig="contig",
         extrasamples=("unassalpha",) if channels in (2, 4) else None,
         compression="zlib",
+        compressionargs={"level": 4},
         iccprofile=picture.icc_profile,
         metadata=None,
     )
