@@ -154,6 +154,10 @@ def harmonize_folder(
     if report_path.suffix != ".json":
         raise ScscoError(f"{report_path}: the report is JSON; name a .json file")
     check_writable(report_path.parent)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScscoError(f"{output}: cannot be made ({error.strerror}); name another folder") from error
     sweep(output)
     result = FolderReport()
     try:
