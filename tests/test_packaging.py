@@ -51,16 +51,8 @@ ORDER = (
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
 LAZY = (
-    "triton",
-    "tyro",
-    "rich",
-    "skimage",
-    "matplotlib",
-    "tensorboard",
-    "safetensors",
-    "h5py",
-    "accelerate",
-    "tifffile",
+    *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
+    *("h5py", "accelerate"),
 )
 
 
