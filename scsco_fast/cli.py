@@ -190,7 +190,9 @@ class HarmonizeOptions:
     """Harmonize one picture (--image, --mask) or a folder of them (--images, --masks).
 
     Pixels outside the mask stay identical where the format is lossless: PNG, TIFF, BMP, WebP. JPEG is written at
-    quality 95. In a folder a picture's mask has its name (cat.jpg, cat.png) or iHarmony4's (ID_M_K.jpg, ID_M.png).
+    quality 95. The mask of cat.jpg is cat.png, cat_mask.png, cat-mask.png, cat.mask.png or cat_m.png in --masks;
+    without --masks, --images is a folder with images/ and masks/, iHarmony4's composite_images/ and masks/, or all
+    files beside each other (docs/harmonize.md). A folder's outputs that are there already are skipped.
     """
 
     model: Path
@@ -205,12 +207,26 @@ class HarmonizeOptions:
     """Folder of composite pictures."""
     masks: Path | None = None
     """Folder of their masks."""
+    alpha_mask: bool = False
+    """Each picture's own alpha channel is its mask; --mask or --masks is left out."""
     invert_mask: bool = False
     """Swap foreground and background."""
+    fit_mask: bool = False
+    """Resize a mask of another size to its picture's, and say so, instead of refusing it."""
     format: Literal["same", "png", "jpg", "tif", "webp"] = "same"
     """Format of the files written to a folder; "same" is each picture's own."""
     working_size: int | None = None
     """Long side in pixels at which the network works; if not given, its training size."""
+    native: bool = False
+    """Work at the picture's own size; memory grows with the number of pixels."""
+    max_megapixels: float = 250
+    """Larger files are refused before they are decoded; each megapixel takes about 25 MB."""
+    overwrite: bool = False
+    """In a folder: harmonize again what is there already. One picture's output is always replaced."""
+    workers: int | None = None
+    """In a folder: processes, one thread each; if not given, one per core, none on a GPU. 0 works in this one."""
+    report: Path | None = None
+    """In a folder: write what became of each picture to this file; if not given, OUTPUT/report.json."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     strip: Path | None = None
@@ -640,7 +656,7 @@ def _synthesize(arguments: list[str]) -> int:
     return 1 if result.given_up or result.unusable else 0
 
 
-def _workers(options: PrepareOptions | SynthesizeOptions) -> int:
+def _workers(options: PrepareOptions | SynthesizeOptions | HarmonizeOptions) -> int:
     from scsco_fast.data.workers import default_workers
 
     return default_workers() if options.workers is None else options.workers
@@ -649,23 +665,57 @@ def _workers(options: PrepareOptions | SynthesizeOptions) -> int:
 def _harmonize(arguments: list[str]) -> int:
     options = _parse(HarmonizeOptions, arguments, "scsco harmonize")
     _check_backend()
-    match options.image, options.mask, options.images, options.masks:
-        case Path() as image, Path() as mask, None, None:
-            return _harmonize_one(options, image, mask)
-        case None, None, Path() as images, Path() as masks:
-            return _harmonize_folder(options, images, masks)
-    raise ScscoError("wanted either --image and --mask, or --images and --masks (see scsco harmonize --help)")
+    _check_harmonized(options)
+    if options.images is not None:
+        return _harmonize_folder(options, options.images)
+    assert options.image is not None
+    return _harmonize_one(options, options.image)
 
 
-def _harmonize_one(options: HarmonizeOptions, image: Path, mask: Path) -> int:
-    from scsco_fast.harmonize_files import harmonize_file, write_file_strip
-
+def _check_harmonized(options: HarmonizeOptions) -> None:
+    one, folder = options.image is not None, options.images is not None
+    if one == folder or (one and options.masks is not None) or (folder and options.mask is not None):
+        raise ScscoError("wanted either --image and --mask, or --images and --masks (see scsco harmonize --help)")
+    if options.alpha_mask and (options.mask is not None or options.masks is not None):
+        raise ScscoError("--alpha-mask takes the picture's own alpha channel; leave --mask and --masks out")
+    if one and options.mask is None and not options.alpha_mask:
+        raise ScscoError(
+            f"{options.image}: no mask; wanted either --image and --mask (white is foreground), or --alpha-mask"
+        )
+    if options.native and options.working_size is not None:
+        raise ScscoError("--native is the picture's own size; leave --working-size out")
+    if not 0 < options.max_megapixels <= 1e5:
+        raise ScscoError(f"--max-megapixels is {options.max_megapixels:g}; wanted more than 0, at most 100000")
+    if one and options.format != "same":
+        raise ScscoError("--format is for a folder; the suffix of --output decides the format of one picture")
+    if one and (options.overwrite or options.workers is not None or options.report is not None):
+        raise ScscoError("--overwrite, --workers and --report are for a folder; leave them out with --image")
+    if folder and (options.strip is not None or options.real is not None):
+        raise ScscoError("--strip and --real are for one picture; leave them out with --images")
     if options.real is not None and options.strip is None:
         raise ScscoError("--real is shown in the strip only; give --strip FILE too")
-    if options.format != "same":
-        raise ScscoError("--format is for a folder; the suffix of --output decides the format of one picture")
+    if options.workers is not None and options.workers < 0:
+        raise ScscoError(f"--workers is {options.workers}; wanted 0 or more")
+    for path in (options.image, options.mask, options.real, options.output):
+        if options.strip is not None and path is not None and options.strip.resolve() == path.resolve():
+            raise ScscoError(f"{options.strip}: the strip would overwrite {path}; name another file")
+
+
+def _harmonize_one(options: HarmonizeOptions, image: Path) -> int:
+    from scsco_fast.harmonize_files import harmonize_file, write_file_strip
+
     model = _load_model(options.model, options.device)
-    harmonize_file(image, mask, options.output, model, options.working_size, invert_mask=options.invert_mask)
+    harmonize_file(
+        image,
+        options.mask,
+        options.output,
+        model,
+        options.working_size,
+        invert_mask=options.invert_mask,
+        native=options.native,
+        fit_mask=options.fit_mask,
+        max_pixels=round(options.max_megapixels * 1e6),
+    )
     print(f"wrote {options.output}")
     if options.strip is not None:
         write_file_strip(options.strip, image, options.output, options.real)
@@ -673,24 +723,44 @@ def _harmonize_one(options: HarmonizeOptions, image: Path, mask: Path) -> int:
     return 0
 
 
-def _harmonize_folder(options: HarmonizeOptions, images: Path, masks: Path) -> int:
-    from scsco_fast.harmonize_files import harmonize_folder
+def _harmonize_folder(options: HarmonizeOptions, images: Path) -> int:
+    from scsco_fast.harmonize_folders import REPORT, Entry, Settings, harmonize_folder
 
-    if options.strip is not None or options.real is not None:
-        raise ScscoError("--strip and --real are for one picture; leave them out with --images")
-    report = harmonize_folder(
-        images,
-        masks,
-        options.output,
-        _load_model(options.model, options.device),
-        options.working_size,
-        invert_mask=options.invert_mask,
-        suffix=None if options.format == "same" else f".{options.format}",
-        progress=lambda path: print(f"wrote {path}", flush=True),
-    )
-    for reason in report.failed.values():
-        print(f"scsco: failed: {reason}", file=sys.stderr)
-    print(f"{len(report.written)} harmonized, {len(report.failed)} failed")
+    model = _load_model(options.model, options.device)
+    on_cpu = next(model.parameters()).device.type == "cpu"
+    with _progress("harmonizing") as progress:
+
+        def show(entry: Entry, done: int, total: int) -> None:
+            progress(done, total)
+            if entry.status == "failed":
+                print(f"scsco: failed: {_printable(entry.message)}", file=sys.stderr)
+            elif entry.message:
+                print(f"scsco: warning: {_printable(entry.message)}", file=sys.stderr)
+            if entry.status == "done" and not sys.stderr.isatty():
+                print(f"wrote {_printable(entry.output)}", flush=True)
+
+        report = harmonize_folder(
+            images,
+            options.masks,
+            options.output,
+            model,
+            Settings(
+                options.working_size,
+                invert_mask=options.invert_mask,
+                native=options.native,
+                fit_mask=options.fit_mask,
+                max_pixels=round(options.max_megapixels * 1e6),
+            ),
+            suffix=None if options.format == "same" else f".{options.format}",
+            alpha_mask=options.alpha_mask,
+            overwrite=options.overwrite,
+            workers=_workers(options) if on_cpu or options.workers is not None else 0,
+            report=options.report,
+            progress=show,
+        )
+    skipped = f"{len(report.skipped)} there already (--overwrite does them again), " if report.skipped else ""
+    print(f"{len(report.written)} harmonized, {skipped}{len(report.failed)} failed")
+    print(f"wrote {_printable(str(options.report or options.output / REPORT))}")
     return 1 if report.failed else 0
 
 

@@ -1,12 +1,15 @@
 """Writing files so that a reader never meets half of one."""
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from scsco_fast.errors import ScscoError
+
+_TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp(?:\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # known to `sweep`
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -37,6 +40,38 @@ def replacing(path: str | Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone when all went well, and cannot be there when its folder is none
             temporary.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left behind in `folder`: temporaries of `replacing` whose process lives no more."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and not _is_alive(int(found[1])):
+            with suppress(OSError):
+                path.unlink()
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be written to, before any work is done for it; nothing is made.
+
+    Raises:
+        ScscoError: it, or the nearest folder above it that is there, is no folder or not writable.
+    """
+    above = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), folder)
+    if not above.is_dir():
+        raise ScscoError(f"{folder}: cannot be written ({above} is not a folder); name another folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ScscoError(f"{folder}: cannot be written ({above} is read-only); name another folder")
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's
+        return True
+    return True
 
 
 def write_durably(path: Path, write: Callable[[BinaryIO], object]) -> None:

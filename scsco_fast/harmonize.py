@@ -1,15 +1,18 @@
 """Harmonize one picture of any size, as a numpy array or a PIL image.
 
-The network sees the picture at its working size (the size that it was trained at). What is carried back to full
-resolution is the *change* that it makes, smoothly enlarged, so that no detail of the foreground is lost:
+The network sees the picture at its working size (the size that it was trained at). What is carried to full resolution
+is not its output but the *change* that it makes, as a local affine transform of colours (`local_affine`)::
 
-    output = picture + mask * enlarge(network(small picture) - small picture)
+    D, b: network(small) - small = D small + b       around each small pixel
+    output = picture + mask * (enlarge(D) picture + enlarge(b))
 
-Pixels where the mask is 0, and fully transparent ones, keep their exact values.
+so every detail of the full-size picture is recoloured and none is lost. Pixels where the mask is 0, and fully
+transparent ones, keep their exact values. At the working size the output is the network's own.
 """
 
 import warnings
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,13 +21,19 @@ from PIL import Image
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.regions import THRESHOLD
 
 PictureT = TypeVar("PictureT", np.ndarray, Image.Image)
 
 _LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_STRIP = 2**18  # pixels: the floats of a strip stay in the cache
 _PEAK = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "float64": 1.0}
+
+
+class RegionWarning(UserWarning):
+    """A mask without foreground, or without background."""
 
 
 def harmonize(
@@ -33,6 +42,7 @@ def harmonize(
     model: HarmonizationUNet,
     working_size: int | None = None,
     device: str | torch.device | None = None,
+    native: bool = False,
 ) -> PictureT:
     """Adapt the foreground of a composite picture to its background.
 
@@ -46,15 +56,17 @@ def harmonize(
         model: a trained network, from `load_model`.
         working_size: long side in pixels at which the network works; a smaller picture stays as it is. None is the
             model's own.
-        device: where to compute; the model is moved there. None is where the model is.
+        device: where the network computes; the model is moved there. None is where the model is.
+        native: work at the picture's own size, whatever it is; memory grows with the number of pixels.
 
     Returns:
         The harmonized picture: an array of the input's shape and type, or a PIL image of its size and mode (palette
         images come back as RGB or RGBA, CMYK and YCbCr as RGB, 1-bit as grey). Input arrays are not changed. An empty
-        mask gives the picture back unchanged, and a full one is processed; both with a warning.
+        mask gives the picture back unchanged, and a full one is processed; both with a `RegionWarning`.
 
     Raises:
-        ScscoError: another shape, type or size, values outside of [0, 1], NaN.
+        ScscoError: another shape, type or size, values outside of [0, 1], NaN; not enough memory for the working size;
+            both `working_size` and `native`.
 
     Example:
         >>> model = HarmonizationUNet(base_channels=4, levels=5).eval()
@@ -63,11 +75,13 @@ def harmonize(
         >>> harmonize(picture, mask, model).shape
         (48, 40, 3)
     """
+    if native and working_size is not None:
+        raise ScscoError(f"both native and working_size={working_size} are given; choose one")
     values = _mask_values(mask)
-    if isinstance(image, Image.Image):
-        result = _harmonize_array(_array_of(image), values, model, working_size, device)
-        return _image_of(result, image)
-    return _harmonize_array(np.asarray(image), values, model, working_size, device)
+    pixels = _array_of(image) if isinstance(image, Image.Image) else np.asarray(image)
+    size = max(values.shape) if native else working_size
+    result = _harmonize_array(pixels, values, model, size, device)
+    return _image_of(result, image) if isinstance(image, Image.Image) else result
 
 
 def _harmonize_array(
@@ -78,66 +92,137 @@ def _harmonize_array(
     device: str | torch.device | None,
 ) -> np.ndarray:
     _check_image(image, mask.shape)
-    peak = _PEAK[image.dtype.name]
     pixels = image.reshape(*image.shape[:2], -1)  # (H, W, channels)
-    colours = 3 if pixels.shape[2] >= 3 else 1
-    colour = pixels[:, :, :colours]
-    has_alpha = pixels.shape[2] in (2, 4)
-    valid = pixels[:, :, -1] > 0 if has_alpha else np.ones(mask.shape, dtype=bool)  # (H, W)
-
-    weight = np.where(valid, mask, 0)[:, :, None]  # (H, W, 1)
-    if not _check_regions(weight[:, :, 0], valid):
+    valid = pixels[:, :, -1] > 0 if pixels.shape[2] in (2, 4) else None  # (H, W)
+    weight = mask if valid is None else np.where(valid, mask, 0)  # (H, W)
+    if not _check_regions(weight, valid):
         return image.copy()
-    rgb = np.broadcast_to(colour.astype(np.float32) / peak, (*mask.shape, 3))
-    change = _predict_change(rgb, weight[:, :, 0], valid, model, working_size, device)  # (H, W, 3)
-    if colours == 1:
-        change = (change @ _LUMA)[:, :, None]
-
-    changed = (colour / peak + weight * change).clip(0, 1) * peak
-    if image.dtype.kind == "u":
-        changed = np.rint(changed)
-    result = pixels.copy()
-    result[:, :, :colours] = np.where(weight > 0, changed.astype(image.dtype), colour)
+    try:
+        coefficients = _predict(pixels, weight, valid, model, working_size, device)
+        result = pixels.copy()
+        _recolour(pixels, result, weight, coefficients)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory(error):
+            raise
+        small = _small_size(mask.shape, _working_size(model, working_size))
+        raise ScscoError(
+            f"not enough memory to work at {small[1]}x{small[0]}; give a smaller working size (the model's own is "
+            f"{model.working_size})"
+        ) from error
     return result.reshape(image.shape)
 
 
-def _predict_change(
-    rgb: np.ndarray,
-    mask: np.ndarray,
-    valid: np.ndarray,
+def _predict(
+    pixels: np.ndarray,
+    weight: np.ndarray,
+    valid: np.ndarray | None,
     model: HarmonizationUNet,
     working_size: int | None,
     device: str | torch.device | None,
-) -> np.ndarray:
-    """(H, W, 3) float32: what the network adds to each foreground pixel, continued smoothly outside of it."""
+) -> Tensor:
+    """(1, 12, h, w) coefficients of the change at the working size, or (1, 3, h, w), the change, at full size.
+
+    They are continued smoothly outside of the foreground.
+    """
     if device is not None:
         model = model.to(device)
     like = next(model.parameters())
-    full = mask.shape
-    small = _small_size(full, _working_size(model, working_size))
-    foreground = mask > THRESHOLD
-    if not foreground.any():  # only soft values: the region is all that the mask touches
-        foreground = mask > 0
-
+    small = _small_size(weight.shape, _working_size(model, working_size))
     with torch.inference_mode():
-        # (1, C, H, W) each; colours and regions are means over valid pixels, so transparent ones bleed in nowhere.
-        seen = _tensor(valid, like)
-        fore_share = _shrink(_tensor(foreground, like), small)
-        valid_share = _shrink(seen, small)
-        colour = _shrink(_tensor(rgb, like) * seen, small) / valid_share.clamp_min(1e-6)
-        region = fore_share > valid_share / 2
-        if not region.any():  # a foreground smaller than a working pixel
-            region = fore_share > 0
-        region = region.to(like.dtype)
-        usable = torch.maximum((valid_share >= 0.5).to(like.dtype), region)
-        output = _run(model, colour, region, None if valid.all() else usable)
-        change = _extend((output.clamp(0, 1) - colour) * region, region)
-        if small != full:
-            change = F.interpolate(change, size=full, mode="bilinear", align_corners=False)
-        result = change[0].permute(1, 2, 0).float().cpu().numpy()
-    if not np.isfinite(result).all():
-        raise ScscoError("the network's output holds NaN or infinite values; its weights or the picture are not usable")
-    return result
+        colour, region, usable = _shrunk(pixels, weight, valid, small)
+        colour = colour.to(like.device, like.dtype)
+        given = None if usable is None else usable.to(like.device, like.dtype)
+        output = _run(model, colour, region.to(like.device, like.dtype), given)
+        change = (output.clamp(0, 1).float() - colour.float()).cpu() * region
+        if not bool(torch.isfinite(change).all()):
+            raise ScscoError(
+                "the network's output holds NaN or infinite values; its weights or the picture are not usable"
+            )
+        if small == weight.shape:
+            return extend(change, region)
+        return extend(_fit(colour.float().cpu(), change, region), region)
+
+
+def _fit(colour: Tensor, change: Tensor, region: Tensor) -> Tensor:
+    """(1, 12, h, w): matrix and offset, fitted within the region's bounding box."""
+    rows, columns = (_span(region[0, 0].any(dim=axis).numpy()) for axis in (1, 0))
+    box = (..., slice(*rows), slice(*columns))
+    radius = max(2, round(WINDOW * max(region.shape[-2:])))
+    coefficients = region.new_zeros(1, 12, *region.shape[-2:])
+    coefficients[box] = torch.cat(fit_local_affine(colour[box], change[box], region[box], radius), dim=1)
+    return coefficients
+
+
+def _shrunk(
+    pixels: np.ndarray, weight: np.ndarray, valid: np.ndarray | None, small: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Colours (1, 3, h, w) in [0, 1], foreground (1, 1, h, w) and valid pixels (1, 1, h, w) or None, float32."""
+    # Only soft values: the region is all that the mask touches.
+    threshold = THRESHOLD if weight.max() > THRESHOLD else 0
+    narrow: list[Tensor] = []
+    # The width is reduced strip by strip, then the height at once: the full-size floats never exist as a whole.
+    for rows in _strips(0, pixels.shape[0], pixels.shape[1]):
+        colour = _unit_rgb(pixels[rows])  # (3, rows, W)
+        planes = [colour, torch.from_numpy(weight[rows] > threshold).float()[None]]
+        if valid is not None:
+            seen = torch.from_numpy(valid[rows]).float()[None]
+            planes = [colour * seen, planes[1], seen]
+        strip = torch.cat(planes)[None]
+        narrow.append(_shrink(strip, (strip.shape[2], small[1])))
+    planes_small = _shrink(torch.cat(narrow, dim=2), small)
+    colour, fore_share = planes_small[:, :3], planes_small[:, 3:4]
+    # Colours and regions are means over valid pixels, so transparent ones bleed in nowhere.
+    valid_share = planes_small[:, 4:] if valid is not None else torch.ones_like(fore_share)
+    region = fore_share > valid_share / 2
+    if not region.any():  # a foreground smaller than a working pixel
+        region = fore_share > 0
+    usable = None if valid is None or valid.all() else ((valid_share >= 0.5) | region).float()
+    return (colour / valid_share.clamp_min(1e-6)).clamp(0, 1), region.float(), usable
+
+
+def _recolour(pixels: np.ndarray, result: np.ndarray, weight: np.ndarray, coefficients: Tensor) -> None:
+    """Write the changed foreground pixels into `result`, strip by strip of the mask's bounding box."""
+    peak = _PEAK[pixels.dtype.name]
+    precise: Any = np.float64 if pixels.dtype == np.float64 else np.float32
+    colours = 3 if pixels.shape[2] >= 3 else 1
+    rows, columns = (_span((weight > 0).max(axis=axis)) for axis in (1, 0))
+    step = max(1, _STRIP // (columns[1] - columns[0]))
+    for top, bottom, part in enlarged_rows(coefficients, weight.shape, rows, columns, step):
+        box = np.s_[top:bottom, slice(*columns)]
+        before = pixels[box][:, :, :colours]
+        change = apply_local_affine(part, _unit_rgb(before)).permute(1, 2, 0).numpy()  # (rows, columns, 3)
+        if colours == 1:
+            change = (change @ _LUMA)[:, :, None]
+        change = change * weight[box][:, :, None]
+        after = (before.astype(precise) / precise(peak) + change).clip(0, 1) * precise(peak)
+        if pixels.dtype.kind == "u":
+            np.rint(after, out=after)
+        # -0.0 + 0 is 0.0: what does not change is not written.
+        np.copyto(result[box][:, :, :colours], after.astype(pixels.dtype), where=change != 0)
+
+
+def _unit_rgb(pixels: np.ndarray) -> Tensor:
+    """(rows, columns, channels) of any type and number to (3, rows, columns) float32 in [0, 1]."""
+    colour = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]
+    unit = torch.from_numpy(colour.astype(np.float32)).permute(2, 0, 1) / _PEAK[pixels.dtype.name]
+    return unit.expand(3, -1, -1).contiguous()
+
+
+def _strips(start: int, stop: int, width: int) -> Iterator[slice]:
+    """Rows `start` to `stop` in parts of about `_STRIP` pixels."""
+    step = max(1, _STRIP // width)
+    yield from (slice(top, min(top + step, stop)) for top in range(start, stop, step))
+
+
+def _span(occupied: np.ndarray) -> tuple[int, int]:
+    """The first True, and one past the last."""
+    where = np.flatnonzero(occupied)
+    return int(where[0]), int(where[-1]) + 1
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out; PyTorch's for the CPU is a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
@@ -148,25 +233,6 @@ def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tenso
         return model(composite, mask, valid)
     finally:
         model.train(training)
-
-
-def _extend(values: Tensor, known: Tensor) -> Tensor:
-    """Continue `values` (1, C, H, W) from where `known` (1, 1, H, W) is 1 to everywhere, by ever coarser means.
-
-    Without it the change would fade out along the border of the mask when it is enlarged, and leave a rim.
-    """
-    if known.all() or max(known.shape[-2:]) == 1:
-        return values
-    share = _halve(known)
-    coarse = _extend(_halve(values) / share.clamp_min(1e-6), (share > 0).to(known.dtype))
-    filled = F.interpolate(coarse, size=values.shape[-2:], mode="bilinear", align_corners=False)
-    return torch.where(known > 0, values, filled)
-
-
-def _halve(x: Tensor) -> Tensor:
-    """Mean over 2x2 pixels; an odd last row or column counts as half empty."""
-    height, width = x.shape[-2:]
-    return F.avg_pool2d(F.pad(x, (0, width % 2, 0, height % 2)), 2)
 
 
 def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -185,12 +251,6 @@ def _working_size(model: HarmonizationUNet, wanted: int | None) -> int:
     if size < 1:
         raise ScscoError(f"working_size is {size}; wanted at least 1 pixel")
     return size
-
-
-def _tensor(array: np.ndarray, like: Tensor) -> Tensor:
-    """(H, W) or (H, W, C) to (1, C, H, W) of the weights' device and type."""
-    channels_first = np.atleast_3d(array).transpose(2, 0, 1).astype(np.float32)
-    return torch.from_numpy(np.ascontiguousarray(channels_first))[None].to(like.device, like.dtype)
 
 
 def _check_image(image: np.ndarray, mask_shape: tuple[int, ...]) -> None:
@@ -217,13 +277,13 @@ def _check_range(values: np.ndarray, name: str) -> None:
         )
 
 
-def _check_regions(weight: np.ndarray, valid: np.ndarray) -> bool:
+def _check_regions(weight: np.ndarray, valid: np.ndarray | None) -> bool:
     """Whether there is a foreground; warns where a region is empty."""
-    if not (weight > 0).any():
-        warnings.warn("the mask is empty: the picture is returned unchanged", stacklevel=4)
+    if not weight.any():
+        warnings.warn("the mask is empty: the picture is returned unchanged", RegionWarning, stacklevel=4)
         return False
-    if (weight[valid] > THRESHOLD).all():
-        warnings.warn("the mask is full: there is no background to adapt to", stacklevel=4)
+    if ((weight > THRESHOLD) if valid is None else (weight[valid] > THRESHOLD)).all():
+        warnings.warn("the mask is full: there is no background to adapt to", RegionWarning, stacklevel=4)
     return True
 
 
@@ -241,8 +301,8 @@ def _mask_values(mask: np.ndarray | Image.Image) -> np.ndarray:
         raise ScscoError(f"the mask is an array of shape {mask.shape}; wanted (H, W) or (H, W, 1)")
     if mask.dtype.kind == "f":
         _check_range(mask, "the mask")
-        return mask.astype(np.float32)
-    if mask.dtype.kind == "b" or (mask.dtype.kind in "iu" and np.isin(mask, (0, 1)).all()):
+        return mask.astype(np.float32, copy=False)
+    if mask.dtype.kind == "b" or (mask.dtype.kind in "iu" and mask.min() >= 0 and mask.max() <= 1):
         return mask.astype(np.float32)
     if mask.dtype.name not in ("uint8", "uint16"):
         raise ScscoError(f"the mask is an array of type {mask.dtype}; wanted bool, uint8, uint16 or float in [0, 1]")

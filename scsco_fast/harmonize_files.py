@@ -1,55 +1,69 @@
-"""Harmonize picture files: one composite and its mask, or a folder of them."""
+"""Harmonize a picture file: one composite and its mask."""
 
+import struct
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import PICTURE_SUFFIXES, open_upright, read_mask
+from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
+from scsco_fast.data.images import open_upright, read_mask, read_picture
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
-from scsco_fast.harmonize import harmonize
+from scsco_fast.files import check_writable, replacing
+from scsco_fast.harmonize import RegionWarning, harmonize, has_transparency
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.strips import write_strip
 
-# Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical.
+MAX_PIXELS = 250_000_000  # about 6 GB at 8 bits; a file of a few kB can claim any size
+
+# Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical. Measured on a
+# photograph of 12 megapixels: PNG takes 1.4 s and 12.9 MB at level 4, 3.9 s and 12.5 MB at Pillow's 6; lossless WebP
+# 0.7 s at the least effort and 5.6 s at the most, for the same 9.8 MB.
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
-    ".png": {},
+    ".png": {"compress_level": 4},
     ".jpg": {"quality": 95, "subsampling": 0},
     ".jpeg": {"quality": 95, "subsampling": 0},
     ".tif": {"compression": "tiff_deflate"},
     ".tiff": {"compression": "tiff_deflate"},
     ".bmp": {},
-    ".webp": {"lossless": True, "exact": True},
+    ".webp": {"lossless": True, "exact": True, "quality": 0, "method": 0},
 }
+# What of a TIFF's tags says something about the picture; the others say how the file is laid out.
+_TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)  # description, camera, software, date, people
+_TIFF_GROUPS = (0x8769, 0x8825)  # Exif, GPS
 
 
-@dataclass
-class FolderReport:
-    """What `harmonize_folder` wrote, and the pictures that it could not use, with the reason."""
-
-    written: list[Path] = field(default_factory=list)
-    failed: dict[Path, str] = field(default_factory=dict)
+class DeepColorError(ScscoError):
+    """A file that PIL images cannot hold; `data.deep_color` reads it."""
 
 
-def read_image(path: str | Path) -> Image.Image:
-    """A picture file as a PIL image of its own mode, upright, with its colour profile.
+def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture file as a PIL image of its own mode, upright, with its colour profile and EXIF block.
 
     Raises:
-        ScscoError: as `read_picture`; and files that would lose something: animations, and 16-bit colour PNG, which
-            Pillow reads as 8-bit.
+        ScscoError: as `read_picture`; more than `max_pixels`; and files that would lose something: animations, and
+            16-bit colour, which Pillow reads as 8-bit (`DeepColorError`).
     """
-    image = open_upright(path)
-    with Image.open(path) as opened:
+    exif_of_tiff: list[bytes] = []
+
+    def look(opened: Image.Image) -> None:
         frames = getattr(opened, "n_frames", 1)
         # MPO is a phone's JPEG with a second view, which other programs ignore as well.
         if frames > 1 and opened.format != "MPO":
             raise ScscoError(f"{path}: holds {frames} frames or pages; save the one to harmonize as a file of its own")
-        if opened.format == "PNG" and "16" in str(opened.tile[0][3]) and not opened.mode.startswith("I"):
-            raise ScscoError(f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey")
+        if _is_deep_colour(opened):
+            raise DeepColorError(
+                f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey"
+            )
+        if opened.format == "TIFF":
+            exif_of_tiff.append(_exif_of_tiff(opened))
+
+    image = open_upright(path, max_pixels, look)
+    if exif_of_tiff:  # Pillow puts all tags there when it turns a TIFF
+        image.info["exif"] = exif_of_tiff[0]
     return image
 
 
@@ -60,140 +74,182 @@ def write_image(image: Image.Image, path: str | Path) -> None:
         ScscoError: a suffix that is not written, or a format that cannot hold the image's mode.
     """
     path = Path(path)
-    options = dict(_save_options(path))
+    options = dict(save_options(path))
     for key in ("icc_profile", "exif"):
         if image.info.get(key):
             options[key] = image.info[key]
     if path.suffix.lower() in (".jpg", ".jpeg", ".bmp") and image.mode not in ("L", "RGB"):
         kind = "16 bits" if image.mode.startswith(("I", "F")) else "transparency"
         raise ScscoError(f"{path}: {path.suffix} cannot hold {kind} (mode {image.mode}); name a .png")
+    if "compression" in options and "exif" in options:
+        groups = _groups(image.info["exif"])
+        if groups is None:
+            del options["exif"]  # damaged; other formats keep the block as it is
+        elif groups:
+            options["compression"] = "raw"  # libtiff, with which Pillow compresses, cannot write them
     with replacing(path) as temporary:
         image.save(temporary, **options)  # type: ignore[arg-type]
 
 
 def harmonize_file(
     image_path: str | Path,
-    mask_path: str | Path,
+    mask_path: str | Path | None,
     output_path: str | Path,
     model: HarmonizationUNet,
     working_size: int | None = None,
     device: str | None = None,
     invert_mask: bool = False,
-) -> None:
+    *,
+    native: bool = False,
+    fit_mask: bool = False,
+    max_pixels: int = MAX_PIXELS,
+) -> tuple[int, int]:
     """Harmonize one file into another; the output's suffix decides its format. The inputs are never overwritten.
 
+    Args:
+        mask_path: None: the picture's own alpha channel is its mask, and all its pixels count as opaque.
+        working_size, device, native: as `harmonize`.
+        invert_mask: swap foreground and background.
+        fit_mask: resize a mask of another size to the picture's, with a warning, instead of refusing it.
+        max_pixels: a larger file is refused.
+
+    Returns:
+        Width and height of what was written.
+
     Raises:
-        ScscoError: a file that cannot be read or written, a mask of another size; the message names the file.
+        ScscoError: a file that cannot be read or written, a mask of another size, without foreground or without
+            background; the message names the file.
     """
     output_path = Path(output_path)
-    _save_options(output_path)
+    save_options(output_path)
     for source in (image_path, mask_path):
-        if output_path.resolve() == Path(source).resolve():
+        if source is not None and output_path.resolve() == Path(source).resolve():
             raise ScscoError(f"{output_path}: the output would overwrite an input; name another file")
-    image = read_image(image_path)
-    mask = read_mask(mask_path, size=(image.height, image.width))
+    check_writable(output_path.parent)
+    image, deep = _read(image_path, max_pixels)
+    size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
+    alpha = None
+    if mask_path is not None:
+        mask = _read_mask(mask_path, size, fit_mask, max_pixels)
+    elif isinstance(image, Image.Image):
+        mask, alpha = _own_mask(image, image_path)
+        image = _opaque(image)
+    else:
+        raise ScscoError(f"{image_path}: the alpha channel of 16-bit colour is not read as a mask; give a mask file")
     if invert_mask:
         mask = 1 - mask
+    _check_mask(mask, image_path if mask_path is None else mask_path)
+    if deep is not None and output_path.suffix.lower() not in SUFFIXES:
+        raise ScscoError(f"{output_path}: {output_path.suffix} cannot hold 16-bit colour; name a .png or a .tif")
     try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            result = harmonize(image, mask, model, working_size, device)
-    except ScscoError as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RegionWarning)  # here: of a picture with transparent pixels
+            result = harmonize(image, mask, model, working_size, device, native)
+    except (ScscoError, RegionWarning) as error:
         raise ScscoError(f"{image_path}: {error}") from error
-    for warning in caught:
-        warnings.warn(f"{image_path}: {warning.message}", warning.category, stacklevel=2)
-    write_image(result, output_path)
-
-
-def harmonize_folder(
-    images: str | Path,
-    masks: str | Path,
-    output: str | Path,
-    model: HarmonizationUNet,
-    working_size: int | None = None,
-    device: str | None = None,
-    invert_mask: bool = False,
-    suffix: str | None = None,
-    progress: Callable[[Path], None] | None = None,
-) -> FolderReport:
-    """Harmonize each picture of a folder; one that cannot be used is reported and does not stop the others.
-
-    A picture's mask has its stem (`cat.jpg`, `cat.png`), or iHarmony4's name: `ID_M_K.jpg` goes with `ID_M.png`.
-
-    Args:
-        suffix: format of the outputs, such as ".png"; None is each picture's own.
-        progress: called with each path written.
-
-    Raises:
-        ScscoError: a folder is missing, holds no picture, or is the output folder.
-    """
-    images, masks, output = Path(images), Path(masks), Path(output)
-    found = _pictures_of(images)
-    mask_of_stem = _by_stem(_pictures_of(masks))
-    if output.resolve() in (images.resolve(), masks.resolve()):
-        raise ScscoError(f"{output}: the output folder holds the inputs; name another folder")
-    report = FolderReport()
-    targets: dict[Path, Path] = {}
-    for path in found:
-        target = output / (path.name if suffix is None else path.stem + suffix)
-        try:
-            if target in targets:
-                raise ScscoError(f"{path}: its output {target} is taken by {targets[target].name}; rename one")
-            targets[target] = path
-            mask = find_mask(path, mask_of_stem)
-            harmonize_file(path, mask, target, model, working_size, device, invert_mask)
-        except ScscoError as error:
-            report.failed[path] = str(error)
-            continue
-        report.written.append(target)
-        if progress is not None:
-            progress(target)
-    return report
-
-
-def find_mask(path: Path, mask_of_stem: dict[str, list[Path]]) -> Path:
-    """The mask of a picture, by its stem or by iHarmony4's naming."""
-    stems = [path.stem]
-    parts = path.stem.rsplit("_", 1)
-    if len(parts) == 2 and "_" in parts[0]:
-        stems.append(parts[0])
-    for stem in stems:
-        candidates = mask_of_stem.get(stem, [])
-        if len(candidates) > 1:
-            names = ", ".join(candidate.name for candidate in candidates)
-            raise ScscoError(f"{path}: more than one mask ({names}); keep one")
-        if candidates:
-            return candidates[0]
-    raise ScscoError(f"{path}: no mask; wanted a file named {' or '.join(stem + '.png' for stem in stems)}")
+    if isinstance(result, Image.Image):
+        if alpha is not None:
+            result.putalpha(alpha)
+        write_image(result, output_path)
+    elif deep is not None:
+        write_deep(replace(deep, pixels=result), output_path)
+    return size
 
 
 def write_file_strip(strip: str | Path, before: str | Path, after: str | Path, real: str | Path | None = None) -> None:
     """Write picture files side by side; a real picture of another size is an error."""
-    images = {name: read_image(path) for name, path in (("before", before), ("after", after), ("real", real)) if path}
+    paths = {name: path for name, path in (("before", before), ("after", after), ("real", real)) if path}
+    images = {name: read_picture(path).rgb for name, path in paths.items()}  # (H, W, 3) uint8 each
     for image in images.values():
-        if image.size != images["before"].size:
-            raise ScscoError(f"{real}: is {image.size[0]}x{image.size[1]}, not of the picture's size; leave it out")
-    write_strip([[np.asarray(image.convert("RGB")) for image in images.values()]], list(images), strip)
+        if image.shape != images["before"].shape:
+            size = f"{image.shape[1]}x{image.shape[0]}"
+            raise ScscoError(f"{real}: is {size}, not of the picture's size; leave it out")
+    write_strip([list(images.values())], list(images), strip)
 
 
-def _pictures_of(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise ScscoError(f"{folder}: no such folder; wanted a folder of pictures")
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
-    if not found:
-        raise ScscoError(f"{folder}: holds no picture ({', '.join(PICTURE_SUFFIXES)})")
-    return found
-
-
-def _by_stem(paths: list[Path]) -> dict[str, list[Path]]:
-    stems: dict[str, list[Path]] = {}
-    for path in paths:
-        stems.setdefault(path.stem, []).append(path)
-    return stems
-
-
-def _save_options(path: Path) -> dict[str, object]:
+def save_options(path: Path) -> dict[str, object]:
+    """Pillow's options for the format of a suffix; ScscoError for one that is not written."""
     try:
         return _SAVE_OPTIONS[path.suffix.lower()]
     except KeyError:
         raise ScscoError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name a .png") from None
+
+
+def _read(path: str | Path, max_pixels: int) -> tuple[Any, DeepPicture | None]:
+    """A PIL image; or an array (H, W, channels), and the file's profile and EXIF block, of 16-bit colour."""
+    try:
+        return read_image(path, max_pixels), None
+    except DeepColorError:
+        deep = read_deep(path, max_pixels)
+        return deep.pixels, deep
+
+
+def _read_mask(path: str | Path, size: tuple[int, int], fit: bool, max_pixels: int) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of `size`, width and height."""
+    mask = read_mask(path, max_pixels=max_pixels)
+    found = (mask.shape[1], mask.shape[0])
+    if found == size:
+        return mask
+    sizes = f"{found[0]}x{found[1]} (width x height)", f"{size[0]}x{size[1]}"
+    if not fit:
+        raise ScscoError(
+            f"{path}: the mask is {sizes[0]} but its picture is {sizes[1]}; give a mask of the picture's size, or "
+            "--fit-mask to resize it"
+        )
+    warnings.warn(f"{path}: the mask is {sizes[0]}; resized to its picture's {sizes[1]}", stacklevel=3)
+    fitted = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
+    return np.asarray(fitted).clip(0, 1)
+
+
+def _own_mask(image: Image.Image, path: str | Path) -> tuple[np.ndarray, Image.Image]:
+    """The alpha channel, as a mask (H, W) in [0, 1] and as it is."""
+    if not has_transparency(image):
+        raise ScscoError(f"{path}: has no alpha channel to be its mask (mode {image.mode}); give a mask file")
+    alpha = image.convert("RGBA").getchannel("A")
+    return np.asarray(alpha, dtype=np.float32) / 255, alpha
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    grey = image.mode in ("1", "L", "LA", "La")
+    opaque = image.convert("LA" if grey else "RGBA").convert("L" if grey else "RGB")
+    opaque.info.pop("transparency", None)
+    return opaque
+
+
+def _check_mask(mask: np.ndarray, path: str | Path) -> None:
+    low, high = float(mask.min()), float(mask.max())
+    if high == 0:
+        raise ScscoError(f"{path}: the mask is all black, there is nothing to harmonize; white is the foreground")
+    if low == 1:
+        raise ScscoError(f"{path}: the mask is all white, there is no background to adapt to; black is the background")
+
+
+def _is_deep_colour(opened: Image.Image) -> bool:
+    """Whether a file holds several channels of more than 8 bits, of which Pillow keeps 8."""
+    if opened.format == "PNG":
+        (tile, *_) = getattr(opened, "tile", ()) or (("", (), 0, ""),)
+        return "16" in str(tile[3]) and not opened.mode.startswith("I")
+    bits = opened.tag_v2.get(258, ()) if opened.format == "TIFF" else ()  # type: ignore[attr-defined]
+    return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+
+
+def _exif_of_tiff(opened: Image.Image) -> bytes:
+    """What a TIFF says about the picture, as the EXIF block of other formats; empty where it says nothing."""
+    source, kept = opened.getexif(), Image.Exif()
+    for tag in _TIFF_TAGS:
+        if tag in source:
+            kept[tag] = source[tag]
+    for group in _TIFF_GROUPS:
+        if source.get_ifd(group):
+            kept[group] = source.get_ifd(group)
+    return kept.tobytes() if len(kept) else b""
+
+
+def _groups(exif: bytes) -> list[int] | None:
+    """The groups of tags in an EXIF block; None where it cannot be read."""
+    read = Image.Exif()
+    try:
+        read.load(exif)
+    except (OSError, SyntaxError, ValueError, struct.error):
+        return None
+    return [group for group in _TIFF_GROUPS if group in read]

@@ -103,7 +103,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "--model", "none", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["harmonize"], "missing --model PATH, --output PATH"),
         (["harmonize", "--model", "m", "--output", "o"], "either --image and --mask, or --images and --masks"),
-        (["harmonize", "--model", "m", "--output", "o", "--image", "i"], "either --image and --mask"),
+        (
+            ["harmonize", "--model", "m", "--output", "o", "--image", "i"],
+            "i: no mask; wanted either --image and --mask",
+        ),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--images", "j"], "either --image and --mask"),
+        (["harmonize", "--model", "m", "--output", "o", "--images", "i", "--mask", "m"], "either --image and --mask"),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--alpha-mask"], "leave --mask"),
+        (["harmonize", "--model", "m", "--output", "o", "--images", "i", "--workers", "-1"], "--workers is -1"),
+        (["harmonize", "--model", "m", "--output", "o", "--images", "i", "--max-megapixels", "0"], "--max-megapixels"),
+        (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--overwrite"], "for a folder"),
+        (
+            ["harmonize", "--model", "m", "--output", "o", "--images", "i", "--native", "--working-size", "9"],
+            "leave --working-size out",
+        ),
+        (
+            ["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--strip", "i"],
+            "the strip would overwrite i",
+        ),
         (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--real", "r"], "--strip"),
         (["harmonize", "--model", "m", "--output", "o", "--image", "i", "--mask", "m", "--format", "png"], "--format"),
         (["harmonize", "--model", "m", "--output", "o", "--images", "i", "--masks", "m", "--strip", "s"], "--strip"),
@@ -213,15 +230,19 @@ def test_harmonize_one(
     assert Image.open(strip).width >= 3 * 80
 
 
-def test_harmonize_warns_in_one_line(
+def test_harmonize_fits_a_mask_with_a_notice(
     model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    Image.new("L", (80, 60)).save(pair[1])
+    Image.open(pair[1]).resize((40, 30)).save(pair[1])
     output = str(tmp_path / "out.png")
     arguments = ["harmonize", "--model", model_file, "--image", pair[0], "--mask", pair[1], "--output", output]
-    assert cli.main(arguments) == 0
-    warning = capsys.readouterr().err
-    assert warning == f"scsco: warning: {pair[0]}: the mask is empty: the picture is returned unchanged\n"
+    assert "the mask is 40x30 (width x height) but its picture is 80x60" in error_of(arguments, capsys)
+    assert not Path(output).exists()
+    assert cli.main([*arguments, "--fit-mask"]) == 0
+    warning = f"scsco: warning: {pair[1]}: the mask is 40x30 (width x height); resized to its picture's 80x60\n"
+    assert capsys.readouterr().err == warning
+    outside = np.s_[45:]
+    assert np.array_equal(np.asarray(Image.open(output))[outside], np.asarray(Image.open(pair[0]))[outside])
 
 
 def test_harmonize_folder_exits_1_when_some_failed(
@@ -231,13 +252,18 @@ def test_harmonize_folder_exits_1_when_some_failed(
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.png").write_bytes(Path(source).read_bytes())
     arguments = ["harmonize", "--model", model_file, "--output", str(tmp_path / "out")]
-    arguments += ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks")]
+    arguments += ["--images", str(tmp_path / "images"), "--masks", str(tmp_path / "masks"), "--workers", "0"]
     assert cli.main([*arguments, "--format", "tif"]) == 0
     assert "1 harmonized, 0 failed" in capsys.readouterr().out
     (tmp_path / "images/b.png").write_bytes(b"broken")
+    (tmp_path / "masks/b.png").write_bytes((tmp_path / "masks/a.png").read_bytes())
     assert cli.main([*arguments, "--format", "tif"]) == 1
     written = capsys.readouterr()
-    assert "1 harmonized, 1 failed" in written.out
+    assert "0 harmonized, 1 there already (--overwrite does them again), 1 failed" in written.out
+    statuses = {
+        Path(e["image"]).name: e["status"] for e in json.loads((tmp_path / "out/report.json").read_text())["files"]
+    }
+    assert statuses == {"a.png": "skipped", "b.png": "failed"}
     assert written.err.startswith(f"scsco: failed: {tmp_path / 'images/b.png'}: ")
     assert written.err.count("\n") == 1
 

@@ -1,5 +1,6 @@
 """One picture of any size, type and mode: what must change, what must not, and what is refused."""
 
+import importlib
 import warnings
 
 import numpy as np
@@ -10,8 +11,11 @@ from PIL import Image
 
 from scsco_fast.data.images import image_to_tensor, tensor_to_image
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import _extend, harmonize
+from scsco_fast.harmonize import harmonize
+from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
+
+MODULE = importlib.import_module("scsco_fast.harmonize")  # the package's name of it is the function
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -92,6 +96,59 @@ def test_detail_of_a_large_picture_is_kept() -> None:
     wanted = image / 255 + mask[:, :, None] * np.array([0.1, -0.05, 0.0])
     assert np.abs(result - wanted).max() < 1e-6
     assert max(model.seen[0][0].shape[-2:]) == 64
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("size", [None, 48])
+def test_a_network_that_changes_nothing_leaves_every_bit(dtype: type, size: int | None) -> None:
+    scale = {np.uint8: 1, np.uint16: 257}.get(dtype, 1 / 255)
+    image, mask = (picture(301, 173) * np.float64(scale)).astype(dtype), disc(301, 173).astype(np.float32)
+    image[100, 80] = np.negative(image[100, 80] * 0)  # -0.0 in a float picture
+    mask[120:130] *= 0.3
+    assert harmonize(image, mask, Shift(0.0, 0.0, 0.0), size).tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_strips_do_not_show(channels: int, monkeypatch: pytest.MonkeyPatch, small_model: HarmonizationUNet) -> None:
+    image = picture(211, 157)
+    image = np.dstack([image, image[:, :, :1] | 1])[:, :, :channels] if channels != 2 else image[:, :, :2] | 1
+    whole = harmonize(image, disc(211, 157), small_model)
+    monkeypatch.setattr(MODULE, "_STRIP", 600)
+    assert np.abs(harmonize(image, disc(211, 157), small_model).astype(int) - whole).max() <= 1
+
+
+def test_only_the_masks_box_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from scsco_fast.local_affine import enlarged_rows
+
+    asked = []
+
+    def spy(values, size, rows, columns, step):  # type: ignore[no-untyped-def]
+        asked.append((rows, columns))
+        return enlarged_rows(values, size, rows, columns, step)
+
+    monkeypatch.setattr(MODULE, "enlarged_rows", spy)
+    mask = np.zeros((300, 400), bool)
+    mask[100:120, 30:70] = mask[110, 350] = True
+    harmonize(picture(300, 400), mask, Shift(0.1, 0, 0))
+    assert asked == [((100, 120), (30, 351))]
+
+
+def test_native_is_the_pictures_own_size() -> None:
+    model = Shift(0.1, 0, 0)
+    harmonize(picture(300, 400), disc(300, 400), model, native=True)
+    assert model.seen[0][0].shape[-2:] == (300, 400)
+    with pytest.raises(ScscoError, match="both native and working_size=64"):
+        harmonize(picture(8, 8), disc(8, 8), model, working_size=64, native=True)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: object) -> None:
+        raise error
+
+    monkeypatch.setattr(MODULE, "_run", fails)
+    with pytest.raises(ScscoError, match=r"not enough memory to work at 400x300; .* \(the model's own is 256\)"):
+        harmonize(picture(300, 400), disc(300, 400), Shift(0.1, 0, 0), native=True)
 
 
 def test_thin_foreground_is_changed() -> None:
@@ -259,12 +316,12 @@ def test_extension_is_smooth_and_exact_where_known() -> None:
     known[..., 5:9, 3:8] = 1
     known[..., 20, 15] = 1
     values = torch.rand(1, 3, 33, 20) * known
-    filled = _extend(values, known)
+    filled = extend(values, known)
     inside = known.expand_as(values) > 0
     assert torch.equal(filled[inside], values[inside])
     assert filled.min() >= values[inside].min()
     assert filled.max() <= values[inside].max()
-    constant = _extend(0.3 * known, known)
+    constant = extend(0.3 * known, known)
     assert torch.allclose(constant, torch.full_like(constant, 0.3))
 
 
@@ -273,6 +330,6 @@ def test_enlarging_without_extension_would_leave_a_rim() -> None:
     known = torch.zeros(1, 1, 8, 8)
     known[..., 2:6, 2:6] = 1
     plain = F.interpolate(0.3 * known, size=64, mode="bilinear")[..., 16, 32]
-    extended = F.interpolate(_extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
+    extended = F.interpolate(extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
     assert plain.item() < 0.2
     assert extended.item() == pytest.approx(0.3)

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
+from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonize import harmonize
-from scsco_fast.harmonize_files import harmonize_file, harmonize_folder, read_image
+from scsco_fast.harmonize_files import DeepColorError, harmonize_file, read_image, write_image
 from scsco_fast.nn.unet import HarmonizationUNet
 
 SIZE = (70, 90)  # height, width
@@ -71,7 +73,7 @@ def test_profile_and_exif_are_kept_upright(folder: Path, pixels: np.ndarray, sma
     exif[0x010E] = "a caption"
     turned = Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90)
     turned.save(folder / "images/turned.png", exif=exif, icc_profile=b"a profile")
-    for name in ("b.png", "b.jpg", "b.webp"):
+    for name in ("b.png", "b.jpg", "b.webp", "b.tif"):
         written = Image.open(run(folder, name, small_model, image="images/turned.png"))
         assert written.size == (SIZE[1], SIZE[0])
         assert written.info["icc_profile"] == b"a profile"
@@ -99,11 +101,38 @@ def test_inverted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small
     assert (written[~mask] != pixels[~mask]).any()
 
 
-def test_empty_mask_warns_with_the_file(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
-    Image.new("L", (SIZE[1], SIZE[0])).save(folder / "masks/a.png")
-    with pytest.warns(UserWarning, match=r"a\.png: the mask is empty"):
-        target = run(folder, "b.png", small_model)
-    assert np.array_equal(np.asarray(Image.open(target)), pixels)
+@pytest.mark.parametrize(("grey", "message"), [(0, "all black, there is nothing"), (255, "all white, there is no")])
+@pytest.mark.parametrize("invert", [False, True])
+def test_masks_of_one_region(
+    grey: int, message: str, invert: bool, folder: Path, small_model: HarmonizationUNet
+) -> None:
+    Image.new("L", (SIZE[1], SIZE[0]), 255 - grey if invert else grey).save(folder / "masks/a.png")
+    with pytest.raises(ScscoError, match=rf"masks/a\.png: the mask is {message}"):
+        run(folder, "b.png", small_model, invert_mask=invert)
+    assert not (folder / "b.png").exists()
+
+
+def test_foreground_that_is_transparent(
+    folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    """Transparent pixels are no foreground: what is left of the mask is empty."""
+    rgba = np.dstack([pixels, np.where(mask, 0, 255).astype(np.uint8)])
+    Image.fromarray(rgba).save(folder / "images/a.png")
+    with pytest.raises(ScscoError, match=r"a\.png: the mask is empty"):
+        run(folder, "b.png", small_model)
+
+
+def test_own_alpha_channel_as_the_mask(
+    folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    alpha = mask.astype(np.uint8) * 255
+    Image.fromarray(np.dstack([pixels, alpha])).save(folder / "images/own.png")
+    harmonize_file(folder / "images/own.png", None, folder / "b.png", small_model)
+    written = np.asarray(Image.open(folder / "b.png"))
+    assert np.array_equal(written[:, :, 3], alpha)
+    assert np.array_equal(written[:, :, :3], harmonize(pixels, mask, small_model))
+    with pytest.raises(ScscoError, match=r"a\.png: has no alpha channel"):
+        harmonize_file(folder / "images/a.png", None, folder / "c.png", small_model)
 
 
 @pytest.mark.parametrize("victim", ["images/a.png", "masks/a.png", "images/../images/a.png"])
@@ -139,6 +168,74 @@ def test_jpeg_cannot_hold_everything(
     assert not (folder / "b.jpg").exists()
 
 
+@pytest.mark.parametrize("target", ["t.tif", "t.png", "t.jpg", "t.webp"])
+def test_exif_of_a_tiff_is_kept(target: str, folder: Path, pixels: np.ndarray) -> None:
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "a maker", 6
+    exif[0x8769] = {0x829A: 0.5}  # ExposureTime
+    Image.fromarray(pixels).save(folder / "source.tif", exif=exif.tobytes(), icc_profile=b"a profile")
+    image = read_image(folder / "source.tif")
+    assert image.size == SIZE  # turned upright: height and width have changed places
+    write_image(image, folder / target)
+    written = Image.open(folder / target)
+    assert written.getexif()[0x010F] == "a maker"
+    assert float(written.getexif().get_ifd(0x8769)[0x829A]) == 0.5
+    assert written.info["icc_profile"] == b"a profile"
+    assert read_image(folder / target).size == SIZE
+
+
+@pytest.mark.parametrize("target", ["t.tif", "t.png", "t.jpg", "t.webp"])
+def test_damaged_exif_is_no_obstacle(target: str, folder: Path, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(folder / "source.png", exif=b"Exif\0\0broken")
+    write_image(read_image(folder / "source.png"), folder / target)
+    assert read_image(folder / target).size == (SIZE[1], SIZE[0])
+
+
+def test_fitted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet) -> None:
+    small = Image.fromarray(mask.astype(np.uint8) * 255).resize((SIZE[1] * 2, SIZE[0] * 2), Image.Resampling.NEAREST)
+    small.save(folder / "masks/a.png")
+    with pytest.warns(UserWarning, match=r"masks/a\.png: the mask is 180x140 .*; resized to its picture's 90x70"):
+        target = run(folder, "b.png", small_model, fit_mask=True)
+    inner = np.zeros(SIZE, dtype=bool)
+    inner[22:48, 32:68] = True
+    whole = harmonize(pixels, mask, small_model)
+    assert np.abs(np.asarray(Image.open(target)).astype(int) - whole)[inner].max() <= 1
+
+
+def test_more_pixels_than_the_limit(folder: Path, small_model: HarmonizationUNet) -> None:
+    with pytest.raises(ScscoError, match=r"a\.png: the picture is 90x70, 0 megapixels; the limit is 0\.006: make it"):
+        run(folder, "b.png", small_model, max_pixels=6000)
+    run(folder, "b.png", small_model, max_pixels=6300)
+
+
+def test_pillows_limit_is_not_ours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A panorama of 30,000 pixels is above Pillow's limit, which only an environment of its own could raise."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)
+    with pytest.raises(ScscoError, match="more pixels than is safe"):
+        open_upright(folder / "images/a.png")
+    assert read_image(folder / "images/a.png").size == (90, 70)
+    assert Image.MAX_IMAGE_PIXELS == 3000
+
+
+def test_text_named_jpg(folder: Path, small_model: HarmonizationUNet) -> None:
+    (folder / "images/notes.jpg").write_text("not a picture")
+    with pytest.raises(ScscoError, match=r"notes\.jpg: not a picture of a known format"):
+        run(folder, "b.png", small_model, image="images/notes.jpg")
+
+
+def test_output_below_a_file(folder: Path, small_model: HarmonizationUNet) -> None:
+    (folder / "notes").write_text("")
+    with pytest.raises(ScscoError, match=r"cannot be written \(.*notes is not a folder\)"):
+        run(folder, "notes/b.png", small_model)
+
+
+def test_read_only_output(folder: Path, small_model: HarmonizationUNet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write to any folder
+    with pytest.raises(ScscoError, match="is read-only"):
+        run(folder, "out/b.png", small_model)
+    assert not (folder / "out").exists()
+
+
 def test_mask_of_another_size(folder: Path, small_model: HarmonizationUNet) -> None:
     Image.new("L", (10, 12), 255).save(folder / "masks/a.png")
     with pytest.raises(ScscoError, match=r"masks/a\.png.*10x12.*90x70"):
@@ -171,67 +268,22 @@ def test_animations_are_refused_and_phone_pictures_are_not(folder: Path, pixels:
     assert read_image(folder / "phone.jpg").size == (SIZE[1], SIZE[0])
 
 
-def test_sixteen_bit_colour_is_refused(folder: Path) -> None:
-    """Pillow would cut it to 8 bits without a word."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"\0" + bytes(12))
-    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-    (folder / "deep.png").write_bytes(png)
-    with pytest.raises(ScscoError, match=r"deep\.png: 16-bit colour"):
-        read_image(folder / "deep.png")
-
-
-def test_folder_pairs_by_name(folder: Path, small_model: HarmonizationUNet) -> None:
-    told: list[Path] = []
-    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, progress=told.append)
-    assert report.failed == {}
-    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.jpg"]
-    assert told == report.written
-    assert all(path.is_file() for path in report.written)
-
-
-def test_folder_in_another_format(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
-    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, suffix=".png")
-    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.png"]
-    Image.fromarray(pixels).save(folder / "images/a.tif")
-    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model, suffix=".png")
-    assert [path.name for path in report.failed] == ["a.tif"]
-    assert "is taken by a.png" in report.failed[folder / "images/a.tif"]
-
-
-def test_folder_goes_on_after_bad_files(folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
-    (folder / "images/broken.png").write_bytes((folder / "images/a.png").read_bytes()[:300])
-    Image.fromarray(pixels).save(folder / "masks/broken.png")
-    Image.fromarray(pixels).save(folder / "images/alone.png")
-    Image.fromarray(pixels).save(folder / "images/two.png")
-    for suffix in (".png", ".jpg"):
-        Image.fromarray(pixels).save(folder / f"masks/two{suffix}")
-    (folder / "images/notes.txt").write_text("not a picture")
-    report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model)
-    assert [path.name for path in report.written] == ["a.png", "x-1_1_2.jpg"]
-    reasons = {path.name: reason for path, reason in report.failed.items()}
-    assert reasons.keys() == {"broken.png", "alone.png", "two.png"}
-    assert "no mask; wanted a file named alone.png" in reasons["alone.png"]
-    assert "more than one mask (two.jpg, two.png)" in reasons["two.png"]
-    assert "broken.png" in reasons["broken.png"]
-    assert sorted(path.name for path in (folder / "out").iterdir()) == ["a.png", "x-1_1_2.jpg"]
-
-
-@pytest.mark.parametrize("output", ["images", "masks", "out/../images"])
-def test_output_folder_of_the_inputs(output: str, folder: Path, small_model: HarmonizationUNet) -> None:
-    with pytest.raises(ScscoError, match="holds the inputs"):
-        harmonize_folder(folder / "images", folder / "masks", folder / output, small_model)
-
-
-def test_missing_and_empty_folders(folder: Path, small_model: HarmonizationUNet) -> None:
-    with pytest.raises(ScscoError, match=r"nowhere: no such folder"):
-        harmonize_folder(folder / "nowhere", folder / "masks", folder / "out", small_model)
-    (folder / "none").mkdir()
-    with pytest.raises(ScscoError, match=r"none: holds no picture"):
-        harmonize_folder(folder / "none", folder / "masks", folder / "out", small_model)
+@pytest.mark.parametrize(("suffix", "channels"), [(".png", 2), (".png", 3), (".png", 4), (".tif", 3), (".tif", 4)])
+def test_sixteen_bit_colour(
+    suffix: str, channels: int, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    rng = np.random.default_rng(0)
+    deep = pixels.astype(np.uint16) * 256 + rng.integers(0, 256, pixels.shape, dtype=np.uint16)
+    deep = np.dstack([deep, deep[:, :, :1] | 1])[:, :, [0, 3] if channels == 2 else slice(0, channels)]
+    deep = np.ascontiguousarray(deep)
+    write_deep(DeepPicture(deep, b"a profile"), folder / f"images/deep{suffix}")
+    target = run(folder, f"b{suffix}", small_model, image=f"images/deep{suffix}")
+    written = read_deep(target, 10**6)
+    assert np.array_equal(written.pixels, harmonize(deep, mask, small_model))
+    assert np.array_equal(written.pixels[~mask], deep[~mask])
+    assert (written.pixels[mask] != deep[mask]).any()
+    assert written.icc_profile == b"a profile"
+    with pytest.raises(ScscoError, match=r"b\.jpg: \.jpg cannot hold 16-bit colour; name a \.png"):
+        run(folder, "b.jpg", small_model, image=f"images/deep{suffix}")
+    with pytest.raises(DeepColorError, match="would be cut to 8 bits"):
+        read_image(folder / f"images/deep{suffix}")

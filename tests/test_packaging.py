@@ -30,14 +30,30 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 
 # A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
 ORDER = (
-    *("errors", "files", "reference", "kernels", "cuda", "eager", "regions", "photometric", "ops", "nn", "negatives"),
+    *(
+        "errors",
+        "files",
+        "reference",
+        "kernels",
+        "cuda",
+        "eager",
+        "regions",
+        "local_affine",
+        "photometric",
+        "ops",
+        "nn",
+        "negatives",
+    ),
     *("loss", "data", "protocols", "metrics", "triplets", "published", "evaluate", "compare"),
-    *("weights", "harmonize", "strips", "harmonize_files", "info"),
+    *("weights", "harmonize", "strips", "harmonize_files", "harmonize_folders", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
-LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py", "accelerate")
+LAZY = (
+    *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
+    *("h5py", "accelerate"),
+)
 
 
 def installed_name(path: Path) -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import struct
+import threading
 import zlib
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
 # What else Pillow opens are formats of no picture, or need another program: an EPS file is run by Ghostscript.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes a phone's MPO
+_PILLOWS_LIMIT = threading.Lock()
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError (an OSError).
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
@@ -67,7 +70,9 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     return Picture(np.array(image.convert("RGB")), None)
 
 
-def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> np.ndarray:
+def read_mask(
+    path: str | os.PathLike[str], size: tuple[int, int] | None = None, max_pixels: int | None = None
+) -> np.ndarray:
     """Read a mask file as grey value / 255: 1 is foreground, 0 is background, values between are soft edges.
 
     Colour is turned to grey. Transparency is ignored, unless the colour is the same everywhere and the transparency is
@@ -76,6 +81,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
     Args:
         path: a picture file of any mode.
         size: (height, width) that the mask must have; None accepts any.
+        max_pixels: as `open_upright`.
 
     Returns:
         (H, W) float32 in [0, 1].
@@ -90,7 +96,7 @@ def read_mask(path: str | os.PathLike[str], size: tuple[int, int] | None = None)
         >>> float(read_mask(path, size=(2, 4)).min())
         1.0
     """
-    image = open_upright(path)
+    image = open_upright(path, max_pixels)
     if size is not None and (image.height, image.width) != tuple(size):
         raise ScscoError(
             f"{os.fspath(path)}: the mask is {image.width}x{image.height} (width x height) but its picture is "
@@ -143,12 +149,23 @@ def tensor_to_image(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
 
 
-def open_upright(path: str | os.PathLike[str]) -> Image.Image:
-    """The first frame, fully decoded and turned upright; ScscoError for anything that is not a whole picture."""
+def open_upright(
+    path: str | os.PathLike[str],
+    max_pixels: int | None = None,
+    look: Callable[[Image.Image], None] | None = None,
+) -> Image.Image:
+    """The first frame, fully decoded and turned upright; ScscoError for anything that is not a whole picture.
+
+    Args:
+        max_pixels: a larger picture is refused before it is decoded; None is Pillow's own limit.
+        look: called with the opened file before it is decoded; it may raise a ScscoError.
+    """
     _check_file(path)
     name = os.fspath(path)
     try:
-        with Image.open(path, formats=_FORMATS) as opened:
+        with _opened(path, max_pixels) as opened:
+            if look is not None:
+                look(opened)
             opened.load()
             return _upright(opened)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -156,6 +173,8 @@ def open_upright(path: str | os.PathLike[str]) -> Image.Image:
             f"{name}: the picture claims more pixels than is safe to decode ({_one_line(error)}); "
             "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
         ) from error
+    except ScscoError:
+        raise
     except UnidentifiedImageError as error:
         raise ScscoError(
             f"{name}: not a picture of a known format and pixel type; save it as an 8-bit PNG or JPEG"
@@ -166,6 +185,30 @@ def open_upright(path: str | os.PathLike[str]) -> Image.Image:
         raise ScscoError(
             f"{name}: cannot be decoded to its end, the file is truncated or damaged ({_one_line(error)}); replace it"
         ) from error
+
+
+def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
+    """A file that Pillow has opened, not decoded, whatever number of pixels it claims: check that."""
+    with _PILLOWS_LIMIT:  # it is one for the whole process
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _opened(path: str | os.PathLike[str], max_pixels: int | None) -> Image.Image:
+    if max_pixels is None:
+        return Image.open(path, formats=_FORMATS)
+    opened = open_unlimited(path)
+    if opened.width * opened.height > max_pixels:
+        opened.close()
+        raise ScscoError(
+            f"{os.fspath(path)}: the picture is {opened.width}x{opened.height}, "
+            f"{opened.width * opened.height / 1e6:.0f} megapixels; the limit is {max_pixels / 1e6:g}: make it smaller, "
+            "or raise --max-megapixels if there is memory for it"
+        )
+    return opened
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:
