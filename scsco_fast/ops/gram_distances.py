@@ -96,7 +96,9 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.save_for_backward(output[1], anchor, background, others)
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad is None:
+        return None, None, None, None
     anchor_only = not any(ctx.needs_input_grad[1:3])
     grads = _gram_distances_backward(grad, *ctx.saved_tensors, ctx.backend, anchor_only)
     return *grads, *[None] * (4 - len(grads))
