@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | prepare | synthesize | harmonize | bench | build | doctor`.
+"""The command line: `scsco COMMAND`; `USAGE` lists the commands.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -37,6 +37,7 @@ commands:
   synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
+  import-rainnet  convert RainNet's checkpoint:  scsco import-rainnet net_G_last.pth
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
@@ -220,6 +221,20 @@ class HarmonizeOptions:
 
 
 @dataclass(frozen=True)
+class ImportRainnetOptions:
+    """Convert a RainNet checkpoint into a model file that `scsco harmonize` and `scsco evaluate` read as --model.
+
+    The file must be the generator's state dict, such as net_G_last.pth; only tensors are read from it. What it computes
+    stays the same, to float32 rounding: docs/rainnet.md.
+    """
+
+    checkpoint: Path
+    """RainNet's net_G_last.pth; `scsco import-rainnet FILE` is short for it."""
+    output: Path | None = None
+    """Model file to write; if not given, the checkpoint's name with .safetensors. It must not exist yet."""
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """Time every operation on this GPU, beside dense, compiled and library attention; or tune the Triton kernels."""
 
@@ -292,6 +307,7 @@ def _dispatch(arguments: list[str]) -> int:
         "prepare": _prepare,
         "synthesize": _synthesize,
         "harmonize": _harmonize,
+        "import-rainnet": _import_rainnet,
         "bench": _bench,
         "build": _build,
         "doctor": _doctor,
@@ -679,6 +695,22 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path, masks: Path) -> i
         print(f"scsco: failed: {reason}", file=sys.stderr)
     print(f"{len(report.written)} harmonized, {len(report.failed)} failed")
     return 1 if report.failed else 0
+
+
+def _import_rainnet(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--checkpoint", *arguments]
+    options = _parse(ImportRainnetOptions, arguments, "scsco import-rainnet")
+    from scsco_fast.nn.rainnet import read_rainnet
+    from scsco_fast.weights import save_model
+
+    output = options.output or options.checkpoint.with_suffix(".safetensors")
+    model = read_rainnet(options.checkpoint)
+    if output.exists():
+        raise ScscoError(f"{output}: exists already; name another file with --output")
+    save_model(model, output, {"source": f"RainNet, {options.checkpoint.name}"})
+    print(f"wrote {output}")
+    return 0
 
 
 def _bench(arguments: list[str]) -> int:

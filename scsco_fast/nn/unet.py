@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scsco_fast.nn.norm import BAIN, RAIN
+from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
-NORMS = ("bain", "rain", "instance")
+NORMS = ("bain", "rain", "instance", "rainnet")
 IN_CHANNELS = (3, 4, 7)
 HEADS = ("direct", "residual")
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
@@ -24,8 +24,8 @@ class HarmonizationUNet(nn.Module):
 
     `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip
     connections, and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the
-    decoder is SCS-Co's. With in_channels=3, norm="rain" and head="direct" it is RainNet, which `scsco_fast.nn.rainnet`
-    loads.
+    decoder is SCS-Co's. With in_channels=3, norm="rainnet" and head="direct" it is RainNet, which
+    `scsco_fast.nn.rainnet` loads.
 
     Args:
         in_channels: 4: composite and mask; 3: composite only, as RainNet; 7: composite, mask, and the composite with
@@ -34,8 +34,8 @@ class HarmonizationUNet(nn.Module):
             the background's colours in absolute terms.
         base_channels: width of the first level.
         levels: 5 to 10; the input is padded to a multiple of 2 ** levels and the output cropped back.
-        norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the
-            finest.
+        norm: "bain", "rain", "instance", "rainnet" (`ReleasedRAIN`), or one of them per decoder level, levels - 1
+            names from the coarsest to the finest.
         head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the
             composite, which learns in minutes what the other learns in days.
         key_channels: of BAIN; None: min(C, 64).
@@ -178,7 +178,8 @@ def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
 def _norm(name: str, channels: int, key_channels: int | None, project_value: bool, cosine: bool) -> nn.Module:
     if name == "bain":
         return BAIN(channels, key_channels, project_value, cosine=cosine)
-    return RAIN(channels) if name == "rain" else nn.InstanceNorm2d(channels)
+    kinds = {"rain": RAIN, "rainnet": ReleasedRAIN, "instance": nn.InstanceNorm2d}
+    return kinds[name](channels)
 
 
 def _pad(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor | None]:
