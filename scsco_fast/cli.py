@@ -38,6 +38,8 @@ commands:
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   import-rainnet  convert RainNet's checkpoint:  scsco import-rainnet net_G_last.pth
+  export     write a model for other programs:   scsco export --model MODEL --format onnx --output model.onnx
+  demo       a page to try a model in a browser: scsco demo --model MODEL
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
@@ -235,6 +237,37 @@ class ImportRainnetOptions:
 
 
 @dataclass(frozen=True)
+class ExportOptions:
+    """Write a model for programs that know nothing of this one: any batch, height and width (docs/export.md)."""
+
+    output: Path
+    """File to write: .pt2, .onnx, .pt2."""
+    format: Literal["pt2", "onnx", "aoti"]
+    """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor, which needs a C++ compiler."""
+    model: Path | None = None
+    """Model file: model.safetensors of a run."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Show a page where a picture and its mask are uploaded, harmonized and downloaded (docs/demo.md).
+
+    Only this machine can open it, unless --host says otherwise; there is no password.
+    """
+
+    model: Path | None = None
+    """Model file: model.safetensors of a run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine only."""
+    port: int = 7860
+    """Port to listen on."""
+    max_megapixels: float = 24.0
+    """Larger pictures are refused."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """Time every operation on this GPU, beside dense, compiled and library attention; or tune the Triton kernels."""
 
@@ -308,6 +341,8 @@ def _dispatch(arguments: list[str]) -> int:
         "synthesize": _synthesize,
         "harmonize": _harmonize,
         "import-rainnet": _import_rainnet,
+        "export": _export,
+        "demo": _demo,
         "bench": _bench,
         "build": _build,
         "doctor": _doctor,
@@ -711,6 +746,32 @@ def _import_rainnet(arguments: list[str]) -> int:
     save_model(model, output, {"source": f"RainNet, {options.checkpoint.name}"})
     print(f"wrote {output}")
     return 0
+
+
+def _export(arguments: list[str]) -> int:
+    options = _parse(ExportOptions, arguments, "scsco export")
+    from scsco_fast.export import check, export
+
+    check(options.output, options.format)
+    export(_model_or_default(options.model, "cpu"), options.output, options.format)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    options = _parse(DemoOptions, arguments, "scsco demo")
+    _check_backend()
+    from scsco_fast.demo import require_gradio, serve
+
+    require_gradio()
+    serve(_model_or_default(options.model, options.device), options.host, options.port, options.max_megapixels)
+    return 0
+
+
+def _model_or_default(path: Path | None, device: str) -> "HarmonizationUNet":
+    if path is None:
+        raise ScscoError("no default model yet: give --model")
+    return _load_model(path, device)
 
 
 def _bench(arguments: list[str]) -> int:

@@ -131,7 +131,7 @@ class HarmonizationUNet(nn.Module):
         image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
         regions = Regions(foreground, known)
         prediction = self._decode(*self._encode(image, foreground, regions), regions)
-        prediction = torch.tanh(prediction[..., :height, :width].to(composite.dtype))
+        prediction = torch.tanh(_crop(prediction, height, width).to(composite.dtype))
         blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
         if self.head == "residual":
             return composite + prediction * blend
@@ -186,12 +186,37 @@ def _pad(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -
     """Replicate the composite to the right and below; what is added is not valid, and what is not valid is black."""
     if valid is not None:
         composite = torch.where(valid > THRESHOLD, composite, 0)
+    if torch.compiler.is_exporting():
+        return _pad_any(composite, mask, valid, multiple)
     bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple
     if not bottom and not right:
         return composite, mask, valid
     margin = (0, right, 0, bottom)
     known = F.pad(torch.ones_like(mask) if valid is None else valid, margin)
     return F.pad(composite, margin, mode="replicate"), F.pad(mask, margin), known
+
+
+def _pad_any(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without a decision on the size, so that one exported graph holds for all; `valid` is never None."""
+    height, width = composite.shape[-2:]
+    rows, columns = (
+        torch.arange((side + multiple - 1) // multiple * multiple, device=mask.device) for side in (height, width)
+    )
+    inside = (rows < height)[:, None] & (columns < width)  # (H', W')
+    row, column = rows.clamp(max=height - 1), columns.clamp(max=width - 1)
+    image, foreground, known = (
+        x.index_select(2, row).index_select(3, column)
+        for x in (composite, mask, torch.ones_like(mask) if valid is None else valid)
+    )
+    return image, foreground * inside, known * inside
+
+
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return x[..., :height, :width]
+    # A slice would ask whether it is shorter than x.
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None:
