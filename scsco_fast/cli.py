@@ -243,7 +243,7 @@ class ExportOptions:
     output: Path
     """File to write: .pt2, .onnx, .pt2."""
     format: Literal["pt2", "onnx", "aoti"]
-    """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor, which needs a C++ compiler."""
+    """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
     model: Path | None = None
     """Model file: model.safetensors of a run."""
 

@@ -41,7 +41,7 @@ MAX_UPLOAD = "64mb"
 WAITING = 16  # requests in the queue; one is computed at a time
 PREVIEW = 1024  # long side of what the page shows
 KEPT = 3600  # seconds that uploads and results stay on disk
-SAMPLES, SAMPLE_SIZE = 3, 384
+SAMPLES, SAMPLE_SIZE, SAMPLE_SEED = (19, 12, 30), 384, 5  # chosen for foregrounds that look like objects
 UPLOAD, PAINT = "Upload it", "Paint it"
 
 # The page's own scripts and styles are inline; from another host nothing may come, and none may frame it.
@@ -50,6 +50,7 @@ POLICY = (
     "img-src 'self' data: blob:; media-src 'self' blob:; worker-src 'self' blob:; font-src 'self' data:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+STYLE = "#attention img { width: 100%; max-height: 420px; object-fit: contain }"  # small pictures are enlarged
 HEADERS = {
     "content-security-policy": POLICY,
     "x-content-type-options": "nosniff",
@@ -79,9 +80,7 @@ class Shown:
     point: tuple[int, int]
 
 
-def serve(
-    model: HarmonizationUNet, host: str = HOST, port: int = PORT, max_megapixels: float = MAX_MEGAPIXELS
-) -> None:
+def serve(model: HarmonizationUNet, host: str = HOST, port: int = PORT, max_megapixels: float = MAX_MEGAPIXELS) -> None:
     """Show the page at http://host:port until the process is interrupted.
 
     Args:
@@ -130,17 +129,12 @@ def build(model: HarmonizationUNet, folder: Path, max_megapixels: float = MAX_ME
     levels = _attention_levels(model)
     actions = _Actions(model, folder / "results", max_megapixels)
 
-    class PictureFile(gr.Image):
-        """Uploads a picture and gives its path as it is: it is this project that decodes it, or refuses to."""
-
-        is_template = True
-
-        def preprocess(self, payload: Any) -> Any:
-            return None if payload is None else payload.path
-
     def picture(label: str, name: str, height: int) -> Any:
         shown = {"sources": ["upload", "clipboard"], "type": "filepath", "image_mode": None, "buttons": []}
-        return PictureFile(label=label, elem_id=name, height=height, **shown)
+        field = gr.Image(label=label, elem_id=name, height=height, **shown)
+        # Gradio would open the file with every reader that Pillow has. It is this project that opens it, or refuses.
+        field.preprocess = lambda payload: None if payload is None else payload.path
+        return field
 
     private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title="scsco demo", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT)) as page:
@@ -350,18 +344,18 @@ def _middle(inside: np.ndarray) -> tuple[int, int]:
 
 def _attention_levels(model: HarmonizationUNet) -> dict[str, str]:
     """What the page calls the resolutions of the decoder's BAINs, finest first, to the names of the modules."""
-    return {
-        f"1/{2 ** (level + 1)}": f"norm.{level}" for level, norm in enumerate(model.norm) if isinstance(norm, BAIN)
-    }
+    return {f"1/{2 ** (level + 1)}": f"norm.{level}" for level, norm in enumerate(model.norm) if isinstance(norm, BAIN)}
 
 
 def _samples(folder: Path) -> list[list[str]]:
     """Composites and masks made of two photographs that come with scikit-image, as files."""
     photos = load_photos("builtin", "test")
-    made = SyntheticComposites(photos, size=SAMPLE_SIZE, length=SAMPLES, seed=5, augment=False)
+    made = SyntheticComposites(photos, size=SAMPLE_SIZE, length=len(SAMPLES), seed=SAMPLE_SEED, augment=False)
     folder.mkdir(parents=True)
     pairs = []
-    for index, sample in enumerate(item for item in made if isinstance(item, Sample)):
+    for index, sample in ((index, made[index]) for index in SAMPLES):
+        if not isinstance(sample, Sample):
+            continue
         pair = [folder / f"sample_{index}.png", folder / f"sample_{index}_mask.png"]
         for path, picture in zip(pair, (sample.composite, sample.mask.expand(3, -1, -1)), strict=True):
             Image.fromarray(tensor_to_image(picture)).save(path)
@@ -441,6 +435,7 @@ def _launch_options(host: str, port: int) -> dict[str, Any]:
         "footer_links": [],
         "state_session_capacity": 2 * WAITING,
         "app_kwargs": {"middleware": [Middleware(_WithHeaders)]},
+        "css": STYLE,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     }
 

@@ -78,7 +78,9 @@ def check(path: str | Path, format: Format) -> None:
     if format not in get_args(Format):
         raise ScscoError(f"the format is {format!r}; wanted one of {', '.join(get_args(Format))}")
     if Path(path).suffix != SUFFIXES[format]:
-        raise ScscoError(f"{path}: the format {format} has the suffix {SUFFIXES[format]}; name a {SUFFIXES[format]} file")
+        raise ScscoError(
+            f"{path}: the format {format} has the suffix {SUFFIXES[format]}; name a {SUFFIXES[format]} file"
+        )
     missing = [name for name in ("onnx", "onnxscript") if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ScscoError(f'ONNX needs {" and ".join(missing)}: pip install "scsco-fast[export]"')

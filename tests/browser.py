@@ -3,6 +3,7 @@
 `python tests/browser.py MODEL PICTURE MASK OUTPUT.png` writes the screenshot of docs/demo.md.
 """
 
+import base64
 import json
 import shutil
 import socket
@@ -95,7 +96,9 @@ class Page:
     def idle(self) -> None:
         """Until the server works at nothing for this page."""
         time.sleep(0.3)
-        self.until("an idle page", lambda: not self.all("[data-testid='status-tracker'].generating, .eta-bar, .pending"))
+        self.until(
+            "an idle page", lambda: not self.all("[data-testid='status-tracker'].generating, .eta-bar, .pending")
+        )
 
     def choose(self, name: str, text: str) -> None:
         """Take an option of a group of radio buttons."""
@@ -124,11 +127,9 @@ class Page:
         element = self.find(selector)
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
         size = element.size
-        first, last = (
-            (round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])) for x, y in (start, end)
-        )
+        first, last = ((round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])) for x, y in (start, end))
         chain = ActionChains(self.driver).move_to_element_with_offset(element, *first).click_and_hold()
-        for step in range(1, 6):
+        for _ in range(5):
             chain.move_by_offset((last[0] - first[0]) // 5, (last[1] - first[1]) // 5)
         chain.release().perform()
 
@@ -170,9 +171,7 @@ class Page:
     def requests(self) -> set[str]:
         """The addresses that the page has asked for."""
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
-        return {
-            event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"
-        }
+        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
 
 
 def screenshot(model: Path, picture: Path, mask: Path, output: Path) -> None:
@@ -182,7 +181,11 @@ def screenshot(model: Path, picture: Path, mask: Path, output: Path) -> None:
             page.upload("composite", picture)
             page.upload("mask", mask)
             page.harmonize()
-            page.driver.save_screenshot(str(output))
+            time.sleep(1)  # for the toolbars to fade
+            size = page.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+            shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
+            output.write_bytes(base64.b64decode(shot["data"]))
         finally:
             page.close()
 

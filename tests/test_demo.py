@@ -64,7 +64,9 @@ def address(model: Path) -> Iterator[str]:
         yield address
 
 
-def get(url: str, data: bytes | None = None, headers: dict[str, str] | None = None) -> tuple[int, bytes, dict[str, str]]:
+def get(
+    url: str, data: bytes | None = None, headers: dict[str, str] | None = None
+) -> tuple[int, bytes, dict[str, str]]:
     """Status, content and headers of an answer."""
     try:
         with urllib.request.urlopen(urllib.request.Request(url, data, headers or {}), timeout=60) as answer:
@@ -129,7 +131,10 @@ def test_another_address_is_warned_of(monkeypatch: pytest.MonkeyPatch, small_mod
             raise OSError("no such address")
 
     monkeypatch.setattr(demo, "build", lambda *_: Page())
-    with pytest.warns(UserWarning, match=r"0\.0\.0\.0 is not loopback"), pytest.raises(sf.ScscoError, match="cannot be"):
+    with (
+        pytest.warns(UserWarning, match=r"0\.0\.0\.0 is not loopback"),
+        pytest.raises(sf.ScscoError, match="cannot be"),
+    ):
         demo.serve(small_model, "0.0.0.0", 1)
 
 

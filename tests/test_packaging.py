@@ -32,12 +32,24 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 ORDER = (
     *("errors", "files", "reference", "kernels", "cuda", "eager", "regions", "photometric", "ops", "nn", "negatives"),
     *("loss", "data", "protocols", "metrics", "triplets", "published", "evaluate", "compare"),
-    *("weights", "harmonize", "strips", "harmonize_files", "info"),
+    *("weights", "harmonize", "strips", "harmonize_files", "export", "demo", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
-LAZY = ("triton", "tyro", "rich", "skimage", "matplotlib", "tensorboard", "safetensors", "h5py", "accelerate")
+LAZY = (
+    "triton",
+    "tyro",
+    "rich",
+    "skimage",
+    "matplotlib",
+    "tensorboard",
+    "safetensors",
+    "h5py",
+    "accelerate",
+    "gradio",
+    "onnx",
+)
 
 
 def installed_name(path: Path) -> str:
