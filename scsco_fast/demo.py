@@ -162,7 +162,7 @@ def build(model: HarmonizationUNet, folder: Path, max_megapixels: float = MAX_ME
                     **{"interactive": False, "format": "png", "type": "numpy"},
                 )
                 level = gr.Radio(
-                    list(levels), value=next(iter(levels), None), label="At which resolution", elem_id="level",
+                    list(levels), value=_middle_one(levels), label="At which resolution", elem_id="level",
                     visible=len(levels) > 1,
                 )  # fmt: skip
 
@@ -345,6 +345,11 @@ def _middle(inside: np.ndarray) -> tuple[int, int]:
 def _attention_levels(model: HarmonizationUNet) -> dict[str, str]:
     """What the page calls the resolutions of the decoder's BAINs, finest first, to the names of the modules."""
     return {f"1/{2 ** (level + 1)}": f"norm.{level}" for level, norm in enumerate(model.norm) if isinstance(norm, BAIN)}
+
+
+def _middle_one(levels: dict[str, str]) -> str | None:
+    """The finest level's map is dotted, the coarsest one's says little."""
+    return list(levels)[(len(levels) - 1) // 2] if levels else None
 
 
 def _samples(folder: Path) -> list[list[str]]:

@@ -4,6 +4,7 @@
 """
 
 import base64
+import io
 import json
 import shutil
 import socket
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 PATIENCE = 60  # seconds
 
@@ -134,10 +137,14 @@ class Page:
         chain.release().perform()
 
     def harmonize(self) -> None:
-        """Press the button, and wait for a new result."""
-        before = self.source("#slider img")
+        """Press the button, and wait for a result that differs from the one before."""
+
+        def shown() -> list[str]:
+            return [image.get_attribute("src") for image in self.all("#slider img")]
+
+        before = shown()
         self.click("#start")
-        self.until("a new result", lambda: self.source("#slider img") not in (None, before))
+        self.until("a new result", lambda: len(shown()) == 2 and shown() != before)
         self.idle()
 
     def source(self, selector: str) -> str | None:
@@ -174,18 +181,19 @@ class Page:
         return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
 
 
-def screenshot(model: Path, picture: Path, mask: Path, output: Path) -> None:
+def screenshot(model: Path, composite: Path, mask: Path, output: Path) -> None:
     with served(model) as address:
-        page = Page(address, output.parent, height=1200)
+        page = Page(address, output.parent, width=1295, height=1200)  # 15 of it are the scroll bar's
         try:
-            page.upload("composite", picture)
+            page.upload("composite", composite)
             page.upload("mask", mask)
             page.harmonize()
             time.sleep(1)  # for the toolbars to fade
             size = page.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
             whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
             shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
-            output.write_bytes(base64.b64decode(shot["data"]))
+            picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+            picture.quantize(256).save(output, optimize=True)
         finally:
             page.close()
 
