@@ -238,7 +238,7 @@ class ImportRainnetOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write a model for programs that know nothing of this one: any batch, height and width (docs/export.md)."""
+    """Write a model for programs that know nothing of this one: torch.export, ONNX, AOTInductor (docs/export.md)."""
 
     output: Path
     """File to write: .pt2, .onnx, .pt2."""
@@ -246,6 +246,8 @@ class ExportOptions:
     """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
     model: Path | None = None
     """Model file: model.safetensors of a run."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures, one at a time; if not given, any; of aoti, the working size squared."""
 
 
 @dataclass(frozen=True)
@@ -752,8 +754,8 @@ def _export(arguments: list[str]) -> int:
     options = _parse(ExportOptions, arguments, "scsco export")
     from scsco_fast.export import check, export
 
-    check(options.output, options.format)
-    export(_model_or_default(options.model, "cpu"), options.output, options.format)
+    check(options.output, options.format, options.size)
+    export(_model_or_default(options.model, "cpu"), options.output, options.format, options.size)
     print(f"wrote {options.output}")
     return 0
 

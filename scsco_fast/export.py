@@ -1,7 +1,8 @@
 """A network for other programs: torch.export, ONNX, and a compiled AOTInductor package.
 
-All three hold one graph of plain operations, `(composite, mask) -> output` as `HarmonizationUNet.forward`, for every
-batch size, height and width. No operation of this project is left in it, so loading needs no scsco-fast.
+All three hold one graph of plain operations, `(composite, mask) -> output` as `HarmonizationUNet.forward`. No operation of
+this project is left in it, so loading needs no scsco-fast. torch.export and ONNX take every batch size, height and width;
+an AOTInductor package is compiled for one size, which takes a minute: for all sizes it takes many.
 
 An exported graph cannot loop over a number of blocks that depends on the picture's size, so BAIN's attention is dense
 here: its memory grows with the square of the number of pixels, where the eager backend's grows with their number. The
@@ -43,7 +44,7 @@ INPUTS, OUTPUT = ("composite", "mask"), "output"
 _EXAMPLE = (2, 70, 100)  # batch, height, width: none of them 1, which the exporter would keep for good
 
 
-def export(model: HarmonizationUNet, path: str | Path, format: Format) -> None:
+def export(model: HarmonizationUNet, path: str | Path, format: Format, size: tuple[int, int] | None = None) -> None:
     """Write `model` in a format that runs without scsco-fast, atomically.
 
     | format | is read by |
@@ -53,11 +54,13 @@ def export(model: HarmonizationUNet, path: str | Path, format: Format) -> None:
     | "aoti" | `torch._inductor.aoti_load_package(path)`, or C++; machine code for this CPU, needs a C++ compiler here |
 
     Each is called with composite (B, 3, H, W) in [0, 1] and mask (B, 1, H, W) in [0, 1], float32 on the CPU, and gives
-    (B, 3, H, W), not clamped; any B, H and W. Where the mask is 0 the output is the composite, bit for bit.
+    (B, 3, H, W), not clamped. Where the mask is 0 the output is the composite, bit for bit.
 
     Args:
         model: the network; it is copied, and not changed.
         path: its suffix must be the format's: .pt2, .onnx, .pt2.
+        size: the one height and width that it takes, one picture at a time. None: any B, H and W; of "aoti", which
+            needs one, the model's working size squared.
 
     Raises:
         ScscoError: another suffix, a package or compiler that the format needs is missing, the file cannot be written.
@@ -68,12 +71,14 @@ def export(model: HarmonizationUNet, path: str | Path, format: Format) -> None:
         Traceback (most recent call last):
         scsco_fast.errors.ScscoError: model.onnx: the format pt2 has the suffix .pt2; name a .pt2 file
     """
-    check(path, format)
+    check(path, format, size)
+    if format == "aoti" and size is None:
+        size = (model.working_size, model.working_size)
     write = {"pt2": _write_program, "onnx": _write_onnx, "aoti": _write_aoti}[format]
-    _write(export_program(model), Path(path), model.working_size, write)
+    _write(export_program(model, size), Path(path), model.working_size, write)
 
 
-def check(path: str | Path, format: Format) -> None:
+def check(path: str | Path, format: Format, size: tuple[int, int] | None = None) -> None:
     """Whether `export` can write this format to `path`, without doing it; see there."""
     if format not in get_args(Format):
         raise ScscoError(f"the format is {format!r}; wanted one of {', '.join(get_args(Format))}")
@@ -81,6 +86,8 @@ def check(path: str | Path, format: Format) -> None:
         raise ScscoError(
             f"{path}: the format {format} has the suffix {SUFFIXES[format]}; name a {SUFFIXES[format]} file"
         )
+    if size is not None and min(size) < 1:
+        raise ScscoError(f"the size is {size[0]}x{size[1]} (height x width); wanted at least 1 pixel")
     missing = [name for name in ("onnx", "onnxscript") if format == "onnx" and find_spec(name) is None]
     if missing:
         raise ScscoError(f'ONNX needs {" and ".join(missing)}: pip install "scsco-fast[export]"')
@@ -89,8 +96,8 @@ def check(path: str | Path, format: Format) -> None:
         raise ScscoError(f"AOTInductor needs a C++ compiler, and {compiler} is not found; install g++, or set CXX")
 
 
-def export_program(model: HarmonizationUNet) -> torch.export.ExportedProgram:
-    """The network as one graph of plain operations with dynamic batch size, height and width; see `export`.
+def export_program(model: HarmonizationUNet, size: tuple[int, int] | None = None) -> torch.export.ExportedProgram:
+    """The network as one graph of plain operations, of any batch size, height and width, or of one size; see `export`.
 
     Takes about ten seconds. The graph is of float32 on the CPU and in eval mode; the model is not changed.
     """
@@ -101,12 +108,13 @@ def export_program(model: HarmonizationUNet) -> torch.export.ExportedProgram:
         if isinstance(norm, BAIN):
             plain.norm[level] = _DenseBAIN(norm, SLICES if level == 0 else 1)
     plain.requires_grad_(False)
-    batch, height, width = _EXAMPLE
+    batch, height, width = _EXAMPLE if size is None else (1, *size)
     composite, mask = torch.zeros(batch, 3, height, width), torch.zeros(batch, 1, height, width)
-    sizes = {axis: torch.export.Dim(name, min=1, max=LARGEST) for axis, name in SIZES.items()}
+    free = {axis: torch.export.Dim(name, min=1, max=LARGEST) for axis, name in SIZES.items()}
+    shapes = (free, free) if size is None else None
     # Without it the exporter would tell sizes of which the bottleneck has 1 pixel from others, and refuse to do both.
     with _config.patch(backed_size_oblivious=True), use_backend("reference"), torch.no_grad(), _quiet():
-        program = torch.export.export(plain, (composite, mask), dynamic_shapes=(sizes, sizes), strict=False)
+        program = torch.export.export(plain, (composite, mask), dynamic_shapes=shapes, strict=False)
         return program.run_decompositions({torch.ops.scsco_fast.region_norm_reference.default: reference_region_norm})
 
 
@@ -180,7 +188,9 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, working_size:
 def _name_sizes(proto: Any) -> None:
     """The exporter's s31, s67 and s75 become batch, height and width."""
     sizes = proto.graph.input[0].type.tensor_type.shape.dim
-    names = {sizes[axis].dim_param: name for axis, name in SIZES.items()}
+    names = {sizes[axis].dim_param: name for axis, name in SIZES.items() if sizes[axis].dim_param}
+    if not names:
+        return
     pattern = re.compile(r"\b(" + "|".join(map(re.escape, names)) + r")\b")
     for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
         for size in value.type.tensor_type.shape.dim:

@@ -193,7 +193,8 @@ def screenshot(model: Path, composite: Path, mask: Path, output: Path) -> None:
             whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
             shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
             picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-            picture.quantize(256).save(output, optimize=True)
+            palette = picture.quantize(256, kmeans=1)
+            picture.quantize(palette=palette).save(output, optimize=True)  # with a palette it is dithered
         finally:
             page.close()
 
