@@ -139,7 +139,7 @@ def build(model: HarmonizationUNet, folder: Path, max_megapixels: float = MAX_ME
     private: dict[str, Any] = {"api_visibility": "private"}
     with gr.Blocks(title="scsco demo", analytics_enabled=False, delete_cache=(KEPT // 2, KEPT)) as page:
         gr.Markdown("# Fit a pasted foreground to its background\n" + _description(model, max_megapixels))
-        shown = gr.State(None, time_to_live=KEPT)
+        shown = gr.State(None, time_to_live=KEPT, delete_callback=_forget)
         with gr.Row():
             with gr.Column():
                 composite = picture("Composite", "composite", 300)
@@ -221,8 +221,7 @@ class _Actions:
             output = harmonize(image, values, self.model)
         for warning in caught:
             _warn(str(warning.message))
-        if before is not None:  # gradio serves its own copy
-            shutil.rmtree(before.result.parent, ignore_errors=True)
+        _forget(before)
         self.results.mkdir(parents=True, exist_ok=True)
         result = Path(tempfile.mkdtemp(dir=self.results)) / f"{Path(composite).stem}_harmonized.png"
         write_image(output, result)
@@ -273,6 +272,12 @@ class _Actions:
                 f"{path}: {width}x{height} are {width * height / 1e6:.1f} megapixels, the limit is "
                 f"{self.max_megapixels:g}; make it smaller, or start scsco demo with --max-megapixels"
             )
+
+
+def _forget(shown: Shown | None) -> None:
+    """Delete the result; gradio serves, and deletes, a copy of its own."""
+    if shown is not None:
+        shutil.rmtree(shown.result.parent, ignore_errors=True)
 
 
 def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.ndarray:
@@ -423,7 +428,13 @@ class _WithHeaders:
 def _launch_options(host: str, port: int) -> dict[str, Any]:
     import gradio as gr
     from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+    middleware = [Middleware(_WithHeaders)]
+    if (
+        _is_loopback(host) and ":" not in host
+    ):  # another site whose name is made to lead here is no name of this machine
+        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=[host, "localhost", "127.0.0.1"]))
     return {
         "server_name": host,
         "server_port": port,
@@ -439,7 +450,7 @@ def _launch_options(host: str, port: int) -> dict[str, Any]:
         "mcp_server": False,
         "footer_links": [],
         "state_session_capacity": 2 * WAITING,
-        "app_kwargs": {"middleware": [Middleware(_WithHeaders)]},
+        "app_kwargs": {"middleware": middleware},
         "css": STYLE,
         "theme": gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
     }

@@ -1,8 +1,8 @@
 """A network for other programs: torch.export, ONNX, and a compiled AOTInductor package.
 
-All three hold one graph of plain operations, `(composite, mask) -> output` as `HarmonizationUNet.forward`. No operation of
-this project is left in it, so loading needs no scsco-fast. torch.export and ONNX take every batch size, height and width;
-an AOTInductor package is compiled for one size, which takes a minute: for all sizes it takes many.
+All three hold one graph of plain operations, `(composite, mask) -> output` as `HarmonizationUNet.forward`. No operation
+of this project is left in it, so loading needs no scsco-fast. torch.export and ONNX take every batch size, height and
+width; an AOTInductor package is compiled for one size.
 
 An exported graph cannot loop over a number of blocks that depends on the picture's size, so BAIN's attention is dense
 here: its memory grows with the square of the number of pixels, where the eager backend's grows with their number. The
@@ -113,7 +113,8 @@ def export_program(model: HarmonizationUNet, size: tuple[int, int] | None = None
     free = {axis: torch.export.Dim(name, min=1, max=LARGEST) for axis, name in SIZES.items()}
     shapes = (free, free) if size is None else None
     # Without it the exporter would tell sizes of which the bottleneck has 1 pixel from others, and refuse to do both.
-    with _config.patch(backed_size_oblivious=True), use_backend("reference"), torch.no_grad(), _quiet():
+    oblivious = _config.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+    with oblivious, use_backend("reference"), torch.no_grad(), _quiet():
         program = torch.export.export(plain, (composite, mask), dynamic_shapes=shapes, strict=False)
         return program.run_decompositions({torch.ops.scsco_fast.region_norm_reference.default: reference_region_norm})
 

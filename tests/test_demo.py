@@ -110,6 +110,8 @@ def test_other_pages_and_large_uploads_are_refused(address: str) -> None:
     assert headers["x-content-type-options"] == "nosniff"
     *_, headers = get(address, headers={"origin": "http://elsewhere.example"})
     assert "access-control-allow-origin" not in headers
+    status, _, _ = get(address, headers={"host": "elsewhere.example"})
+    assert status == 400
     form = {"content-type": "multipart/form-data; boundary=x"}
     start = b'--x\r\ncontent-disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
     status, _, _ = get(f"{address}/gradio_api/upload", start + bytes(1000) + b"\r\n--x--\r\n", form)
