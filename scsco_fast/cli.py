@@ -1,4 +1,4 @@
-"""The command line: `scsco train | evaluate | prepare | synthesize | harmonize | bench | build | doctor`.
+"""The command line: `scsco COMMAND`; `USAGE` lists the commands.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
 stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. Each command imports what it needs itself.
@@ -37,6 +37,9 @@ commands:
   synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
   harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
   bench      time every operation, end to end:   scsco bench --suite cpu
+  import-rainnet  convert RainNet's checkpoint:  scsco import-rainnet net_G_last.pth
+  export     write a model for other programs:   scsco export --model MODEL --format onnx --output model.onnx
+  demo       a page to try a model in a browser: scsco demo --model MODEL
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
@@ -236,6 +239,53 @@ class HarmonizeOptions:
 
 
 @dataclass(frozen=True)
+class ImportRainnetOptions:
+    """Convert a RainNet checkpoint into a model file that `scsco harmonize` and `scsco evaluate` read as --model.
+
+    The file must be the generator's state dict, such as net_G_last.pth; only tensors are read from it. What it computes
+    stays the same, to float32 rounding: docs/rainnet.md.
+    """
+
+    checkpoint: Path
+    """RainNet's net_G_last.pth; `scsco import-rainnet FILE` is short for it."""
+    output: Path | None = None
+    """Model file to write; if not given, the checkpoint's name with .safetensors. It must not exist yet."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write a model for programs that know nothing of this one: torch.export, ONNX, AOTInductor (docs/export.md)."""
+
+    output: Path
+    """File to write: .pt2, .onnx, .pt2."""
+    format: Literal["pt2", "onnx", "aoti"]
+    """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
+    model: Path | None = None
+    """Model file: model.safetensors of a run."""
+    size: tuple[int, int] | None = None
+    """Height and width of the pictures, one at a time; if not given, any; of aoti, the working size squared."""
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """Show a page where a picture and its mask are uploaded, harmonized and downloaded (docs/demo.md).
+
+    Only this machine can open it, unless --host says otherwise; there is no password.
+    """
+
+    model: Path | None = None
+    """Model file: model.safetensors of a run."""
+    host: str = "127.0.0.1"
+    """Address to listen on; the default is reached from this machine only."""
+    port: int = 7860
+    """Port to listen on."""
+    max_megapixels: float = 24.0
+    """Larger pictures are refused."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
 class BenchOptions:
     """Time every operation and the whole network, beside dense, compiled and library attention: docs/benchmarks.md.
 
@@ -321,6 +371,9 @@ def _dispatch(arguments: list[str]) -> int:
         "prepare": _prepare,
         "synthesize": _synthesize,
         "harmonize": _harmonize,
+        "import-rainnet": _import_rainnet,
+        "export": _export,
+        "demo": _demo,
         "bench": _bench,
         "build": _build,
         "doctor": _doctor,
@@ -762,6 +815,48 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path) -> int:
     print(f"{len(report.written)} harmonized, {skipped}{len(report.failed)} failed")
     print(f"wrote {_printable(str(options.report or options.output / REPORT))}")
     return 1 if report.failed else 0
+
+
+def _import_rainnet(arguments: list[str]) -> int:
+    if arguments and not arguments[0].startswith("-"):
+        arguments = ["--checkpoint", *arguments]
+    options = _parse(ImportRainnetOptions, arguments, "scsco import-rainnet")
+    from scsco_fast.nn.rainnet import read_rainnet
+    from scsco_fast.weights import save_model
+
+    output = options.output or options.checkpoint.with_suffix(".safetensors")
+    model = read_rainnet(options.checkpoint)
+    if output.exists():
+        raise ScscoError(f"{output}: exists already; name another file with --output")
+    save_model(model, output, {"source": f"RainNet, {options.checkpoint.name}"})
+    print(f"wrote {output}")
+    return 0
+
+
+def _export(arguments: list[str]) -> int:
+    options = _parse(ExportOptions, arguments, "scsco export")
+    from scsco_fast.export import check, export
+
+    check(options.output, options.format, options.size)
+    export(_model_or_default(options.model, "cpu"), options.output, options.format, options.size)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _demo(arguments: list[str]) -> int:
+    options = _parse(DemoOptions, arguments, "scsco demo")
+    _check_backend()
+    from scsco_fast.demo import require_gradio, serve
+
+    require_gradio()
+    serve(_model_or_default(options.model, options.device), options.host, options.port, options.max_megapixels)
+    return 0
+
+
+def _model_or_default(path: Path | None, device: str) -> "HarmonizationUNet":
+    if path is None:
+        raise ScscoError("no default model yet: give --model")
+    return _load_model(path, device)
 
 
 def _bench(arguments: list[str]) -> int:

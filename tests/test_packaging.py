@@ -45,14 +45,14 @@ ORDER = (
         "negatives",
     ),
     *("loss", "data", "protocols", "metrics", "triplets", "published", "evaluate", "compare"),
-    *("weights", "harmonize", "strips", "harmonize_files", "harmonize_folders", "info"),
+    *("weights", "harmonize", "strips", "harmonize_files", "harmonize_folders", "export", "demo", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
 LAZY = (
     *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
-    *("h5py", "accelerate"),
+    *("h5py", "accelerate", "gradio", "onnx"),
 )
 
 

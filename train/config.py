@@ -72,7 +72,7 @@ class TrainConfig:
     levels: int = 8
     """Down-sampling levels of the U-Net."""
     norm: str | tuple[str, ...] = "bain"
-    """Decoder norm: "bain", "rain" or "instance", or levels - 1 of them from the coarsest level to the finest."""
+    """Decoder norm: "bain", "rain", "instance" or "rainnet", or levels - 1 of them from the coarsest to the finest."""
     head: Literal["direct", "residual"] = "direct"
     """The network predicts the picture, or a correction that is added to the composite."""
     key_channels: int | None = None

@@ -50,6 +50,45 @@ class RAIN(nn.Module):
         return f"{self.channels}, eps={self.eps}"
 
 
+class ReleasedRAIN(RAIN):
+    """RAIN as RainNet's released code computes it, for its checkpoints; `RAIN` is the formula for all else.
+
+    With n the number of a region's pixels, eps is added to it as well, and an empty region has no exception:
+
+        mu_r = sum x / (n + eps),  sigma_r = sqrt(sum (x - mu_r)^2 / (n + eps) + eps)
+
+    In a region of one pixel x - mu_r is then 1e-5 x and not 0, which division by sqrt(eps) makes 0.003 x; in an empty
+    one sigma_r is sqrt(eps) and not 1. Plain PyTorch on every device, without a kernel.
+
+    Example:
+        >>> import torch, scsco_fast as sf
+        >>> from scsco_fast.nn.norm import ReleasedRAIN
+        >>> x, mask = torch.randn(2, 8, 16, 16), torch.zeros(2, 1, 64, 64)
+        >>> mask[..., 20:40] = 1
+        >>> torch.allclose(ReleasedRAIN(8)(x, mask), sf.RAIN(8)(x, mask), atol=1e-4)
+        True
+    """
+
+    def forward(self, x: Tensor, mask: Regions | RegionLevel | Tensor) -> Tensor:
+        """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
+        level = level_of(mask, x.shape[-2], x.shape[-1])
+        mean_f, std_f = self._moments(x, level.foreground)
+        mean_b, std_b = self._moments(x, level.background)
+        gains = (1 + self.foreground_gamma, self.foreground_beta, 1 + self.background_gamma, self.background_beta)
+        gain_f, bias_f, gain_b, bias_b = (parameter.reshape(1, -1, 1, 1) for parameter in gains)
+        inside = ((x - mean_f) / std_f * std_b + mean_b) * gain_f + bias_f
+        y = torch.where(level.foreground, inside, (x - mean_b) / std_b * gain_b + bias_b).to(x.dtype)
+        return y if level.valid is None else torch.where(level.valid, y, 0)
+
+    def _moments(self, x: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, 1, 1) mean and deviation over `region` (B, 1, H, W) bool, in float32 or wider."""
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        size = region.sum(dim=(2, 3), keepdim=True) + self.eps
+        mean = torch.where(region, x, 0).sum(dim=(2, 3), keepdim=True, dtype=dtype) / size
+        variance = torch.where(region, x - mean, 0).square().sum(dim=(2, 3), keepdim=True) / size
+        return mean, torch.sqrt(variance + self.eps)
+
+
 class BAIN(RAIN):
     """Background-attentional adaptive instance normalisation (Hang et al., CVPR 2022).
 

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scsco_fast.nn.norm import BAIN, RAIN
+from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
-NORMS = ("bain", "rain", "instance")
+NORMS = ("bain", "rain", "instance", "rainnet")
 IN_CHANNELS = (3, 4, 7)
 HEADS = ("direct", "residual")
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
@@ -24,8 +24,8 @@ class HarmonizationUNet(nn.Module):
 
     `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip
     connections, and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the
-    decoder is SCS-Co's. With in_channels=3, norm="rain" and head="direct" it is RainNet, which `scsco_fast.nn.rainnet`
-    loads.
+    decoder is SCS-Co's. With in_channels=3, norm="rainnet" and head="direct" it is RainNet, which
+    `scsco_fast.nn.rainnet` loads.
 
     Args:
         in_channels: 4: composite and mask; 3: composite only, as RainNet; 7: composite, mask, and the composite with
@@ -34,8 +34,8 @@ class HarmonizationUNet(nn.Module):
             the background's colours in absolute terms.
         base_channels: width of the first level.
         levels: 5 to 10; the input is padded to a multiple of 2 ** levels and the output cropped back.
-        norm: "bain", "rain", "instance", or one of them per decoder level, levels - 1 names from the coarsest to the
-            finest.
+        norm: "bain", "rain", "instance", "rainnet" (`ReleasedRAIN`), or one of them per decoder level, levels - 1
+            names from the coarsest to the finest.
         head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the
             composite, which learns in minutes what the other learns in days.
         key_channels: of BAIN; None: min(C, 64).
@@ -131,7 +131,7 @@ class HarmonizationUNet(nn.Module):
         image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
         regions = Regions(foreground, known)
         prediction = self._decode(*self._encode(image, foreground, regions), regions)
-        prediction = torch.tanh(prediction[..., :height, :width].to(composite.dtype))
+        prediction = torch.tanh(_crop(prediction, height, width).to(composite.dtype))
         blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
         if self.head == "residual":
             return composite + prediction * blend
@@ -178,19 +178,45 @@ def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
 def _norm(name: str, channels: int, key_channels: int | None, project_value: bool, cosine: bool) -> nn.Module:
     if name == "bain":
         return BAIN(channels, key_channels, project_value, cosine=cosine)
-    return RAIN(channels) if name == "rain" else nn.InstanceNorm2d(channels)
+    kinds = {"rain": RAIN, "rainnet": ReleasedRAIN, "instance": nn.InstanceNorm2d}
+    return kinds[name](channels)
 
 
 def _pad(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """Replicate the composite to the right and below; what is added is not valid, and what is not valid is black."""
     if valid is not None:
         composite = torch.where(valid > THRESHOLD, composite, 0)
+    if torch.compiler.is_exporting():
+        return _pad_any(composite, mask, valid, multiple)
     bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple
     if not bottom and not right:
         return composite, mask, valid
     margin = (0, right, 0, bottom)
     known = F.pad(torch.ones_like(mask) if valid is None else valid, margin)
     return F.pad(composite, margin, mode="replicate"), F.pad(mask, margin), known
+
+
+def _pad_any(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The same without a decision on the size, so that one exported graph holds for all; `valid` is never None."""
+    height, width = composite.shape[-2:]
+    rows, columns = (
+        torch.arange((side + multiple - 1) // multiple * multiple, device=mask.device) for side in (height, width)
+    )
+    inside = (rows < height)[:, None] & (columns < width)  # (H', W')
+    row, column = rows.clamp(max=height - 1), columns.clamp(max=width - 1)
+    image, foreground, known = (
+        x.index_select(2, row).index_select(3, column)
+        for x in (composite, mask, torch.ones_like(mask) if valid is None else valid)
+    )
+    return image, foreground * inside, known * inside
+
+
+def _crop(x: Tensor, height: int, width: int) -> Tensor:
+    if not torch.compiler.is_exporting():
+        return x[..., :height, :width]
+    # A slice would ask whether it is shorter than x.
+    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
+    return x.index_select(2, rows).index_select(3, columns)
 
 
 def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None:

@@ -24,7 +24,7 @@ def test_rainnet_has_its_parameters() -> None:
 
 
 def test_rainnet_checkpoints_load_and_nothing_partial_does() -> None:
-    model = small(in_channels=3, levels=8, norm="rain")
+    model = small(in_channels=3, levels=8, norm="rainnet")
     state = to_rainnet(model)
     assert "unet_block.submodule.submodule.submodule.upnorm.foreground_gamma" in state
     assert state["model_layer11att.0.weight"].shape == (32, 32, 1, 1)
@@ -60,7 +60,7 @@ def test_a_soft_mask_blends() -> None:
 
 
 @pytest.mark.parametrize("cosine", [False, True])
-@pytest.mark.parametrize("norm", ["bain", "rain", "instance", ["bain", "rain", "instance", "bain"]])
+@pytest.mark.parametrize("norm", ["bain", "rain", "instance", "rainnet", ["bain", "rain", "instance", "bain"]])
 def test_norms_train(norm: object, cosine: bool) -> None:
     model = small(norm=norm, cosine=cosine).train()
     composite, mask = inputs(48, 48, batch=2)

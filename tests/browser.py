@@ -1,0 +1,203 @@
+"""`scsco demo` as a visitor uses it: the server in a process of its own, the page in a headless Chromium.
+
+`python tests/browser.py MODEL PICTURE MASK OUTPUT.png` writes the screenshot of docs/demo.md.
+"""
+
+import base64
+import io
+import json
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+PATIENCE = 60  # seconds
+
+
+def missing() -> str | None:
+    """Why no browser can be driven here, or None."""
+    try:
+        import selenium  # noqa: F401
+    except ImportError:
+        return "needs selenium (pip install selenium)"
+    absent = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    return f"needs {' and '.join(absent)} (Debian's chromium and chromium-driver)" if absent else None
+
+
+@contextmanager
+def served(model: Path, *options: str) -> Iterator[str]:
+    """The address of a running `scsco demo`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "scsco_fast", "demo", "--model", str(model), "--device", "cpu"]
+    command += ["--port", str(port), *options]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        assert server.stdout is not None
+        line = next((line for line in server.stdout if "the page is at" in line), "the server ended")
+        assert line == f"the page is at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait(PATIENCE)
+
+
+class Page:
+    """The page in a browser; every method waits for what it names."""
+
+    def __init__(self, address: str, downloads: Path, width: int = 1280, height: int = 1000) -> None:
+        from selenium import webdriver
+        from selenium.webdriver.chrome.service import Service
+
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(shutil.which("chromium"))
+        # Without a sandbox: a container's root has none. Nothing but the page's own server is opened.
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--force-color-profile=srgb"):
+            options.add_argument(argument)
+        options.add_argument(f"--window-size={width},{height}")
+        options.add_argument("--disable-background-networking")
+        options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+        self.downloads = downloads
+        self.driver = webdriver.Chrome(options, Service(str(shutil.which("chromedriver"))))
+        self.driver.get(address + "/?__theme=light")
+        self.find("#start")
+
+    def close(self) -> None:
+        self.driver.quit()
+
+    def until(self, what: str, condition: Callable[[], Any]) -> Any:
+        deadline = time.monotonic() + PATIENCE
+        while not (found := condition()):
+            assert time.monotonic() < deadline, f"{what} did not come; messages: {self.messages()}"
+            time.sleep(0.1)
+        return found
+
+    def all(self, selector: str) -> list[Any]:
+        return self.driver.find_elements("css selector", selector)
+
+    def find(self, selector: str) -> Any:
+        return self.until(selector, lambda: self.all(selector))[0]
+
+    def upload(self, name: str, path: Path) -> None:
+        """Put a file into the picture field `name`, in the place of what is in it."""
+        for button in self.all(f"#{name} button[aria-label='Clear'], #{name} button[aria-label='Remove Image']"):
+            button.click()
+        self.until(f"an empty #{name}", lambda: self.all(f"#{name} input[type=file]") and not self.all(f"#{name} img"))
+        self.find(f"#{name} input[type=file]").send_keys(str(path))
+        self.until(f"the picture in #{name}", lambda: self.all(f"#{name} img"))
+        self.idle()
+
+    def idle(self) -> None:
+        """Until the server works at nothing for this page."""
+        time.sleep(0.3)
+        self.until(
+            "an idle page", lambda: not self.all("[data-testid='status-tracker'].generating, .eta-bar, .pending")
+        )
+
+    def choose(self, name: str, text: str) -> None:
+        """Take an option of a group of radio buttons."""
+        found = (label for label in self.all(f"#{name} label") if label.text.strip() == text)
+        self.until(f"{text!r} in #{name}", lambda: next(found, None)).click()
+
+    def click(self, selector: str) -> None:
+        self.until(f"{selector} to click", lambda: self.find(selector).is_enabled())
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.find(selector))
+        self.find(selector).click()
+
+    def click_at(self, selector: str, x: float, y: float) -> None:
+        """Click at a share of the width and height of an element."""
+        from selenium.webdriver import ActionChains
+
+        element = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        size = element.size
+        offset = round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])
+        ActionChains(self.driver).move_to_element_with_offset(element, *offset).click().perform()
+
+    def stroke(self, selector: str, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a line with the mouse, between shares of the width and height of an element."""
+        from selenium.webdriver import ActionChains
+
+        element = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        size = element.size
+        first, last = ((round((x - 0.5) * size["width"]), round((y - 0.5) * size["height"])) for x, y in (start, end))
+        chain = ActionChains(self.driver).move_to_element_with_offset(element, *first).click_and_hold()
+        for _ in range(5):
+            chain.move_by_offset((last[0] - first[0]) // 5, (last[1] - first[1]) // 5)
+        chain.release().perform()
+
+    def harmonize(self) -> None:
+        """Press the button, and wait for a result that differs from the one before."""
+
+        def shown() -> list[str]:
+            return [image.get_attribute("src") for image in self.all("#slider img")]
+
+        before = shown()
+        self.click("#start")
+        self.until("a new result", lambda: len(shown()) == 2 and shown() != before)
+        self.idle()
+
+    def source(self, selector: str) -> str | None:
+        """Where an image comes from, or None where there is none."""
+        return next((image.get_attribute("src") for image in self.all(selector)), None)
+
+    def download(self) -> Path:
+        """What the button downloads."""
+        known = set(self.downloads.iterdir())
+        self.click("#download")
+
+        def new() -> Path | None:
+            files = set(self.downloads.iterdir()) - known
+            return next((file for file in files if file.suffix == ".png"), None)
+
+        found: Path = self.until("the download", new)
+        return found
+
+    def messages(self) -> list[str]:
+        """The messages that stand on the page."""
+        return [" ".join(element.text.split()) for element in self.all("[data-testid=toast-body]")]
+
+    def message(self, part: str) -> str:
+        """The message that holds `part`, after it was closed."""
+        text: str = self.until(f"{part!r}", lambda: next((line for line in self.messages() if part in line), None))
+        for button in self.all("[data-testid=toast-close]"):
+            button.click()
+        self.until("no message", lambda: not self.messages())
+        return text
+
+    def requests(self) -> set[str]:
+        """The addresses that the page has asked for."""
+        events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
+        return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
+
+
+def screenshot(model: Path, composite: Path, mask: Path, output: Path) -> None:
+    with served(model) as address:
+        page = Page(address, output.parent, width=1295, height=1200)  # 15 of it are the scroll bar's
+        try:
+            page.upload("composite", composite)
+            page.upload("mask", mask)
+            page.harmonize()
+            time.sleep(1)  # for the toolbars to fade
+            size = page.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+            shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
+            picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+            palette = picture.quantize(256, kmeans=1)
+            picture.quantize(palette=palette).save(output, optimize=True)  # with a palette it is dithered
+        finally:
+            page.close()
+
+
+if __name__ == "__main__":
+    screenshot(*map(Path, sys.argv[1:5]))

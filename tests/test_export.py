@@ -1,0 +1,178 @@
+"""Exported networks, run by whoever reads them: the same output on any size, and the same background."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from oracle import make_mask
+from torch import Tensor
+
+import scsco_fast as sf
+from scsco_fast import export
+from scsco_fast.cli import main
+
+Network = Callable[[Tensor, Tensor], Tensor]
+
+CASES = [(2, 48, 64, "ragged"), (1, 33, 70, "block"), (1, 40, 40, "full"), (3, 31, 8, "empty"), (1, 50, 34, "random")]
+CASES += [(1, 5, 3, "one pixel"), (1, 1, 1, "full")]
+
+
+def make(**options: object) -> sf.HarmonizationUNet:
+    torch.manual_seed(0)
+    model = sf.HarmonizationUNet(**({"base_channels": 4, "levels": 5} | options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(4 if parameter.dim() == 4 else 1)
+    model.working_size = 96
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> sf.HarmonizationUNet:
+    """A network with every kind of norm, and BAIN where it is sliced and where it is not."""
+    norms = ["instance", "rainnet", "bain", "bain"]
+    return make(norm=norms, head="residual", in_channels=7, cosine=True, project_value=True)
+
+
+@pytest.fixture(scope="module")
+def program(model: sf.HarmonizationUNet) -> torch.export.ExportedProgram:
+    return export.export_program(model)
+
+
+def assert_same(network: Network, model: sf.HarmonizationUNet, case: tuple[int, int, int, str]) -> None:
+    """No further from the model in float64 than four times what the model in float32 is, and a rounding."""
+    batch, height, width, kind = case
+    composite = torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1))
+    mask = make_mask(kind, batch, height, width).float()
+    with torch.no_grad():
+        output, ours = network(composite, mask), model(composite, mask)
+        exact = model.double()(composite.double(), mask.double())
+        model.float()
+    rounding = (ours - exact).abs().max()
+    assert rounding < 1e-4
+    assert output.shape == composite.shape
+    assert (output - exact).abs().max() <= 4 * rounding + 4 * torch.finfo(torch.float32).eps
+    outside = (mask == 0).expand_as(output)
+    assert torch.equal(output[outside], composite[outside])
+    assert kind in ("empty", "full") or not torch.equal(output, composite)
+
+
+def test_the_graph_holds_nothing_of_ours(program: torch.export.ExportedProgram) -> None:
+    spaces = {node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    assert spaces == {"aten"}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_graph_computes_the_same(
+    case: tuple[int, int, int, str], program: torch.export.ExportedProgram, model: sf.HarmonizationUNet
+) -> None:
+    assert_same(program.module(), model, case)
+
+
+def test_a_program_loads_without_this_project(
+    program: torch.export.ExportedProgram, model: sf.HarmonizationUNet, tmp_path: Path
+) -> None:
+    export._write(program, tmp_path / "model.pt2", model.working_size, export._write_program)
+    composite, mask = torch.rand(1, 3, 37, 50), make_mask("block", 1, 37, 50).float()
+    torch.save((composite, mask), tmp_path / "inputs.pt")
+    code = (
+        "import sys; sys.modules['scsco_fast'] = None\n"
+        "import torch; extra = {'working_size': ''}\n"
+        "loaded = torch.export.load('model.pt2', extra_files=extra).module()\n"
+        "assert extra['working_size'] == '96'\n"
+        "torch.save(loaded(*torch.load('inputs.pt')), 'output.pt')\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.load(tmp_path / "output.pt"), model(composite, mask))
+
+
+@pytest.mark.slow
+def test_onnx_computes_the_same(
+    program: torch.export.ExportedProgram, model: sf.HarmonizationUNet, tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxscript", reason="needs onnx and onnxscript (the extra export)")
+    runtime = pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra export)")
+    path = tmp_path / "model.onnx"
+    export._write(program, path, model.working_size, export._write_onnx)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.onnx"]  # no weights beside it
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    assert [(given.name, given.shape) for given in session.get_inputs()] == [
+        ("composite", ["batch", 3, "height", "width"]),
+        ("mask", ["batch", 1, "height", "width"]),
+    ]
+    assert session.get_modelmeta().custom_metadata_map == {"working_size": "96"}
+
+    def run(composite: Tensor, mask: Tensor) -> Tensor:
+        (output,) = session.run(["output"], {"composite": composite.numpy(), "mask": mask.numpy()})
+        return torch.from_numpy(output)
+
+    for case in CASES:
+        assert_same(run, model, case)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
+def test_a_compiled_package_computes_the_same(tmp_path: Path) -> None:
+    """Of a network with one sliced BAIN: compiling takes as long as the graph is."""
+    model = make(norm=["instance", "instance", "rain", "bain"])
+    path = tmp_path / "model.pt2"
+    export.export(model, path, "aoti", (37, 50))
+    loaded = torch._inductor.aoti_load_package(str(path))
+    assert loaded.get_metadata()["working_size"] == "96"
+    for kind in ("block", "random", "one pixel", "empty", "full"):
+        assert_same(loaded, model, (1, 37, 50, kind))
+
+
+def test_the_command_writes_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """RainNet's depth, as an imported checkpoint has it, for one size."""
+    model = make(in_channels=3, levels=8, norm="rainnet")
+    sf.save_model(model, tmp_path / "model.safetensors")
+    output = tmp_path / "model.pt2"
+    arguments = ["export", "--model", str(tmp_path / "model.safetensors"), "--format", "pt2", "--output", str(output)]
+    assert main([*arguments, "--size", "60", "90"]) == 0
+    assert capsys.readouterr().out == f"wrote {output}\n"
+    loaded = torch.export.load(output).module()
+    for kind in ("block", "one pixel", "empty", "full"):
+        assert_same(loaded, model, (1, 60, 90, kind))
+
+
+def test_the_model_is_not_changed(model: sf.HarmonizationUNet, program: torch.export.ExportedProgram) -> None:
+    assert type(model.norm[0]) is sf.BAIN
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--format", "onnx", "--output", "model.pt2"], "model.pt2: the format onnx has the suffix .onnx"),
+        (["--format", "aoti", "--output", "model"], "model: the format aoti has the suffix .pt2"),
+        (["--format", "tflite", "--output", "model.pt2"], "tflite"),
+        (["--format", "pt2"], "missing --output"),
+        (["--format", "pt2", "--output", "m.pt2", "--size", "64", "0"], "the size is 64x0 (height x width)"),
+        (["--format", "pt2", "--output", "m.pt2", "--model", "/nowhere"], "/nowhere: no such file"),
+    ],
+)
+def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else found(name))
+    with pytest.raises(sf.ScscoError, match=r'ONNX needs onnx: pip install "scsco-fast\[export\]"'):
+        export.check("model.onnx", "onnx")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(sf.ScscoError, match="needs a C\\+\\+ compiler, and no-such-compiler is not found"):
+        export.check("model.pt2", "aoti")
