@@ -31,7 +31,7 @@ import torch
 from PIL import Image
 
 import scsco_fast as sf
-from scsco_fast.benchmarks.bain_attention import reset_peak, resident
+from scsco_fast.benchmarks.timing import reset_resident_peak, resident
 from scsco_fast.data.images import read_mask
 from scsco_fast.harmonize_files import read_image, write_image
 from scsco_fast.train.engine import git_revision
@@ -67,7 +67,7 @@ def measure(folder: Path, preset: str, native: bool, suffix: str, repeats: int) 
     """One case in this process: medians in seconds, and the peak memory in MiB."""
     model = network(preset)
     once(folder / "tiny", folder / f"tiny/out.{suffix}", model, native)
-    base = reset_peak()
+    base = reset_resident_peak()
     found = [once(folder, folder / f"out.{suffix}", model, native) for _ in range(repeats)]
     parts = {name: statistics.median(times[name] for times in found) for name in found[0]}
     return {**parts, "peak_mib": resident("VmHWM") / 1024, "base_mib": base / 1024}
