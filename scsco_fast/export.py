@@ -10,6 +10,7 @@ finest level, which has most of them, is computed in `SLICES` parts.
 """
 
 import copy
+import logging
 import os
 import re
 import shutil
@@ -207,7 +208,12 @@ def _write_aoti(program: torch.export.ExportedProgram, path: Path, working_size:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters warn of their own deprecations."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    """The exporters warn of their own deprecations, and of packages that they would support."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
