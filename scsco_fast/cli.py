@@ -31,11 +31,11 @@ Image harmonization with SCS-Co: fit the colours of a pasted foreground to its b
 
 commands:
   train      train a model:                      scsco train demo
-  evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
+  evaluate   measure a method on a data set:     scsco evaluate --dataset iHarmony4
              or compare two measurements:        scsco evaluate compare A.csv B.csv
   prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
   synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
-  harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
+  harmonize  harmonize a picture or a folder:    scsco harmonize --image A.png --mask M.png --output B.png
   bench      time every operation on this GPU:   scsco bench --output runs/bench
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
@@ -52,6 +52,7 @@ Train a model into a run folder: model.safetensors, metrics.csv, loss.png, Tenso
 
 presets:
   demo    minutes on two CPU cores, composites made from photographs that come with the installed packages
+  compact the model in the package, on the photographs of `python -m scsco_fast.data.debian photographs`
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
 `scsco train resume RUN` continues an interrupted run where it stopped; options change its settings.
@@ -65,7 +66,7 @@ presets:
 class EvaluateOptions:
     """Measure MSE, PSNR, fMSE, fPSNR and SSIM of a method on a data set, beside the untouched composite.
 
-    One of --model, --predictions and --identity says whose output. `scsco evaluate compare A.csv B.csv` says whether B
+    --model, --predictions or --identity says whose output; without any it is the package's own model. `scsco evaluate compare A.csv B.csv` says whether B
     is better than A on the same pictures.
     """
 
@@ -193,10 +194,10 @@ class HarmonizeOptions:
     quality 95. In a folder a picture's mask has its name (cat.jpg, cat.png) or iHarmony4's (ID_M_K.jpg, ID_M.png).
     """
 
-    model: Path
-    """Model file: model.safetensors of a run."""
     output: Path
     """File to write (its suffix is its format), or folder. Inputs are never overwritten."""
+    model: Path | None = None
+    """Model file: model.safetensors of a run; if not given, the model in the package."""
     image: Path | None = None
     """The composite picture."""
     mask: Path | None = None
@@ -424,7 +425,8 @@ def _evaluate(arguments: list[str]) -> int:
     from scsco_fast.evaluate import evaluate
 
     device = _device(options.device)
-    model = None if options.model in (None, "none") else _load_model(str(options.model), device)
+    without = options.model == "none" or options.identity or options.predictions is not None
+    model = None if without else _load_model(options.model, device)
     resolution = _resolution(options.resolution, model)
     if resolution is None and (options.strip is not None or options.save is not None):
         raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
@@ -460,8 +462,8 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _check_evaluated(options: EvaluateOptions) -> None:
     given = [options.model is not None, options.predictions is not None, options.identity]
-    if sum(given) != 1:
-        raise ScscoError("wanted one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
+    if sum(given) > 1:
+        raise ScscoError("wanted only one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
     if options.count is not None and options.count < 1:
         raise ScscoError(f"--count is {options.count}; wanted at least 1")
     if options.root is not None and options.dataset != "iharmony4":
@@ -790,10 +792,10 @@ def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: Ev
         write_samples(rows, sample_labels(model), options.save)
 
 
-def _load_model(path: str | Path, device: str) -> "HarmonizationUNet":
-    from scsco_fast.weights import load_model
+def _load_model(path: str | Path | None, device: str) -> "HarmonizationUNet":
+    from scsco_fast.weights import load_default_model, load_model
 
-    return load_model(path, _device(device))
+    return load_default_model(_device(device)) if path is None else load_model(path, _device(device))
 
 
 def _device(name: str) -> str:

@@ -20,6 +20,7 @@ from torch import Tensor
 from scsco_fast.errors import ScscoError
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.regions import THRESHOLD
+from scsco_fast.weights import shared_default_model
 
 PictureT = TypeVar("PictureT", np.ndarray, Image.Image)
 
@@ -30,7 +31,7 @@ _PEAK = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "flo
 def harmonize(
     image: PictureT,
     mask: np.ndarray | Image.Image,
-    model: HarmonizationUNet,
+    model: HarmonizationUNet | None = None,
     working_size: int | None = None,
     device: str | torch.device | None = None,
 ) -> PictureT:
@@ -43,10 +44,10 @@ def harmonize(
         mask: 1 is foreground, 0 is background, values between blend. An array (H, W) or (H, W, 1) of type bool, float
             in [0, 1], uint8 or uint16 (grey value over 255 or 65535; an integer array of only 0 and 1 is taken as
             such); or a PIL image (colour is read as grey).
-        model: a trained network, from `load_model`.
+        model: a trained network, from `load_model`; None is the one in the package (`load_default_model`).
         working_size: long side in pixels at which the network works; a smaller picture stays as it is. None is the
             model's own.
-        device: where to compute; the model is moved there. None is where the model is.
+        device: where to compute; the model is moved there. None is where the model is (the package's: on the CPU).
 
     Returns:
         The harmonized picture: an array of the input's shape and type, or a PIL image of its size and mode (palette
@@ -64,6 +65,7 @@ def harmonize(
         (48, 40, 3)
     """
     values = _mask_values(mask)
+    model = shared_default_model() if model is None else model
     if isinstance(image, Image.Image):
         result = _harmonize_array(_array_of(image), values, model, working_size, device)
         return _image_of(result, image)
