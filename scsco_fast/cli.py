@@ -66,8 +66,8 @@ presets:
 class EvaluateOptions:
     """Measure MSE, PSNR, fMSE, fPSNR and SSIM of a method on a data set, beside the untouched composite.
 
-    --model, --predictions or --identity says whose output; without any it is the package's own model. `scsco evaluate compare A.csv B.csv` says whether B
-    is better than A on the same pictures.
+    --model, --predictions or --identity says whose output; without any it is the package's own model. `scsco evaluate
+    compare A.csv B.csv` says whether B is better than A on the same pictures.
     """
 
     model: str | None = None
@@ -463,7 +463,9 @@ def _evaluate(arguments: list[str]) -> int:
 def _check_evaluated(options: EvaluateOptions) -> None:
     given = [options.model is not None, options.predictions is not None, options.identity]
     if sum(given) > 1:
-        raise ScscoError("wanted only one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
+        raise ScscoError(
+            "wanted only one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)"
+        )
     if options.count is not None and options.count < 1:
         raise ScscoError(f"--count is {options.count}; wanted at least 1")
     if options.root is not None and options.dataset != "iharmony4":

@@ -114,7 +114,9 @@ def _shipped_model() -> str:
         check_shipped()
     except ScscoError as error:
         return f"cannot be used: {error}"
-    return f"{SHIPPED.name}, {SHIPPED.stat().st_size / 2**20:.1f} MiB, SHA-256 {SHIPPED_SHA256[:12]}..., as it should be"
+    return (
+        f"{SHIPPED.name}, {SHIPPED.stat().st_size / 2**20:.1f} MiB, SHA-256 {SHIPPED_SHA256[:12]}..., as it should be"
+    )
 
 
 def _vgg_weights() -> str:

@@ -54,7 +54,7 @@ class TrainConfig:
     augment: bool = True
     """Random crops, flips and (synthetic composites) photometric changes."""
     wide: bool = False
-    """Synthetic composites of a wider range: drawn shapes as foregrounds too, tone curves, smaller and larger changes."""
+    """Synthetic composites of a wider range: drawn shapes as foregrounds, tone curves, smaller and larger changes."""
     size: int = 256
     """Height and width of the training pictures in pixels."""
     batch_size: int = 16

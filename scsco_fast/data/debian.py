@@ -178,7 +178,9 @@ def _run(command: list[str], cwd: Path | None = None) -> str:
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=True)
     except FileNotFoundError as error:
-        raise ScscoError(f"{command[0]} is not installed; the photographs are taken from packages of Debian 12") from error
+        raise ScscoError(
+            f"{command[0]} is not installed; the photographs are taken from packages of Debian 12"
+        ) from error
     except subprocess.CalledProcessError as error:
         reason = (error.stderr.strip() or error.stdout.strip()).splitlines()[-1:] or ["no message"]
         raise ScscoError(f"{' '.join(command)}: {reason[0]} (is the list of packages there? apt-get update)") from error

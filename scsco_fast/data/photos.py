@@ -86,10 +86,11 @@ class Photo:
 def load_photos(source: str | os.PathLike[str], split: Split) -> list[Photo]:
     """The photographs of one split, with their candidate foregrounds; takes about half a second per photograph.
 
-    A folder is searched with its subfolders. Where it has `train/` and `test/` and no other picture, these are the split.
+    A folder is searched with its subfolders. Where all its pictures are in `train/` and `test/`, these are the split.
     Else it is split by a hash of the file name, a fifth for testing and at least one photograph on either side, so the
-    split does not depend on the order of the files and hardly on how many there are. A mask for `FOLDER/a/b.jpg` is looked for at `FOLDER/masks/a/b.png` (white is foreground, the photograph's
-    size, any mode); a photograph without one is segmented. Files that cannot be used are skipped, counted and named
+    split does not depend on the order of the files and hardly on how many there are. A mask for `FOLDER/a/b.jpg` is
+    looked for at `FOLDER/masks/a/b.png` (white is foreground, the photograph's size, any mode); a photograph without
+    one is segmented. Files that cannot be used are skipped, counted and named
     in a warning.
 
     Args:

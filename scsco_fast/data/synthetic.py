@@ -65,7 +65,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         seed: not negative.
         augment: change the whole picture too. For training; for a test set leave the photographs as they are.
         wide: a wider range of everything: 30 % of the foregrounds are drawn shapes (ellipses, blobs, polygons), they
-            take 1 to 50 % of the crop, transfers are more frequent, tone curves (`wide.bent_tones`) join the photometric
+            take 1 to 50 % of the crop, transfers are more frequent, tone curves (`wide.bent_tones`) join the other
             ones, a fifth of the real pictures stay as taken, and small changes (from `_WIDE_FMSE` on) count too.
 
     Raises:

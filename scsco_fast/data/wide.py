@@ -1,4 +1,4 @@
-"""What widens the synthetic composites: drawn shapes as foregrounds, and curves as a retoucher or a camera bends them."""
+"""What widens the synthetic composites: drawn shapes as foregrounds, and tone curves as a retoucher bends them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HARMONICS = 4
 
 
 def drawn_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
-    """(height, width) uint8, 255 inside and 0 outside: an ellipse bent by a few harmonics, or a polygon of 4 to 9 corners.
+    """(height, width) uint8, 255 inside and 0 outside: a round shape or a polygon of 4 to 9 corners.
 
     Example:
         >>> shape = drawn_shape(96, 128, np.random.default_rng(0))
@@ -20,7 +20,9 @@ def drawn_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray
         ((96, 128), [0, 255])
     """
     corners = int(rng.integers(*_CORNERS)) if rng.random() < 0.4 else _OUTLINE
-    angles = np.sort(rng.uniform(0, 2 * np.pi, corners)) if corners < _OUTLINE else np.arange(corners) / corners * 2 * np.pi
+    angles = (
+        np.sort(rng.uniform(0, 2 * np.pi, corners)) if corners < _OUTLINE else np.arange(corners) / corners * 2 * np.pi
+    )
     radii = np.ones(corners)
     for order in range(2, 2 + _HARMONICS):
         radii += rng.normal(0, 0.25 / order) * np.cos(order * angles + rng.uniform(0, 2 * np.pi))
@@ -35,7 +37,7 @@ def drawn_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray
 
 
 def bent_tones(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1] with one tone curve per channel: contrast about a pivot, a lifted black, a lowered white.
+    """(H, W, 3) float32 in [0, 1] with a tone curve per channel: contrast, a lifted black, a lowered white.
 
     The curves of the three channels share most of their bend, as in a retouched picture, and differ a little, as under
     a cross-processed one. They rise everywhere, so edges keep their sign.

@@ -1,4 +1,4 @@
-"""Named configurations: `paper` for the published result, `demo` for minutes on two cores, `compact` the shipped model."""
+"""Named configurations: `paper` (the published result), `demo` (minutes on two cores), `compact` (what is shipped)."""
 
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.presets.compact import COMPACT

@@ -1,4 +1,4 @@
-"""The model in the package: composites of the photographs that scsco_fast.data.debian collects. See docs/model-card.md."""
+"""The model in the package, from the photographs that scsco_fast.data.debian collects. See docs/model-card.md."""
 
 from scsco_fast.train.config import TrainConfig
 
@@ -15,7 +15,7 @@ COMPACT = TrainConfig(
     base_channels=16,
     levels=5,
     dropout=False,
-    steps=4000,
+    steps=1600,
     batch_size=12,
     workers=1,
     lr=2e-3,
@@ -23,9 +23,9 @@ COMPACT = TrainConfig(
     schedule="cosine",
     warmup=50,
     clip_norm=0.2,
-    ema_decay=0.995,
+    ema_decay=0.99,
     style_weight=0.0,
     log_every=50,
     picture_every=1000,
-    checkpoint_every=250,
+    checkpoint_every=200,
 )
