@@ -1,5 +1,6 @@
 """The model in the package: its checksum, that it is used where none is given, and what it must achieve."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import scsco_fast as sf
 from scsco_fast import cli, info, weights
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.evaluate import evaluate
+from scsco_fast.train.presets import PRESETS
+from scsco_fast.train.ship import ship
 
 LARGEST = 15 * 2**20  # bytes
 
@@ -82,3 +85,18 @@ def test_it_reaches_its_bar_on_photographs_that_it_never_saw() -> None:
     means = evaluate(sf.load_default_model(), unseen).summaries()[-1].means
     assert means["mse"] < 0.7 * means["composite_mse"]
     assert means["psnr"] > means["composite_psnr"] + 1.5
+
+
+def test_shipping_halves_a_model_and_returns_its_checksum(small_model: sf.HarmonizationUNet, tmp_path: Path) -> None:
+    sf.save_model(small_model, tmp_path / "run.safetensors", {"working_size": 96, "step": 5})
+    digest = ship(tmp_path / "run.safetensors", tmp_path / "shipped.safetensors")
+    assert digest == hashlib.sha256((tmp_path / "shipped.safetensors").read_bytes()).hexdigest()
+    shipped = sf.load_model(tmp_path / "shipped.safetensors")
+    assert shipped.working_size == 96
+    for wanted, found in zip(small_model.parameters(), shipped.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted.half().float(), rtol=0, atol=0)
+    assert weights.read_metadata(tmp_path / "shipped.safetensors")["dtype"] == "float16"
+
+
+def test_the_preset_builds_the_shipped_network() -> None:
+    assert sf.HarmonizationUNet(**PRESETS["compact"].architecture()).config == sf.load_default_model().config

@@ -123,7 +123,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         for _ in range(_PLACE_TRIES):
             photo = self.photos[rng.integers(len(self.photos))]
             if self.wide and rng.random() < _DRAWN_SHARE:
-                foreground = drawn_shape(*photo.regions.shape, rng)
+                foreground = drawn_shape(photo.regions.shape[0], photo.regions.shape[1], rng)
             else:
                 foreground = photo.foreground(int(rng.integers(len(photo.candidates))))
             if foreground.max() <= 127:  # too thin to outlast the smoothing
