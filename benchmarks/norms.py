@@ -27,6 +27,7 @@ import torch
 from scsco_fast.data.photos import Photo, load_photos
 from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.evaluate import evaluate
+from scsco_fast.nn.vgg import find_weights
 from scsco_fast.train import TrainConfig, train
 from scsco_fast.weights import load_model
 
@@ -106,7 +107,7 @@ def measure(config: TrainConfig, count: int) -> dict[str, Any]:
     means = evaluate(model, unseen, batch_size=16).summaries()[-1].means
     row = {name: getattr(config, name) for name in KEYS}
     row |= {name: f"{means[name]:.4f}" for metric in METRICS for name in (metric, f"composite_{metric}")}
-    vgg = "hed or imagenet, as found" if config.style_weight else "none"
+    vgg = find_weights() if config.style_weight else "none"
     machine = f"{platform.machine()}, one thread"
     return row | {
         "test_composites": count,
@@ -161,11 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="?", help="folder that scsco_fast.data.debian wrote")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--base-channels", type=int, default=12)
+    parser.add_argument("--base-channels", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--count", type=int, default=128, help="composites of unseen photographs")
+    parser.add_argument("--count", type=int, default=104, help="composites of unseen photographs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only print the table")
     options = parser.parse_args()
