@@ -162,7 +162,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", nargs="?", help="folder that scsco_fast.data.debian wrote")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--base-channels", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=8)
