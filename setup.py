@@ -117,7 +117,7 @@ setup(
     ],
     package_dir={"scsco_fast": "scsco_fast", **MAPPED, "scsco_fast.csrc": "csrc"},
     package_data={
-        "scsco_fast": ["py.typed"],
+        "scsco_fast": ["py.typed", "data/*.csv", "models/*.safetensors"],
         "scsco_fast.kernels": ["*.txt"],
         "scsco_fast.csrc": ["*.cu", "*.cuh", "*.h"],
     },

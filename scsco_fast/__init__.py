@@ -8,7 +8,7 @@ from scsco_fast.negatives import make_negatives
 from scsco_fast.nn import BAIN, RAIN, HarmonizationUNet, VGG16Features
 from scsco_fast.ops import use_backend
 from scsco_fast.regions import Regions, foreground_boxes
-from scsco_fast.weights import load_model, save_model
+from scsco_fast.weights import load_default_model, load_model, save_model
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "VGG16Features",
     "foreground_boxes",
     "harmonize",
+    "load_default_model",
     "load_model",
     "make_negatives",
     "nn",

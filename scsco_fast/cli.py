@@ -31,15 +31,15 @@ Image harmonization with SCS-Co: fit the colours of a pasted foreground to its b
 
 commands:
   train      train a model:                      scsco train demo
-  evaluate   measure a method on a data set:     scsco evaluate --model runs/demo/model.safetensors
+  evaluate   measure a method on a data set:     scsco evaluate --dataset iHarmony4
              or compare two measurements:        scsco evaluate compare A.csv B.csv
   prepare    check a data set, or pack it:       scsco prepare iHarmony4 --check
   synthesize make a data set of photographs:     scsco synthesize PHOTOS --output DIR
-  harmonize  harmonize a picture or a folder:    scsco harmonize --model MODEL --image A.png --mask M.png --output B.png
+  harmonize  harmonize a picture or a folder:    scsco harmonize --image A.png --mask M.png --output B.png
   bench      time every operation, end to end:   scsco bench --suite cpu
   import-rainnet  convert RainNet's checkpoint:  scsco import-rainnet net_G_last.pth
-  export     write a model for other programs:   scsco export --model MODEL --format onnx --output model.onnx
-  demo       a page to try a model in a browser: scsco demo --model MODEL
+  export     write a model for other programs:   scsco export --format onnx --output model.onnx
+  demo       a page to try it on, in a browser:  scsco demo
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
@@ -55,6 +55,7 @@ Train a model into a run folder: model.safetensors, metrics.csv, loss.png, Tenso
 
 presets:
   demo    minutes on two CPU cores, composites made from photographs that come with the installed packages
+  compact the model in the package, on the photographs of `python -m scsco_fast.data.debian photographs`
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
 `scsco train resume RUN` continues an interrupted run where it stopped; options change its settings.
@@ -68,8 +69,8 @@ presets:
 class EvaluateOptions:
     """Measure MSE, PSNR, fMSE, fPSNR and SSIM of a method on a data set, beside the untouched composite.
 
-    One of --model, --predictions and --identity says whose output. `scsco evaluate compare A.csv B.csv` says whether B
-    is better than A on the same pictures.
+    --model, --predictions or --identity says whose output; without any it is the package's own model. `scsco evaluate
+    compare A.csv B.csv` says whether B is better than A on the same pictures.
     """
 
     model: str | None = None
@@ -198,10 +199,10 @@ class HarmonizeOptions:
     files beside each other (docs/harmonize.md). A folder's outputs that are there already are skipped.
     """
 
-    model: Path
-    """Model file: model.safetensors of a run."""
     output: Path
     """File to write (its suffix is its format), or folder. Inputs are never overwritten."""
+    model: Path | None = None
+    """Model file: model.safetensors of a run; if not given, the model in the package."""
     image: Path | None = None
     """The composite picture."""
     mask: Path | None = None
@@ -261,7 +262,7 @@ class ExportOptions:
     format: Literal["pt2", "onnx", "aoti"]
     """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
     model: Path | None = None
-    """Model file: model.safetensors of a run."""
+    """Model file: model.safetensors of a run; if not given, the model in the package."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures, one at a time; if not given, any; of aoti, the working size squared."""
 
@@ -274,7 +275,7 @@ class DemoOptions:
     """
 
     model: Path | None = None
-    """Model file: model.safetensors of a run."""
+    """Model file: model.safetensors of a run; if not given, the model in the package."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""
     port: int = 7860
@@ -506,7 +507,8 @@ def _evaluate(arguments: list[str]) -> int:
     from scsco_fast.evaluate import evaluate
 
     device = _device(options.device)
-    model = None if options.model in (None, "none") else _load_model(str(options.model), device)
+    without = options.model == "none" or options.identity or options.predictions is not None
+    model = None if without else _load_model(options.model, device)
     resolution = _resolution(options.resolution, model)
     if resolution is None and (options.strip is not None or options.save is not None):
         raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
@@ -542,8 +544,10 @@ def _evaluate(arguments: list[str]) -> int:
 
 def _check_evaluated(options: EvaluateOptions) -> None:
     given = [options.model is not None, options.predictions is not None, options.identity]
-    if sum(given) != 1:
-        raise ScscoError("wanted one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)")
+    if sum(given) > 1:
+        raise ScscoError(
+            "wanted only one of --model FILE, --predictions DIR and --identity (see scsco evaluate --help)"
+        )
     if options.count is not None and options.count < 1:
         raise ScscoError(f"--count is {options.count}; wanted at least 1")
     if options.root is not None and options.dataset != "iharmony4":
@@ -838,7 +842,7 @@ def _export(arguments: list[str]) -> int:
     from scsco_fast.export import check, export
 
     check(options.output, options.format, options.size)
-    export(_model_or_default(options.model, "cpu"), options.output, options.format, options.size)
+    export(_load_model(options.model, "cpu"), options.output, options.format, options.size)
     print(f"wrote {options.output}")
     return 0
 
@@ -849,14 +853,8 @@ def _demo(arguments: list[str]) -> int:
     from scsco_fast.demo import require_gradio, serve
 
     require_gradio()
-    serve(_model_or_default(options.model, options.device), options.host, options.port, options.max_megapixels)
+    serve(_load_model(options.model, options.device), options.host, options.port, options.max_megapixels)
     return 0
-
-
-def _model_or_default(path: Path | None, device: str) -> "HarmonizationUNet":
-    if path is None:
-        raise ScscoError("no default model yet: give --model")
-    return _load_model(path, device)
 
 
 def _bench(arguments: list[str]) -> int:
@@ -976,10 +974,10 @@ def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: Ev
         write_samples(rows, sample_labels(model), options.save)
 
 
-def _load_model(path: str | Path, device: str) -> "HarmonizationUNet":
-    from scsco_fast.weights import load_model
+def _load_model(path: str | Path | None, device: str) -> "HarmonizationUNet":
+    from scsco_fast.weights import load_default_model, load_model
 
-    return load_model(path, _device(device))
+    return load_default_model(_device(device)) if path is None else load_model(path, _device(device))
 
 
 def _device(name: str) -> str:

@@ -24,6 +24,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.regions import THRESHOLD
+from scsco_fast.weights import shared_default_model
 
 PictureT = TypeVar("PictureT", np.ndarray, Image.Image)
 
@@ -39,7 +40,7 @@ class RegionWarning(UserWarning):
 def harmonize(
     image: PictureT,
     mask: np.ndarray | Image.Image,
-    model: HarmonizationUNet,
+    model: HarmonizationUNet | None = None,
     working_size: int | None = None,
     device: str | torch.device | None = None,
     native: bool = False,
@@ -53,10 +54,11 @@ def harmonize(
         mask: 1 is foreground, 0 is background, values between blend. An array (H, W) or (H, W, 1) of type bool, float
             in [0, 1], uint8 or uint16 (grey value over 255 or 65535; an integer array of only 0 and 1 is taken as
             such); or a PIL image (colour is read as grey).
-        model: a trained network, from `load_model`.
+        model: a trained network, from `load_model`; None is the one in the package (`load_default_model`).
         working_size: long side in pixels at which the network works; a smaller picture stays as it is. None is the
             model's own.
-        device: where the network computes; the model is moved there. None is where the model is.
+        device: where the network computes; the model is moved there. None is where the model is (the package's: on the
+            CPU).
         native: work at the picture's own size, whatever it is; memory grows with the number of pixels.
 
     Returns:
@@ -78,6 +80,7 @@ def harmonize(
     if native and working_size is not None:
         raise ScscoError(f"both native and working_size={working_size} are given; choose one")
     values = _mask_values(mask)
+    model = shared_default_model() if model is None else model
     pixels = _array_of(image) if isinstance(image, Image.Image) else np.asarray(image)
     size = max(values.shape) if native else working_size
     result = _harmonize_array(pixels, values, model, size, device)

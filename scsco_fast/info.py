@@ -52,6 +52,7 @@ def doctor() -> dict[str, dict[str, str]]:
         "devices": _devices(),
         "backends": ops.backends(),
         "cuda library": library.describe(),
+        "model": {"shipped": _shipped_model()},
         "vgg weights": {"found": _vgg_weights()},
         "optional": {name: _optional(name, purpose) for name, purpose in OPTIONAL.items()},
         "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},
@@ -107,6 +108,19 @@ def _devices() -> dict[str, str]:
         memory = facts.total_memory / 2**30
         devices[f"cuda:{index}"] = f"{facts.name}, {memory:.0f} GiB, compute capability {facts.major}.{facts.minor}"
     return devices
+
+
+def _shipped_model() -> str:
+    from scsco_fast.errors import ScscoError
+    from scsco_fast.weights import SHIPPED, SHIPPED_SHA256, check_shipped
+
+    try:
+        check_shipped()
+    except ScscoError as error:
+        return f"cannot be used: {error}"
+    return (
+        f"{SHIPPED.name}, {SHIPPED.stat().st_size / 2**20:.1f} MiB, SHA-256 {SHIPPED_SHA256[:12]}..., as it should be"
+    )
 
 
 def _vgg_weights() -> str:

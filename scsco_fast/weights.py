@@ -2,8 +2,12 @@
 
 A model file is a safetensors file: it holds no code, so opening a stranger's is safe. A file that does not match the
 network exactly is an error; nothing is ever loaded in part.
+
+The package holds one such file, which docs/model-card.md describes.
 """
 
+import functools
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +22,9 @@ from scsco_fast.nn.unet import HarmonizationUNet
 FORMAT = 1
 ARCHITECTURE = "HarmonizationUNet"
 _SHOWN = 3  # names listed in an error
+
+SHIPPED = Path(__file__).parent / "models" / "compact.safetensors"
+SHIPPED_SHA256 = "1a2927ed35e2697696154b7ca5ef1609cd3ed8da759d34dc8ee7ee3e7fc686c2"
 
 
 def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -70,6 +77,46 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Harmoniz
     model.load_state_dict(tensors, strict=True)
     model.working_size = metadata["working_size"]
     return model.to(device).eval()
+
+
+def load_default_model(device: str | torch.device = "cpu") -> HarmonizationUNet:
+    """The network in the package, in eval mode on `device`: what is used where no model is given.
+
+    1.1 million parameters, trained by this project on composites of freely licensed photographs; docs/model-card.md
+    says on which, how, and how well it does. Its file is compared with its checksum first.
+
+    Raises:
+        ScscoError: the file is missing or another one than this version's.
+
+    Example:
+        >>> model = load_default_model()
+        >>> sum(parameter.numel() for parameter in model.parameters())
+        1093027
+    """
+    check_shipped()
+    return load_model(SHIPPED, device)
+
+
+@functools.cache
+def shared_default_model() -> HarmonizationUNet:
+    """`load_default_model`, read once per process; for callers that do not change it."""
+    return load_default_model()
+
+
+def check_shipped() -> None:
+    """Refuse a shipped model file that is missing, or whose bytes are not this version's.
+
+    Raises:
+        ScscoError: in one line, with what to do.
+    """
+    if not SHIPPED.is_file():
+        raise ScscoError(f"{SHIPPED}: the package's own model is missing; install scsco-fast again, or give a model")
+    found = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
+    if found != SHIPPED_SHA256:
+        raise ScscoError(
+            f"{SHIPPED}: its SHA-256 is {found[:12]}..., this version's is {SHIPPED_SHA256[:12]}...; "
+            "install scsco-fast again, or give a model"
+        )
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:

@@ -10,7 +10,16 @@ from scsco_fast import info, ops
 
 def test_sections() -> None:
     report = info.doctor()
-    assert list(report) == ["versions", "devices", "backends", "cuda library", "vgg weights", "optional", "environment"]
+    assert list(report) == [
+        "versions",
+        "devices",
+        "backends",
+        "cuda library",
+        "model",
+        "vgg weights",
+        "optional",
+        "environment",
+    ]
     assert report["versions"]["torch"] == torch.__version__
     assert report["backends"] == ops.backends()
     assert "cpu" in report["devices"]

@@ -53,6 +53,8 @@ class TrainConfig:
     """Subsets of iHarmony4 to train on; None is all of them."""
     augment: bool = True
     """Random crops, flips and (synthetic composites) photometric changes."""
+    wide: bool = False
+    """Synthetic composites of a wider range: drawn shapes as foregrounds, tone curves, smaller and larger changes."""
     size: int = 256
     """Height and width of the training pictures in pixels."""
     batch_size: int = 16

@@ -33,7 +33,7 @@ def build_dataset(config: TrainConfig) -> Samples:
     if config.dataset == "synthetic":
         photos = load_photos(config.photos, "train")
         length = config.steps * config.batch_size
-        return SyntheticComposites(photos, config.size, length, config.seed, augment=config.augment)
+        return SyntheticComposites(photos, config.size, length, config.seed, config.augment, config.wide)
     return _part(_listed(config, augment=config.augment), config, held_out=False)
 
 

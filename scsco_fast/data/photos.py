@@ -86,10 +86,11 @@ class Photo:
 def load_photos(source: str | os.PathLike[str], split: Split) -> list[Photo]:
     """The photographs of one split, with their candidate foregrounds; takes about half a second per photograph.
 
-    A folder is searched with its subfolders. It is split by a hash of the file name, a fifth for testing and at least
-    one photograph on either side, so the split does not depend on the order of the files and hardly on how many there
-    are. A mask for `FOLDER/a/b.jpg` is looked for at `FOLDER/masks/a/b.png` (white is foreground, the photograph's
-    size, any mode); a photograph without one is segmented. Files that cannot be used are skipped, counted and named
+    A folder is searched with its subfolders. Where all its pictures are in `train/` and `test/`, these are the split.
+    Else it is split by a hash of the file name, a fifth for testing and at least one photograph on either side, so the
+    split does not depend on the order of the files and hardly on how many there are. A mask for `FOLDER/a/b.jpg` is
+    looked for at `FOLDER/masks/a/b.png` (white is foreground, the photograph's size, any mode); a photograph without
+    one is segmented. Files that cannot be used are skipped, counted and named
     in a warning.
 
     Args:
@@ -219,7 +220,13 @@ def picture_names(folder: Path) -> list[str]:
 
 
 def split_names(names: list[str], split: str) -> list[str]:
-    """The names of one split, in their order: those of the lowest fifth of hashes are tested on, at least one."""
+    """The names of one split, in their order: by their folders where all are in `train/` or `test/`, else by hash.
+
+    By hash the lowest fifth is tested on, at least one.
+    """
+    folders = [name.split("/")[0] if "/" in name else "" for name in names]
+    if set(folders) == set(SPLITS):
+        return [name for name, folder in zip(names, folders, strict=True) if folder == split]
     by_hash = sorted(names, key=name_hash)
     tested = {name for name in names if name_hash(name) < TEST_SHARE * 2**64}
     tested = (tested or {by_hash[0]}) - ({by_hash[-1]} if len(tested) == len(names) else set())

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from scsco_fast.data.photos import Photo, Split, load_photos
 from scsco_fast.data.samples import BadSample, Sample
+from scsco_fast.data.wide import bent_tones, drawn_shape
 from scsco_fast.errors import ScscoError
 from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
 
@@ -30,6 +31,15 @@ _LONGEST_CROP = 1.25  # width / height, and its inverse
 _REFERENCE_SIDE = 64
 _TRANSFER_SHARE = 0.35  # of the composites; the others get a photometric curve alone
 _CURVE_AFTER_TRANSFER = 0.25
+
+# Of wide composites.
+_WIDE_FMSE = 80.0  # a harmonizer must also know when there is little to do
+_WIDE_FOREGROUND_RANGE = (0.01, 0.50)
+_DRAWN_SHARE = 0.3
+_WIDE_TRANSFER_SHARE = 0.55
+_WIDE_CURVE_AFTER_TRANSFER = 0.4
+_BENT_SHARE = 0.5
+_AS_TAKEN_SHARE = 0.2  # real pictures that are left as the camera made them
 
 
 class SyntheticComposites(Dataset[Sample | BadSample]):
@@ -54,6 +64,9 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         length: number of items.
         seed: not negative.
         augment: change the whole picture too. For training; for a test set leave the photographs as they are.
+        wide: a wider range of everything: 30 % of the foregrounds are drawn shapes (ellipses, blobs, polygons), they
+            take 1 to 50 % of the crop, transfers are more frequent, tone curves (`wide.bent_tones`) join the other
+            ones, a fifth of the real pictures stay as taken, and small changes (from `_WIDE_FMSE` on) count too.
 
     Raises:
         ScscoError: no photographs, or a size, length or seed out of range.
@@ -66,13 +79,18 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         (torch.Size([3, 32, 32]), True)
     """
 
-    def __init__(self, photos: Sequence[Photo], size: int, length: int, seed: int, augment: bool) -> None:
+    def __init__(
+        self, photos: Sequence[Photo], size: int, length: int, seed: int, augment: bool, wide: bool = False
+    ) -> None:
         if not photos:
             raise ScscoError("no photographs were given; load some with load_photos")
         for name, value, least in (("size", size, 16), ("length", length, 1), ("seed", seed, 0)):
             if value < least:
                 raise ScscoError(f"{name} {value} is out of range; use {least} or more")
         self.photos, self.size, self.length, self.seed, self.augment = list(photos), size, length, seed, augment
+        self.wide = wide
+        self.foreground_range = _WIDE_FOREGROUND_RANGE if wide else _FOREGROUND_RANGE
+        self.least_fmse = _WIDE_FMSE if wide else VISIBLE_FMSE
 
     def __len__(self) -> int:
         return self.length
@@ -90,7 +108,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         flips = [1] if rng.random() < 0.5 else []
         if self.augment:
             flips += [0] if rng.random() < 0.25 else []
-            real = _vary_photograph(real, rng)
+            real = self._vary(real, rng)
         real, mask = np.flip(real, flips), np.flip(mask, flips)
         composite = self._recolour(real, mask, place.photo, rng)
         return Sample(
@@ -104,14 +122,25 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
     def _draw_place(self, rng: np.random.Generator) -> _Place | None:
         for _ in range(_PLACE_TRIES):
             photo = self.photos[rng.integers(len(self.photos))]
-            foreground = photo.foreground(int(rng.integers(len(photo.candidates))))
+            if self.wide and rng.random() < _DRAWN_SHARE:
+                foreground = drawn_shape(photo.regions.shape[0], photo.regions.shape[1], rng)
+            else:
+                foreground = photo.foreground(int(rng.integers(len(photo.candidates))))
             if foreground.max() <= 127:  # too thin to outlast the smoothing
                 continue
-            place = _draw_box(photo, foreground, self.size, rng)
+            place = _draw_box(photo, foreground, self.size, self.foreground_range, rng)
             share = _cut_mask(place, self.size).mean()
-            if _FOREGROUND_RANGE[0] <= share <= _FOREGROUND_RANGE[1]:
+            if self.foreground_range[0] <= share <= self.foreground_range[1]:
                 return place
         return None
+
+    def _vary(self, real: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not self.wide:
+            return _vary_photograph(real, rng)
+        if rng.random() < _AS_TAKEN_SHARE:
+            return real
+        varied = _vary_photograph(real, rng)
+        return bent_tones(varied, rng) if rng.random() < _BENT_SHARE else varied
 
     def _recolour(self, real: np.ndarray, mask: np.ndarray, photo: Photo, rng: np.random.Generator) -> np.ndarray:
         """The composite, (S, S, 3) float32 in [0, 1]; see the class for what is drawn and what is refused."""
@@ -119,7 +148,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
             recoloured = self._draw_recoloured(real, mask, photo, rng)
             change = (recoloured - real) * mask[:, :, None]
             error = _foreground_mse(change, mask)
-            if error >= VISIBLE_FMSE and _keeps_contrast(real[mask], recoloured[mask]):
+            if error >= self.least_fmse and _keeps_contrast(real[mask], recoloured[mask]):
                 break
         else:
             # Nothing usable was drawn, as on black pixels: move the foreground a quarter towards the far end.
@@ -134,15 +163,23 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
     def _draw_recoloured(
         self, real: np.ndarray, mask: np.ndarray, photo: Photo, rng: np.random.Generator
     ) -> np.ndarray:
-        if rng.random() >= _TRANSFER_SHARE:
-            return _photometric_curve(real, rng)
+        if rng.random() >= (_WIDE_TRANSFER_SHARE if self.wide else _TRANSFER_SHARE):
+            return self._bend(real, rng)
         method = TRANSFERS[rng.integers(len(TRANSFERS))]
         reference = self._draw_reference(photo, rng)
         inside = torch.from_numpy(mask.astype(np.float32))[None, None]
         moved = transfer_color(_tensor(real)[None], _tensor(reference)[None], method, mask=inside)
         recoloured = moved[0].permute(1, 2, 0).numpy()
         recoloured = real + np.float32(rng.uniform(0.5, 1)) * (recoloured - real)
-        return _photometric_curve(recoloured, rng) if rng.random() < _CURVE_AFTER_TRANSFER else recoloured
+        again = rng.random() < (_WIDE_CURVE_AFTER_TRANSFER if self.wide else _CURVE_AFTER_TRANSFER)
+        return self._bend(recoloured, rng) if again else recoloured
+
+    def _bend(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        if not self.wide:
+            return _photometric_curve(rgb, rng)
+        kind = rng.random()  # tones, colours, or both
+        bent = bent_tones(rgb, rng) if kind < 2 / 3 else rgb
+        return _photometric_curve(bent, rng) if kind >= 1 / 3 else bent
 
     def _draw_reference(self, photo: Photo, rng: np.random.Generator) -> np.ndarray:
         """(64, 64, 3) float32: a random part of another photograph, of the same one where there is no other."""
@@ -164,13 +201,15 @@ class _Place(NamedTuple):
     box: tuple[float, float, float, float]
 
 
-def _draw_box(photo: Photo, foreground: np.ndarray, size: int, rng: np.random.Generator) -> _Place:
+def _draw_box(
+    photo: Photo, foreground: np.ndarray, size: int, shares: tuple[float, float], rng: np.random.Generator
+) -> _Place:
     """A crop around the foreground, as large as makes a random share of it foreground."""
     height, width = photo.rgb.shape[:2]
     inside = foreground > 127
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2 / inside.shape  # share
-    low, high = np.log(_FOREGROUND_RANGE)
+    low, high = np.log(shares)
     pixels = inside.mean() * height * width / np.exp(rng.uniform(low, high))
     # Not below three quarters of the output's size: an enlarged crop teaches blur.
     side = np.clip(np.sqrt(pixels), min(0.75 * size, height, width), min(height, width))

@@ -14,6 +14,7 @@ from scsco_fast.data import photos as photos_module
 from scsco_fast.data.photos import Photo, segmented_photo
 from scsco_fast.data.samples import Sample, collate
 from scsco_fast.data.synthetic import LARGEST_FMSE, VISIBLE_FMSE, SyntheticComposites, load_photos
+from scsco_fast.data.wide import bent_tones, drawn_shape
 from scsco_fast.errors import ScscoError
 
 
@@ -270,3 +271,46 @@ def test_wrong_arguments_are_refused(photographs: list[Photo]) -> None:
         size, length, seed = values
         with pytest.raises(ScscoError, match=name):
             SyntheticComposites(photographs, size=size, length=length, seed=seed, augment=False)
+
+
+def test_wide_items_keep_their_ranges(photographs: list[Photo]) -> None:
+    dataset = SyntheticComposites(photographs, size=48, length=80, seed=3, augment=True, wide=True)
+    errors, shares = [], []
+    for index in range(80):
+        item = sample(dataset, index)
+        assert torch.equal(item.composite * (1 - item.mask), item.real * (1 - item.mask))
+        assert item.real.min() >= 0
+        assert item.real.max() <= 1
+        errors.append(float(255**2 * (item.composite - item.real).square().sum() / (3 * item.mask.sum())))
+        shares.append(float(item.mask.mean()))
+    assert min(errors) < VISIBLE_FMSE < 1000 < max(errors) <= LARGEST_FMSE * 1.01
+    assert 0.01 <= min(shares) < 0.03
+    assert max(shares) <= 0.5
+    again = sample(SyntheticComposites(photographs, size=48, length=1, seed=3, augment=True, wide=True), 7)
+    assert torch.equal(again.composite, sample(dataset, 7).composite)
+
+
+def test_wide_changes_nothing_unless_it_is_asked_for(photographs: list[Photo]) -> None:
+    plain = SyntheticComposites(photographs, size=48, length=9, seed=3, augment=True)
+    also = SyntheticComposites(photographs, size=48, length=9, seed=3, augment=True, wide=False)
+    assert torch.equal(sample(plain, 5).composite, sample(also, 5).composite)
+
+
+@pytest.mark.parametrize(("height", "width"), [(97, 33), (64, 200)])
+def test_drawn_shapes_are_not_full_and_differ(height: int, width: int) -> None:
+    shapes = [drawn_shape(height, width, np.random.default_rng(seed)) for seed in range(40)]
+    assert all(shape.shape == (height, width) and set(np.unique(shape)) <= {0, 255} for shape in shapes)
+    shares = [float((shape > 0).mean()) for shape in shapes]
+    assert 0 < np.median(shares) < 0.5
+    assert max(shares) < 1
+    assert len({shape.tobytes() for shape in shapes}) == 40
+
+
+def test_tone_curves_rise_and_stay_in_range() -> None:
+    ramp = np.repeat(np.linspace(0, 1, 65, dtype=np.float32)[None, :, None], 3, axis=2)
+    for seed in range(40):
+        bent = bent_tones(ramp, np.random.default_rng(seed))
+        assert bent.dtype == np.float32
+        assert bent.min() >= 0
+        assert bent.max() <= 1
+        assert (np.diff(bent, axis=1) >= 0).all()
