@@ -18,7 +18,7 @@ def ship(path: str | Path, target: Path = SHIPPED) -> str:
         ScscoError: not a model file, or `target` cannot be written.
     """
     metadata = read_metadata(path)
-    extra = {name: metadata[name] for name in ("working_size", "step") if name in metadata}
+    extra: dict[str, object] = {name: metadata[name] for name in ("working_size", "step") if name in metadata}
     save_model(load_model(path).half(), target, {**extra, "dtype": "float16"})
     return hashlib.sha256(target.read_bytes()).hexdigest()
 
