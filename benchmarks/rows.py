@@ -111,7 +111,7 @@ def latest(rows: Iterable[Row]) -> list[Row]:
 def machine(device: str) -> dict[str, Any]:
     """The `WHERE` fields but `suite` and the ceilings, for "cpu" or "cuda".
 
-    Example:
+    Examples:
         >>> from scsco_fast.benchmarks.rows import WHERE, machine
         >>> set(WHERE) - set(machine("cpu"))
         {'suite', 'copy_gbs', 'matmul_tflops'}

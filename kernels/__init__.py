@@ -26,7 +26,7 @@ def interpreted() -> bool:
 def unavailable() -> str | None:
     """Why the kernels cannot serve on this machine, in one line; None if they can.
 
-    Example:
+    Examples:
         >>> from scsco_fast import kernels
         >>> reason = kernels.unavailable()
         >>> reason is None or isinstance(reason, str)

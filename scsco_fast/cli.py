@@ -336,7 +336,7 @@ class DoctorOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    Example:
+    Examples:
         >>> main(["--version"])
         0.1.0
         0

@@ -153,7 +153,7 @@ def compare(
 def bootstrap_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
     """The percentile interval, at `LEVEL`, of the mean of (N,) values; N is at least 1.
 
-    Example:
+    Examples:
         >>> low, high = bootstrap_interval(np.arange(101.0), 1000, seed=0)
         >>> low < 50 < high
         True

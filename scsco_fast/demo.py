@@ -286,7 +286,7 @@ def painted_mask(painted: dict[str, Any] | None, size: tuple[int, int]) -> np.nd
     Raises:
         ScscoError: nothing is painted.
 
-    Example:
+    Examples:
         >>> layer = np.zeros((4, 6, 4), np.uint8)
         >>> layer[1:3, 2:4, 3] = 255
         >>> painted_mask({"layers": [layer]}, (8, 12)).shape

@@ -304,7 +304,7 @@ def evaluate(
         ScscoError: no sample could be used, the model's output has another shape or is not finite, the protocol is
             unknown or not the dataset's, the CSV cannot be written.
 
-    Example:
+    Examples:
         >>> from scsco_fast.data import Sample
         >>> real, mask = torch.rand(3, 16, 16), torch.zeros(1, 16, 16)
         >>> mask[:, :8] = 1

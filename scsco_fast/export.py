@@ -66,7 +66,7 @@ def export(model: HarmonizationUNet, path: str | Path, format: Format, size: tup
     Raises:
         ScscoError: another suffix, a package or compiler that the format needs is missing, the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> export(HarmonizationUNet(base_channels=4, levels=5), "model.onnx", "pt2")
         Traceback (most recent call last):

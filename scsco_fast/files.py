@@ -21,7 +21,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     Raises:
         ScscoError: the folder or the file cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "a.txt"
         >>> with replacing(target) as temporary:

@@ -70,7 +70,7 @@ def harmonize(
         ScscoError: another shape, type or size, values outside of [0, 1], NaN; not enough memory for the working size;
             both `working_size` and `native`.
 
-    Example:
+    Examples:
         >>> model = HarmonizationUNet(base_channels=4, levels=5).eval()
         >>> picture, mask = np.zeros((48, 40, 3), np.uint8), np.zeros((48, 40), bool)
         >>> mask[10:20, 10:20] = True

@@ -182,7 +182,7 @@ def find_pairs(images: str | Path, masks: str | Path | None = None, alpha_mask: 
     Raises:
         ScscoError: a folder is missing or holds no picture.
 
-    Example:
+    Examples:
         >>> folder = Path(tempfile.mkdtemp())
         >>> for name in ("cat.jpg", "cat_mask.png", "dog.png"):
         ...     (folder / name).touch()

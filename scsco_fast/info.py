@@ -40,7 +40,7 @@ VARIABLES = (
 def doctor() -> dict[str, dict[str, str]]:
     """Versions, devices, backends, CUDA library, weights and environment, as section -> name -> finding.
 
-    Example:
+    Examples:
         >>> doctor()["backends"]["eager"]
         'yes'
     """

@@ -39,7 +39,7 @@ def fit_local_affine(
     Returns:
         matrix (1, 9, H, W) with D[i, j] at channel 3 i + j, and offset (1, 3, H, W), float32, 0 outside of the region.
 
-    Example:
+    Examples:
         >>> colour, region = torch.rand(1, 3, 32, 32), torch.ones(1, 1, 32, 32)
         >>> matrix, _ = fit_local_affine(colour, 0.5 * colour - 0.1, region, radius=4)
         >>> [round(value, 2) for value in matrix[0, ::4, 16, 16].tolist()]  # the diagonal
@@ -93,7 +93,7 @@ def enlarged_rows(
         size: height and width of the whole enlarged picture.
         rows, columns: first, and one past the last, that are wanted.
 
-    Example:
+    Examples:
         >>> values = torch.rand(1, 2, 5, 4)
         >>> parts = [part for _, _, part in enlarged_rows(values, (50, 40), (10, 40), (0, 40), 7)]
         >>> whole = F.interpolate(values, (50, 40), mode="bilinear")[0, :, 10:40]

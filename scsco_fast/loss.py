@@ -76,7 +76,7 @@ class SCSCoLoss(nn.Module):
 
     Source: SCS-Co (Hang et al., CVPR 2022).
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> loss = sf.SCSCoLoss(sf.VGG16Features(weights="random", layers=("relu1_2",)), negatives=2)
         >>> real, mask = torch.rand(2, 3, 32, 32), torch.zeros(2, 1, 32, 32)

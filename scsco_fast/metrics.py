@@ -51,7 +51,7 @@ def score(output: Tensor, real: Tensor, mask: Tensor, protocol: str | Protocol =
     Raises:
         ScscoError: shapes that do not agree, an empty mask, NaN or infinite pixels, an unknown protocol.
 
-    Example:
+    Examples:
         >>> import torch
         >>> real, mask = torch.zeros(3, 16, 16), torch.zeros(1, 16, 16)
         >>> mask[:, :8] = 1

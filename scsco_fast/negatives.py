@@ -62,7 +62,7 @@ def make_negatives(
 
     Source: SCS-Co's "multiple, dynamically generated" negatives; the families are this project's choice.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> real, mask = torch.rand(2, 3, 16, 16), torch.zeros(2, 1, 16, 16)
         >>> mask[..., :8] = 1

@@ -23,7 +23,7 @@ def random_curve(images: Tensor, generator: torch.Generator | None = None, stren
     Returns:
         (B, 3, H, W) in [0, 1].
 
-    Example:
+    Examples:
         >>> import torch
         >>> from scsco_fast.photometric import random_curve
         >>> image = torch.rand(1, 3, 4, 4)

@@ -51,7 +51,7 @@ class Protocol:
     def describe(self) -> str:
         """The choices in one line.
 
-        Example:
+        Examples:
             >>> PROTOCOLS["idih"].describe()
             'cv2-bilinear, soft mask, float, MSE over all pixels, PSNR peak maximum of the real, background composite'
         """
@@ -88,7 +88,7 @@ def protocol_named(name: str) -> Protocol:
 def scored_picture(rgb: np.ndarray, protocol: Protocol, size: tuple[int, int]) -> np.ndarray:
     """A picture (H, W, 3) uint8 at `size` (height, width), as the protocol resizes it; still uint8.
 
-    Example:
+    Examples:
         >>> scored_picture(np.zeros((8, 6, 3), np.uint8), PROTOCOLS["strict"], (4, 4)).shape
         (4, 4, 3)
     """
@@ -102,7 +102,7 @@ def scored_picture(rgb: np.ndarray, protocol: Protocol, size: tuple[int, int]) -
 def scored_mask(grey: np.ndarray, protocol: Protocol, size: tuple[int, int]) -> np.ndarray:
     """A mask (H, W) in [0, 1] at `size` (height, width) as the protocol reads it: float32 weights in [0, 1].
 
-    Example:
+    Examples:
         >>> scored_mask(np.full((8, 8), 0.25, np.float32), PROTOCOLS["pctnet"], (4, 4))[0, 0]
         np.float32(0.25)
     """
@@ -131,7 +131,7 @@ def resize_cv2(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     Returns:
         `size` x C, uint8 or float64.
 
-    Example:
+    Examples:
         >>> resize_cv2(np.array([[0, 100]], np.uint8), (1, 4))
         array([[  0,  25,  75, 100]], dtype=uint8)
     """

@@ -46,7 +46,7 @@ class Regions:
         TypeError: `mask` or `valid` is neither a bool nor a floating tensor.
         ValueError: their shapes are not (B, 1, H, W) or differ.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> mask = torch.zeros(1, 1, 4, 4)
         >>> mask[..., 1:3, 1:3] = 1
@@ -85,7 +85,7 @@ def foreground_boxes(mask: Tensor) -> Tensor | None:
     Each is top, left, bottom, right with bottom and right one past the last; 0, 0, 0, 0 where all is 0. Reading a mask
     on another device would wait for it: take the boxes before the mask goes there.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> mask = torch.zeros(1, 1, 4, 4)
         >>> mask[..., 1:3, 2] = 1

@@ -23,7 +23,7 @@ _ROW_HEIGHT = 256  # higher pictures are reduced to it
 def make_strip(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str]) -> Image.Image:
     """Rows of (H, W, 3) uint8 pictures of one size per row, below their column labels.
 
-    Example:
+    Examples:
         >>> grey = np.full((20, 30, 3), 128, np.uint8)
         >>> make_strip([[grey, grey]], ["before", "after"]).size
         (66, 38)

@@ -37,7 +37,7 @@ def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, A
     Raises:
         ScscoError: the file cannot be written, a weight is not finite, or `extra` takes a reserved name.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "model.safetensors"
         >>> save_model(HarmonizationUNet(base_channels=4, levels=5), path, {"working_size": 64})
@@ -88,7 +88,7 @@ def load_default_model(device: str | torch.device = "cpu") -> HarmonizationUNet:
     Raises:
         ScscoError: the file is missing or another one than this version's.
 
-    Example:
+    Examples:
         >>> model = load_default_model()
         >>> sum(parameter.numel() for parameter in model.parameters())
         1093027

@@ -11,7 +11,7 @@ PHASES = ("data", "forward", "backward", "optimizer")
 class Clock:
     """Adds up the time of each of `PHASES`. On a GPU it records CUDA events, which only `read` waits for.
 
-    Example:
+    Examples:
         >>> clock = Clock(torch.device("cpu"))
         >>> clock.start()
         >>> clock.mark("forward")

@@ -32,7 +32,7 @@ ARCHITECTURE = (
 class TrainConfig:
     """Configuration of one run. Every field is checked on construction; a bad one is a `ScscoError` that names it.
 
-    Example:
+    Examples:
         >>> config = TrainConfig(steps=100, batch_size=4)
         >>> TrainConfig.from_json(config.to_json()) == config
         True

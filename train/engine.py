@@ -64,7 +64,7 @@ def train(
         ScscoError: the folder holds a run already, nothing to resume, a checkpoint of another architecture, too many
             bad samples, too many non-finite steps in a row, a file that cannot be written. All processes raise it.
 
-    Example:
+    Examples:
         >>> train(dataclasses.replace(PRESETS["demo"], output="runs/mine", steps=100))  # doctest: +SKIP
         PosixPath('runs/mine')
     """

@@ -150,7 +150,7 @@ def start_processes(device: str = "auto") -> Processes:
     Raises:
         ScscoError: the processes do not find each other, or `device` names one GPU for all of them.
 
-    Example:
+    Examples:
         >>> processes = start_processes("cpu")
         >>> processes.rank, processes.world
         (0, 1)

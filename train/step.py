@@ -122,7 +122,7 @@ class TrainingStep:
         config: learning rate, clipping, averaging, precision, compilation, negatives, seed, parts.
         processes: those of the run; None: this one alone.
 
-    Example:
+    Examples:
         >>> config = TrainConfig(style_weight=0.0, base_channels=4, levels=5, size=32)
         >>> step = TrainingStep(HarmonizationUNet(**config.architecture()), None, config)
         >>> picture, mask = torch.rand(2, 3, 32, 32), torch.ones(2, 1, 32, 32)

@@ -26,7 +26,7 @@ def emulated() -> bool:
 def unavailable() -> str | None:
     """Why the kernels cannot serve on this machine, in one line; None if they can, built already or at first use.
 
-    Example:
+    Examples:
         >>> from scsco_fast import cuda
         >>> reason = cuda.unavailable()
         >>> reason is None or isinstance(reason, str)

@@ -125,7 +125,7 @@ def check_dataset(
     Raises:
         ScscoError: `root` is no folder, holds no dataset, or the journal cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> root = Path(tempfile.mkdtemp())
         >>> for folder, mode in (("composite", "RGB"), ("mask", "L")):

@@ -23,7 +23,7 @@ def crop_and_flip(pictures: Tensor, masks: Tensor, boxes: Tensor, flips: Tensor)
     Returns:
         Both in their shapes and types.
 
-    Example:
+    Examples:
         >>> pictures, masks = torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)
         >>> boxes = torch.tensor([[0, 0, 8, 8], [1, 0, 7, 7]])
         >>> whole, _ = crop_and_flip(pictures, masks, boxes, torch.tensor([True, False]))
@@ -63,7 +63,7 @@ def boxes_in_crops(found: Tensor, boxes: Tensor, flips: Tensor, height: int, wid
     Returns:
         (B, 4) int64 in the order of `found`; 0, 0, 0, 0 where nothing of the box is left.
 
-    Example:
+    Examples:
         >>> found = torch.tensor([[2, 0, 4, 4]])
         >>> boxes_in_crops(found, torch.tensor([[0, 0, 4, 4]]), torch.tensor([True]), 8, 8).tolist()
         [[3, 0, 8, 8]]

@@ -70,7 +70,7 @@ def read_sources(path: Path = TABLE) -> list[Source]:
     Raises:
         ScscoError: no such table, or columns other than `Source`'s.
 
-    Example:
+    Examples:
         >>> sorted({source.split for source in read_sources()})
         ['test', 'train']
     """

@@ -61,7 +61,7 @@ def write_deep(picture: DeepPicture, path: str | Path) -> None:
     Raises:
         ScscoError: another suffix, or a file that cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "deep.png"
         >>> write_deep(DeepPicture(np.full((4, 5, 3), 40000, np.uint16)), path)

@@ -37,7 +37,7 @@ def distribution_transfer(pixels: np.ndarray, examples: np.ndarray) -> np.ndarra
     colour transfer" (2005) and "Automated colour grading using colour distribution transfer" (2007), without the
     latter's step against grain.
 
-    Example:
+    Examples:
         >>> rng = np.random.default_rng(0)
         >>> moved = distribution_transfer(rng.random((3, 500)), rng.random((3, 400)) ** 2)
         >>> bool(np.abs(moved.mean(axis=1) - 1 / 3).max() < 0.05)
@@ -55,7 +55,7 @@ def distribution_transfer(pixels: np.ndarray, examples: np.ndarray) -> np.ndarra
 def rotations() -> np.ndarray:
     """(ROTATIONS, 3, 3) orthogonal matrices, the identity first.
 
-    Example:
+    Examples:
         >>> turned = rotations() @ rotations().transpose(0, 2, 1)
         >>> bool(np.allclose(turned, np.eye(3)))
         True

@@ -45,7 +45,9 @@ class IHarmony4(Dataset[Sample | BadSample]):
     Raises:
         ScscoError: no such folder, no list, a malformed list, an unknown subset, or no complete entry at all.
 
-    Example (needs the dataset):
+    Examples:
+        (needs the dataset)
+
         >>> dataset = IHarmony4("iHarmony4", "test")  # doctest: +SKIP
         >>> dataset[0].composite.shape  # doctest: +SKIP
         torch.Size([3, 256, 256])

@@ -53,7 +53,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         ScscoError: no such file, a folder, an empty or damaged file, not a picture, too many pixels, NaN or infinite
             pixels, floats outside [0, 1], integers outside 16 bits. The message names the file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "grey.png"
         >>> Image.new("L", (4, 2), 128).save(path)
@@ -89,7 +89,7 @@ def read_mask(
     Raises:
         ScscoError: as `read_picture`; and another size than `size`. The message names the file.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> path = Path(tempfile.mkdtemp()) / "mask.png"
         >>> Image.new("L", (4, 2), 255).save(path)
@@ -121,7 +121,7 @@ def binary_mask(mask: np.ndarray) -> np.ndarray:
 def image_to_tensor(rgb: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 to a (3, H, W) float32 tensor in [0, 1].
 
-    Example:
+    Examples:
         >>> image_to_tensor(np.full((2, 4, 3), 255, np.uint8)).shape
         torch.Size([3, 2, 4])
     """
@@ -136,7 +136,7 @@ def tensor_to_image(tensor: Tensor) -> np.ndarray:
     Raises:
         ScscoError: another shape, or NaN or infinite values.
 
-    Example:
+    Examples:
         >>> tensor_to_image(torch.full((3, 2, 4), 2.0)).max()
         np.uint8(255)
     """

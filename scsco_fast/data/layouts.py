@@ -131,7 +131,7 @@ def find_layout(root: str | os.PathLike[str], split: str, *, real_required: bool
     Raises:
         ScscoError: no such folder, an unknown split, no list and no pictures, or a list that cannot be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> root = Path(tempfile.mkdtemp())
         >>> for file in ("composite/a.jpg", "mask/a.png", "real/a.jpg"):

@@ -202,7 +202,9 @@ class PackedDataset(Dataset[Sample | BadSample]):
     Raises:
         ScscoError: no store, an unfinished or damaged one, an unknown subset or split, a negative seed.
 
-    Example (needs a store):
+    Examples:
+        (needs a store)
+
         >>> dataset = PackedDataset("packed", "train", augment=True)  # doctest: +SKIP
         >>> dataset.__getitems__([0, 1]).to("cuda").composite.shape  # doctest: +SKIP
         torch.Size([2, 3, 256, 256])
@@ -333,7 +335,9 @@ def read_ahead(
         pin_memory: for a copy to the device that nobody waits for.
         depth: batches read ahead; at 256x256 a batch of 16 takes 6.4 MB.
 
-    Example (needs a store):
+    Examples:
+        (needs a store)
+
         >>> for batch in read_ahead(PackedDataset("packed"), [[0, 1], [2, 3]]):  # doctest: +SKIP
         ...     composite, real, mask = batch.to("cuda")[:3]
     """

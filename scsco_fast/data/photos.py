@@ -103,7 +103,7 @@ def load_photos(source: str | os.PathLike[str], split: Split) -> list[Photo]:
     Raises:
         ScscoError: no such folder, fewer than two photographs in it, or none of the split can be used.
 
-    Example:
+    Examples:
         >>> [photo.name for photo in load_photos("builtin", "test")]
         ['chelsea', 'coffee']
     """

@@ -57,7 +57,7 @@ RULES = (
 def measure(real: np.ndarray, composite: np.ndarray, mask: np.ndarray) -> Measures:
     """Compare two (H, W, 3) uint8 pictures on the pixels of a mask (H, W) bool, which must not be empty.
 
-    Example:
+    Examples:
         >>> real = np.tile(np.arange(0, 240, 4, dtype=np.uint8)[:, None, None], (1, 60, 3))
         >>> half = np.arange(60)[None].repeat(60, axis=0) < 30
         >>> found = measure(real, np.where(half[:, :, None], real // 2, real), half)
@@ -97,7 +97,7 @@ def broken_rule(measures: Measures) -> str | None:
 def lab_of(colours: np.ndarray) -> np.ndarray:
     """CIE Lab (n, 3) of (n, 3) uint8 colours.
 
-    Example:
+    Examples:
         >>> lab_of(np.full((1, 3), 255, np.uint8)).round().tolist()[0][0]
         100.0
     """

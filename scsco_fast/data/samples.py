@@ -116,7 +116,7 @@ def collate(items: Sequence[Sample | BadSample] | PackedBatch) -> Batch:
     Raises:
         ScscoError: the samples differ in size.
 
-    Example:
+    Examples:
         >>> picture, mask = torch.zeros(3, 4, 4), torch.zeros(1, 4, 4)
         >>> batch = collate([Sample(picture, picture, mask, "a", "s"), BadSample("b", "b.png: no such file")])
         >>> batch.names, len(batch.bad)

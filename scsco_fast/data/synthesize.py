@@ -151,7 +151,7 @@ def synthesize(
         ScscoError: no such folder, fewer than two usable photographs, an argument out of range, an output folder that
             holds something else or was begun with other arguments or photographs, or a file that cannot be written.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> made = synthesize("builtin", tempfile.mkdtemp(), count=2, longest=128)
         >>> made.made + made.given_up
@@ -195,7 +195,7 @@ def synthesize(
 def recolour(pixels: np.ndarray, examples: np.ndarray, family: str) -> np.ndarray:
     """(n, 3) uint8 colours with the statistics of `examples` (m, 3) uint8 that the family transfers.
 
-    Example:
+    Examples:
         >>> recolour(np.full((9, 3), 10, np.uint8), np.full((9, 3), 200, np.uint8), "distribution").mean()
         np.float64(200.0)
     """

@@ -71,7 +71,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
     Raises:
         ScscoError: no photographs, or a size, length or seed out of range.
 
-    Example:
+    Examples:
         >>> photo = Photo("ramp", np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (1, 64, 3)),
         ...               np.pad(np.ones((8, 8), np.uint16), 4), ((1,),))
         >>> item = SyntheticComposites([photo], size=32, length=10, seed=0, augment=True)[3]

@@ -14,7 +14,7 @@ _HARMONICS = 4
 def drawn_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """(height, width) uint8, 255 inside and 0 outside: a round shape or a polygon of 4 to 9 corners.
 
-    Example:
+    Examples:
         >>> shape = drawn_shape(96, 128, np.random.default_rng(0))
         >>> shape.shape, sorted(set(shape.ravel().tolist()))
         ((96, 128), [0, 255])
@@ -42,7 +42,7 @@ def bent_tones(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     The curves of the three channels share most of their bend, as in a retouched picture, and differ a little, as under
     a cross-processed one. They rise everywhere, so edges keep their sign.
 
-    Example:
+    Examples:
         >>> grey = np.full((1, 1, 3), 0.5, np.float32)
         >>> float(abs(bent_tones(grey, np.random.default_rng(0)) - grey).max()) < 0.5
         True

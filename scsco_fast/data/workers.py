@@ -47,7 +47,7 @@ def run_tasks(
         workers: processes; 0 calls the function here, in order, without a time limit.
         time_limit: seconds per task.
 
-    Example:
+    Examples:
         >>> list(run_tasks(abs, [-1, 2], workers=0))
         [(-1, 1), (2, 2)]
     """

@@ -27,7 +27,7 @@ def attention_map(bain: BAIN, x: Tensor, mask: Regions | RegionLevel | Tensor, p
     Returns:
         (B, H, W) float32: sums to 1 over the background, 0 elsewhere; all 0 in an image without background.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(1, 8, 6, 6), torch.zeros(1, 1, 6, 6)
         >>> mask[..., :3] = 1
@@ -60,7 +60,7 @@ def attention_maps(model: nn.Module, composite: Tensor, mask: Tensor, points: Te
     Returns:
         (B, h, w) per BAIN, at its own resolution.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> model = sf.HarmonizationUNet(base_channels=4, levels=5).eval()
         >>> composite, mask = torch.rand(1, 3, 32, 32), torch.zeros(1, 1, 32, 32)

@@ -25,7 +25,7 @@ class RAIN(nn.Module):
         channels: C.
         eps: added to each variance.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(2, 8, 16, 16), torch.rand(2, 1, 64, 64)
         >>> sf.RAIN(8)(x, mask).shape
@@ -60,7 +60,7 @@ class ReleasedRAIN(RAIN):
     In a region of one pixel x - mu_r is then 1e-5 x and not 0, which division by sqrt(eps) makes 0.003 x; in an empty
     one sigma_r is sqrt(eps) and not 1. Plain PyTorch on every device, without a kernel.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> from scsco_fast.nn.norm import ReleasedRAIN
         >>> x, mask = torch.randn(2, 8, 16, 16), torch.zeros(2, 1, 64, 64)
@@ -109,7 +109,7 @@ class BAIN(RAIN):
             resting on the few background pixels that the foreground's values have leaked into.
         eps: added to each variance.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(2, 8, 16, 16), torch.rand(2, 1, 64, 64)
         >>> sf.BAIN(8)(x, mask).shape

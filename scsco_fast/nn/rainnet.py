@@ -34,7 +34,7 @@ def read_rainnet(path: str | Path) -> HarmonizationUNet:
     Raises:
         ScscoError: no such file, no PyTorch file, one that holds more than tensors, or not a RainNet generator.
 
-    Example:
+    Examples:
         >>> import tempfile, torch
         >>> from scsco_fast.nn.rainnet import read_rainnet, to_rainnet
         >>> import scsco_fast as sf
@@ -71,7 +71,7 @@ def from_rainnet(state: Mapping[str, Tensor]) -> HarmonizationUNet:
     Raises:
         ScscoError: a key is missing, unexpected or of another shape; the message names the first ones.
 
-    Example:
+    Examples:
         >>> from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
         >>> import scsco_fast as sf
         >>> model = sf.HarmonizationUNet(in_channels=3, base_channels=4, norm="rain")

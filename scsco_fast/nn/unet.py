@@ -49,7 +49,7 @@ class HarmonizationUNet(nn.Module):
     Raises:
         ValueError: an option that does not exist; the message names it.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> model = sf.HarmonizationUNet(base_channels=4, levels=5, head="residual").eval()
         >>> composite, mask = torch.rand(1, 3, 50, 70), torch.zeros(1, 1, 50, 70)

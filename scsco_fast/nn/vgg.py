@@ -64,7 +64,7 @@ class VGG16Features(nn.Module):
         ScscoError: the weights cannot be found or do not match exactly.
         ValueError: a layer that does not exist.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> encoder = sf.VGG16Features(weights="random", layers=("relu1_2",))
         >>> encoder(torch.rand(1, 3, 32, 32))["relu1_2"].shape
@@ -153,7 +153,7 @@ class VGG16Features(nn.Module):
             boxes: (B, 4) int64 on the CPU: top, left, bottom, right; of `scsco_fast.foreground_boxes`.
             fixed: few canvas sizes, for torch.compile and CUDA graphs; else as small as these boxes allow.
 
-        Example:
+        Examples:
             >>> import torch, scsco_fast as sf
             >>> encoder, mask = sf.VGG16Features(weights="random", layers=("relu2_2",)), torch.zeros(1, 1, 64, 64)
             >>> mask[..., 20:30, 20:40] = 1

@@ -26,7 +26,7 @@ _told: set[str] = set()
 def backends() -> dict[str, str]:
     """Every backend with "yes", or the reason why it cannot serve here.
 
-    Example:
+    Examples:
         >>> import scsco_fast as sf
         >>> sf.ops.backends()["eager"]
         'yes'
@@ -44,7 +44,7 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: no such backend.
         RuntimeError: the backend cannot serve here; the message says why.
 
-    Example:
+    Examples:
         >>> import scsco_fast as sf
         >>> with sf.use_backend("reference"):
         ...     pass

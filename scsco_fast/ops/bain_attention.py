@@ -45,7 +45,7 @@ def bain_attention(
 
     Source: SCS-Co (Hang et al., CVPR 2022) for the idea; AdaAttN (Liu et al., ICCV 2021) for the statistics.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(1, 8, 6, 6), torch.zeros(1, 1, 6, 6)
         >>> mask[..., :3] = 1

@@ -53,7 +53,7 @@ def bain_norm(
 
     Source: SCS-Co (Hang et al., CVPR 2022), BAIN.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(1, 8, 6, 6), torch.zeros(1, 1, 6, 6)
         >>> mask[..., :3] = 1

@@ -28,7 +28,7 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
 
     Source: the foreground-background style consistency of SCS-Co (Hang et al., CVPR 2022).
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> sf.ops.cross_gram(torch.ones(1, 1, 2, 2), torch.full((1, 2, 2, 2), 3.0)).tolist()
         [[[3.0, 3.0]]]

@@ -28,7 +28,7 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
 
     Source: the self-style term of SCS-Co (Hang et al., CVPR 2022), D being the mean absolute difference.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> sf.ops.feature_distances(torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 2, 3, 3)).tolist()
         [[1.0, 1.0]]

@@ -32,7 +32,7 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
 
     Source: the style consistency term of SCS-Co (Hang et al., CVPR 2022), D being the mean absolute difference.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> one = torch.ones(1, 2, 3, 3)
         >>> sf.ops.gram_distances(one, one, torch.zeros(1, 1, 2, 3, 3)).tolist()

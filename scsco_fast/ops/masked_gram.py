@@ -31,7 +31,7 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
 
     Source: Gatys et al., CVPR 2016; masked as in SCS-Co's self-style term.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> sf.ops.masked_gram(torch.ones(1, 2, 4, 4)).tolist()
         [[[1.0, 1.0], [1.0, 1.0]]]

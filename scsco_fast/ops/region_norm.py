@@ -48,7 +48,7 @@ def region_norm(
 
     Source: RAIN (Ling et al., CVPR 2021, equations 4 to 6).
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> x, mask = torch.randn(1, 3, 8, 8), torch.zeros(1, 1, 8, 8)
         >>> mask[..., :4] = 1

@@ -45,7 +45,7 @@ def transfer_color(
 
     Source: Reinhard et al. 2001; Pitie and Kokaram 2007; histogram matching as Fecker et al. 2008.
 
-    Example:
+    Examples:
         >>> import torch, scsco_fast as sf
         >>> source, reference = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16) / 2
         >>> out = sf.ops.transfer_color(source, reference, "gaussian")
