@@ -199,7 +199,7 @@ def test_old_python_is_refused_in_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "venv").exists()
 
 
-def test_ci_runs_the_two_commands() -> None:
+def test_ci_runs_the_linters_the_documentation_and_the_tests() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    assert re.findall(r"^make \w+", script.read_text(), re.MULTILINE) == ["make lint", "make test"]
+    assert re.findall(r"^make \w+", script.read_text(), re.MULTILINE) == ["make lint", "make docs", "make test"]

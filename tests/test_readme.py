@@ -19,10 +19,10 @@ def test_the_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_commands_exist() -> None:
-    for command in set(re.findall(r"^    scsco (\w+)", README, re.MULTILINE)):
+    for command in set(re.findall(r"^    scsco ([\w-]+)", README, re.MULTILINE)):
         assert main([command, "--help"]) == 0
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    assert set(re.findall(r"make (demo|test|lint|bench)", README)) <= set(targets)
+    assert set(re.findall(r"make (demo|test|lint|docs|bench)", README)) <= set(targets)
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
