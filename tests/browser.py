@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,11 +75,21 @@ class Page:
         self.driver.quit()
 
     def until(self, what: str, condition: Callable[[], Any]) -> Any:
+        """What the condition gives once it is true; where the page replaced what it looks at, it looks again."""
+        from selenium.common.exceptions import StaleElementReferenceException
+
         deadline = time.monotonic() + PATIENCE
-        while not (found := condition()):
+        while True:
+            with suppress(StaleElementReferenceException):
+                if found := condition():
+                    return found
             assert time.monotonic() < deadline, f"{what} did not come; messages: {self.messages()}"
             time.sleep(0.1)
-        return found
+
+    def each(self, selector: str, expression: str) -> list[Any]:
+        """What a JavaScript expression of `e` gives for each element, all at one moment."""
+        script = f"return [...document.querySelectorAll(arguments[0])].map(e => {expression})"
+        return list(self.driver.execute_script(script, selector))
 
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements("css selector", selector)
@@ -89,8 +99,7 @@ class Page:
 
     def upload(self, name: str, path: Path) -> None:
         """Put a file into the picture field `name`, in the place of what is in it."""
-        for button in self.all(f"#{name} button[aria-label='Clear'], #{name} button[aria-label='Remove Image']"):
-            button.click()
+        self.each(f"#{name} button[aria-label='Clear'], #{name} button[aria-label='Remove Image']", "e.click()")
         self.until(f"an empty #{name}", lambda: self.all(f"#{name} input[type=file]") and not self.all(f"#{name} img"))
         self.find(f"#{name} input[type=file]").send_keys(str(path))
         self.until(f"the picture in #{name}", lambda: self.all(f"#{name} img"))
@@ -105,8 +114,11 @@ class Page:
 
     def choose(self, name: str, text: str) -> None:
         """Take an option of a group of radio buttons."""
-        found = (label for label in self.all(f"#{name} label") if label.text.strip() == text)
-        self.until(f"{text!r} in #{name}", lambda: next(found, None)).click()
+
+        def label() -> Any:
+            return next((label for label in self.all(f"#{name} label") if label.text.strip() == text), None)
+
+        self.until(f"{text!r} in #{name}", label).click()
 
     def click(self, selector: str) -> None:
         self.until(f"{selector} to click", lambda: self.find(selector).is_enabled())
@@ -140,7 +152,7 @@ class Page:
         """Press the button, and wait for a result that differs from the one before."""
 
         def shown() -> list[str]:
-            return [image.get_attribute("src") for image in self.all("#slider img")]
+            return self.each("#slider img", "e.src")
 
         before = shown()
         self.click("#start")
@@ -149,7 +161,7 @@ class Page:
 
     def source(self, selector: str) -> str | None:
         """Where an image comes from, or None where there is none."""
-        return next((image.get_attribute("src") for image in self.all(selector)), None)
+        return next(iter(self.each(selector, "e.src")), None)
 
     def download(self) -> Path:
         """What the button downloads."""
@@ -165,13 +177,12 @@ class Page:
 
     def messages(self) -> list[str]:
         """The messages that stand on the page."""
-        return [" ".join(element.text.split()) for element in self.all("[data-testid=toast-body]")]
+        return [" ".join(text.split()) for text in self.each("[data-testid=toast-body]", "e.innerText")]
 
     def message(self, part: str) -> str:
         """The message that holds `part`, after it was closed."""
         text: str = self.until(f"{part!r}", lambda: next((line for line in self.messages() if part in line), None))
-        for button in self.all("[data-testid=toast-close]"):
-            button.click()
+        self.each("[data-testid=toast-close]", "e.click()")
         self.until("no message", lambda: not self.messages())
         return text
 
