@@ -1,8 +1,9 @@
-"""Make a run's model the one in the package: python -m scsco_fast.train.ship RUN/model.safetensors.
+"""Make a run's model the one in the package: python -m scsco_fast.train.ship RUN/model.safetensors [WORKING_SIZE].
 
 Writes it in float16, which halves the file, and says which checksum belongs into scsco_fast/weights.py.
 """
 
+import argparse
 import hashlib
 import sys
 from pathlib import Path
@@ -11,25 +12,33 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.weights import SHIPPED, load_model, read_metadata, save_model
 
 
-def ship(path: str | Path, target: Path = SHIPPED) -> str:
+def ship(path: str | Path, target: Path = SHIPPED, working_size: int | None = None) -> str:
     """Write the model file `path` to `target` in float16 and return the SHA-256 of what was written.
+
+    Args:
+        path: model.safetensors of a run.
+        target: file to write.
+        working_size: long side in pixels at which the model is to work; None is the size that it was trained at.
 
     Raises:
         ScscoError: not a model file, or `target` cannot be written.
     """
     metadata = read_metadata(path)
     extra: dict[str, object] = {name: metadata[name] for name in ("working_size", "step") if name in metadata}
+    if working_size is not None:
+        extra["working_size"] = working_size
     save_model(load_model(path).half(), target, {**extra, "dtype": "float16"})
     return hashlib.sha256(target.read_bytes()).hexdigest()
 
 
 def main() -> int:
     """Run the program."""
-    if len(sys.argv) != 2:
-        sys.stderr.write("usage: python -m scsco_fast.train.ship RUN/model.safetensors\n")
-        return 2
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="model.safetensors of a run")
+    parser.add_argument("working_size", type=int, nargs="?", help="long side at which it works; else its training size")
+    options = parser.parse_args()
     try:
-        digest = ship(sys.argv[1])
+        digest = ship(options.model, working_size=options.working_size)
     except ScscoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
