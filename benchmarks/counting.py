@@ -178,7 +178,11 @@ class Account(TorchDispatchMode):
 
 def _place() -> str:
     """The line of this project that called, for a reader to find."""
-    own = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT)]
+    own = [
+        frame
+        for frame in traceback.extract_stack()
+        if Path(frame.filename).is_relative_to(ROOT) and "site-packages" not in frame.filename  # .venv lies in ROOT
+    ]
     frame = next((frame for frame in reversed(own) if frame.filename != __file__), own[-1])
     return f"{Path(frame.filename).relative_to(ROOT)}:{frame.lineno}"
 

@@ -1,5 +1,6 @@
 """The processes of a run: their shares of a batch, and what they tell each other."""
 
+import atexit
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -159,4 +160,12 @@ def start_processes(device: str = "auto") -> Processes:
         return Processes()
     if device not in ("auto", "cpu", "cuda"):
         raise ScscoError(f"device is {device!r} for {os.environ['WORLD_SIZE']} processes; wanted auto, cpu or cuda")
-    return LaunchedProcesses(cpu=device == "cpu")
+    processes = LaunchedProcesses(cpu=device == "cpu")
+    atexit.register(_leave)
+    return processes
+
+
+def _leave() -> None:
+    """Close the process group before the interpreter goes: its threads, if still alive then, end some runs by abort."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
