@@ -1,21 +1,24 @@
-"""The attention kernels of `scsco_fast.kernels.bain_attention`: one forward, one for dq, one for dk and dv."""
+"""The attention kernels of `scsco_fast.kernels.bain_attention`: a forward and its merge, one for dq, one for dk and dv."""
 
 import triton
 import triton.language as tl
 
-from scsco_fast.kernels.packing import queries
+from scsco_fast.kernels.packing import load_map, paired, queries, rounded, store_map, values_of
 
 LOG2_E = tl.constexpr(1.4426950408889634)
-LOWEST = tl.constexpr(-3.0e38)
-CHUNK = tl.constexpr(16)  # channels of a map that the forward writes at a time
+LOWEST = tl.constexpr(-1.0e30)  # below every logit, and finite after any scale
+CHUNK = tl.constexpr(16)  # channels of a map that are written at a time
 
 
 @triton.jit
 def _rows(ptr, left, column, WIDTH: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The first ROWS rows at `ptr`, from `column` on; rows from `left` on are 0, whatever lies there."""
+    """The first ROWS rows at `ptr`, from `column` on; rows from `left` on, if it is given, are 0."""
     row = tl.arange(0, ROWS)
     offsets = row[:, None] * WIDTH + (column + tl.arange(0, COLUMNS))[None, :]
-    return tl.load(ptr + offsets, mask=row[:, None] < left, other=0.0)
+    if left is None:
+        return tl.load(ptr + offsets)
+    else:
+        return tl.load(ptr + offsets, mask=row[:, None] < left, other=0.0)
 
 
 @triton.jit
@@ -37,7 +40,7 @@ def _products(
         return tl.dot(x, tl.trans(y), input_precision=PRECISION)
     else:
         total = tl.zeros([BLOCK_X, BLOCK_Y], tl.float32)
-        # Not unrolled: each unrolled step would hold buffers of its own in shared memory. The same holds below.
+        # Not unrolled: each unrolled step would hold buffers of its own in shared memory.
         for column in range(0, WIDTH, BLOCK_K):
             part = _rows(x_ptr, x_left, column, WIDTH, BLOCK_X, BLOCK_K)
             y = _rows(y_ptr, y_left, column, WIDTH, BLOCK_Y, BLOCK_K)
@@ -46,14 +49,53 @@ def _products(
 
 
 @triton.jit
-def _attend(
+def _attend_block(
     q_ptr,
     k_ptr,
     v_ptr,
+    q,
+    n_rows,
+    left,  # keys from this block on
+    moments,
+    peak,
+    total,
+    scale,
+    KEY_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """The online softmax's state after another block of keys; WHOLE: all BLOCK_N of them are there."""
+    if WHOLE:
+        left = None
+    logits = _products(q_ptr, n_rows, k_ptr, left, q, KEY_WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION)
+    if not WHOLE:
+        logits = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], logits, float("-inf"))
+    new_peak = tl.maximum(peak, tl.max(logits, axis=1))
+    # Scaled inside exp2's argument: one fused multiply-add an element.
+    bound = new_peak * scale
+    weights = tl.exp2(logits * scale - bound[:, None])
+    shrink = tl.exp2(peak * scale - bound)
+    # Summed before they are rounded: afterwards every weight would have to be converted back, on exp2's own pipe.
+    total = total * shrink + tl.sum(weights, axis=1)
+    v = _rows(v_ptr, left, 0, 2 * WIDTH, BLOCK_N, 2 * BLOCK_C)
+    weights = rounded(weights, v.dtype, PRECISION == "tf32")
+    moments = tl.dot(weights, v, moments * shrink[:, None], input_precision=PRECISION)
+    return moments, new_peak, total
+
+
+@triton.jit
+def _attend(
+    q_ptr,
+    k_ptr,
+    v_ptr,  # at the first column that is wanted
     n_rows,  # queries of this block
-    n_bg,
-    column,
-    logit_scale,
+    n_keys,
+    scale,  # to base 2
     KEY_WIDTH: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -62,50 +104,48 @@ def _attend(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """First and second moment [BLOCK_M, BLOCK_C] of scaled values and the log-sum-exp [BLOCK_M] in base 2."""
-    first = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
-    second = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
+    """Moments of v' in turn, [BLOCK_M, 2 BLOCK_C], and the log-sum-exp [BLOCK_M] in base 2, over the first n_keys keys."""
+    moments = tl.zeros([BLOCK_M, 2 * BLOCK_C], tl.float32)
     # A finite start: a row whose logits are all -inf gets weights 0 and not exp(-inf - -inf).
     peak = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     q = _rows(q_ptr, n_rows, 0, KEY_WIDTH, BLOCK_M, BLOCK_D)
-    for start in range(0, tl.where(n_rows > 0, n_bg, 0), BLOCK_N):
-        left = n_bg - start
-        logits = _products(q_ptr, n_rows, k_ptr, left, q, KEY_WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION)
-        logits = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], logits * logit_scale, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(logits, axis=1))
-        v = _rows(v_ptr, left, column, WIDTH, BLOCK_N, BLOCK_C)
-        weights = tl.exp2(logits - new_peak[:, None]).to(v.dtype)
-        shrink = tl.exp2(peak - new_peak)
-        # The sum of the rounded weights: then they add up to 1 exactly where they are used.
-        total = total * shrink + tl.sum(weights.to(tl.float32), axis=1)
-        first = tl.dot(weights, v, first * shrink[:, None], input_precision=PRECISION)
-        second = tl.dot(weights, v * v, second * shrink[:, None], input_precision=PRECISION)
-        peak = new_peak
+    # Whole blocks without a mask, then the rest: at C = 64 the mask is a tenth of the loop's instructions.
+    for _ in range(0, n_keys // BLOCK_N):
+        moments, peak, total = _attend_block(
+            q_ptr, k_ptr, v_ptr, q, n_rows, 0, moments, peak, total, scale,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, True,
+        )
         k_ptr += BLOCK_N * KEY_WIDTH
-        v_ptr += BLOCK_N * WIDTH
+        v_ptr += BLOCK_N * (2 * WIDTH)
+    left = n_keys % BLOCK_N
+    if left > 0:
+        moments, peak, total = _attend_block(
+            q_ptr, k_ptr, v_ptr, q, n_rows, left, moments, peak, total, scale,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, False,
+        )
     total = tl.maximum(total, 1e-37)
-    # Rows that are no query become 0 here: selecting among the elements of a tile would cost registers.
-    share = tl.where(tl.arange(0, BLOCK_M) < n_rows, 1.0 / total, 0.0)[:, None]
-    return first * share, second * share, peak + tl.log2(total)
+    return moments * (1.0 / total)[:, None], peak * scale + tl.log2(total)
 
 
 @triton.jit
 def bain_attention_fwd_kernel(
-    q_ptr,  # (B, N, KEY_WIDTH) packed
-    k_ptr,  # (B, N, KEY_WIDTH) packed
-    v_ptr,  # (B, N, WIDTH) packed
-    pivot_ptr,  # (B, WIDTH)
-    unit_ptr,  # (B, WIDTH)
+    rows_ptr,  # (B, N, KEY_WIDTH)
+    values_ptr,  # of the moments' memory
+    moments_ptr,  # (B, N, 2 WIDTH)
+    scalars_ptr,  # (B, N + 2 WIDTH)
+    part_ptr,  # (splits, B, N, 2 WIDTH) where SPLIT
+    part_lse_ptr,  # (splits, B, N) where SPLIT
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
-    mean_ptr,  # (B, C, N), or y where NORM
+    mean_ptr,  # (B, C, N), or BAIN's output where NORM
     std_ptr,  # (B, C, N), None where NORM
-    first_ptr,  # (B, N, C)
-    variance_ptr,  # (B, N, C)
-    lse_ptr,  # (B, N)
     x_ptr,  # (B, C, N) normalised map where NORM
-    affine_ptr,  # (4, C) float32 where NORM: foreground gain and offset, background gain and offset
+    fg_weight_ptr,  # (C,) where NORM
+    fg_bias_ptr,
+    stride_yb,  # of mean and std
+    stride_yc,
+    stride_yn,
     stride_xb,
     stride_xc,
     stride_xn,
@@ -113,6 +153,7 @@ def bain_attention_fwd_kernel(
     eps,
     n_pixels,
     n_channels,
+    splits,
     KEY_WIDTH: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -120,20 +161,30 @@ def bain_attention_fwd_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    SPLIT: tl.constexpr,
     NORM: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     image, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * BLOCK_M
-    column = tl.program_id(1) * BLOCK_C
     n_query = queries(counts_ptr, image)
+    if start >= n_query:
+        return
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
     base = image * n_pixels
-    first, second, lse = _attend(
-        q_ptr + (base + start) * KEY_WIDTH,
-        k_ptr + base * KEY_WIDTH,
-        v_ptr + base * WIDTH,
+    if SPLIT:
+        split, column = tl.program_id(1) % splits, tl.program_id(1) // splits * BLOCK_C
+        share = tl.cdiv(tl.cdiv(n_bg, BLOCK_N), splits) * BLOCK_N
+        first_key = tl.minimum(split * share, n_bg)
+        n_keys = tl.minimum(share, n_bg - first_key)
+    else:
+        split, column, first_key, n_keys = 0, tl.program_id(1) * BLOCK_C, 0, n_bg
+    key_place = (n_pixels - n_bg + first_key).to(tl.int64)
+    moments, lse = _attend(
+        rows_ptr + (base + start) * KEY_WIDTH,
+        rows_ptr + (base + key_place) * KEY_WIDTH,
+        values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH) + key_place * (2 * WIDTH) + 2 * column,
         n_query - start,
-        n_bg,
-        column,
+        n_keys,
         tl.cast(scale, tl.float32) * LOG2_E,
         KEY_WIDTH,
         WIDTH,
@@ -144,124 +195,221 @@ def bain_attention_fwd_kernel(
         PRECISION,
     )
     place = start + tl.arange(0, BLOCK_M)
-    channel = column + tl.arange(0, BLOCK_C)
-    unit = tl.load(unit_ptr + image * WIDTH + channel)[None, :]
-    inside = place < n_pixels
-    pixel = tl.load(order_ptr + base + place, mask=inside, other=0).to(tl.int32)
-    if tl.program_id(1) == 0:
-        tl.store(lse_ptr + base + pixel, tl.where(place < n_query, lse / LOG2_E, 0.0), mask=inside)
-    rows = pixel.to(tl.int64)[:, None] * n_channels + channel[None, :]
-    mask = inside[:, None] & (channel < n_channels)[None, :]
-    tl.store(variance_ptr + base * n_channels + rows, (second - first * first) * (unit * unit), mask=mask)
-    tl.store(first_ptr + base * n_channels + rows, first * unit, mask=mask)
-    # The maps are written from those rows, a few channels at a time: beside the accumulators they would spill.
-    tl.debug_barrier()
-    n_fg = tl.load(counts_ptr + 2 * image)
-    for offset in range(0, tl.minimum(BLOCK_C, n_channels - column), CHUNK):
-        _store_moments(
-            first_ptr + base * n_channels,
-            variance_ptr + base * n_channels,
-            pivot_ptr + image * WIDTH,
-            mean_ptr + base * n_channels,
-            std_ptr if NORM else std_ptr + base * n_channels,
-            x_ptr + image * stride_xb if NORM else x_ptr,
-            affine_ptr,
-            pixel.to(tl.int64),
-            place,
-            column + offset + tl.arange(0, CHUNK),
-            n_query,
-            n_fg,
-            n_bg,
-            n_pixels,
-            n_channels,
-            stride_xc,
-            stride_xn,
-            tl.cast(eps, tl.float32),
-            NORM,
-        )
+    is_query = place < n_query
+    row = tl.arange(0, BLOCK_M)[:, None] * (2 * WIDTH) + (2 * column + tl.arange(0, 2 * BLOCK_C))[None, :]
+    if SPLIT:
+        base += split * tl.num_programs(2).to(tl.int64) * n_pixels
+        tl.store(part_ptr + (base + start) * (2 * WIDTH) + row, moments, mask=is_query[:, None])
+        if column == 0:
+            tl.store(part_lse_ptr + base + place, lse, mask=is_query)
+    else:
+        scalars_ptr += image * (n_pixels + 2 * WIDTH)
+        if column == 0:
+            tl.store(scalars_ptr + place, lse, mask=is_query)
+        channel = column + tl.arange(0, BLOCK_C)
+        unit = tl.load(scalars_ptr + n_pixels + WIDTH + channel)[None, :]
+        first, second = moments.reshape(BLOCK_M, BLOCK_C, 2).split()
+        moments = paired(first * unit, (second - first * first) * (unit * unit))
+        tl.store(moments_ptr + (base + start) * (2 * WIDTH) + row, moments, mask=is_query[:, None])
+        # The maps are written from those rows, a few channels at a time: beside the accumulators they would spill.
+        tl.debug_barrier()
+        pixel = tl.load(order_ptr + base + place, mask=is_query, other=0)
+        for offset in range(0, tl.minimum(BLOCK_C, n_channels - column), CHUNK):
+            pairs = 2 * (column + offset) + tl.arange(0, 2 * CHUNK)
+            source = (base + place)[:, None] * (2 * WIDTH) + pairs[None, :]
+            written = tl.load(moments_ptr + source, mask=is_query[:, None], other=0.0)
+            mean, variance = written.reshape(BLOCK_M, CHUNK, 2).split()
+            few = column + offset + tl.arange(0, CHUNK)
+            _store_moments(
+                mean + tl.load(scalars_ptr + n_pixels + few)[None, :],
+                variance,
+                mean_ptr + image * stride_yb,
+                std_ptr if NORM else std_ptr + image * stride_yb,
+                x_ptr + image * stride_xb if NORM else x_ptr,
+                fg_weight_ptr,
+                fg_bias_ptr,
+                pixel,
+                few,
+                is_query,
+                n_channels,
+                stride_yc,
+                stride_yn,
+                stride_xc,
+                stride_xn,
+                tl.cast(eps, tl.float32),
+                NORM,
+                LAST,
+            )
 
 
 @triton.jit
 def _store_moments(
-    first_ptr,  # (N, C)
-    variance_ptr,  # (N, C)
-    pivot_ptr,  # (WIDTH,)
-    mean_ptr,  # (C, N), or y where NORM
-    std_ptr,  # (C, N)
-    x_ptr,  # (C, N)
-    affine_ptr,
+    mean,  # [places, channels]
+    variance,
+    mean_ptr,
+    std_ptr,
+    x_ptr,
+    fg_weight_ptr,
+    fg_bias_ptr,
     pixel,
-    place,
     channel,
-    n_query,
-    n_fg,
-    n_bg,
-    n_pixels,
+    is_query,
     n_channels,
+    stride_yc,
+    stride_yn,
     stride_xc,
     stride_xn,
     eps,
     NORM: tl.constexpr,
+    LAST: tl.constexpr,
 ):
-    """Maps of one image, [channel, place]: neighbouring places are neighbouring pixels."""
-    inside = place < n_pixels
-    is_query = (place < n_query)[None, :]
-    rows = pixel[:, None] * n_channels + channel[None, :]
-    row_mask = inside[:, None] & (channel < n_channels)[None, :]
-    variance = tl.trans(tl.load(variance_ptr + rows, mask=row_mask, other=0.0))
-    first = tl.trans(tl.load(first_ptr + rows, mask=row_mask, other=0.0))
-    mask = inside[None, :] & (channel < n_channels)[:, None]
-    pivot = tl.load(pivot_ptr + channel)[:, None]
-    std = tl.where(is_query, tl.sqrt_rn(tl.maximum(variance, 0.0) + eps), 1.0)
-    mean = tl.where(is_query, first + pivot, 0.0)
-    target = channel.to(tl.int64)[:, None] * n_pixels + pixel[None, :]
+    """Queries' mean and deviation, or BAIN's output, to their pixels of one image's maps."""
+    std = tl.sqrt_rn(tl.maximum(variance, 0.0) + eps)
     if NORM:
-        source = channel.to(tl.int64)[:, None] * stride_xc + pixel[None, :] * stride_xn
-        x = tl.load(x_ptr + source, mask=mask, other=0.0).to(tl.float32)
-        # Without background, foreground pixels keep mean 0 and std 1 and the foreground's affine.
-        is_fg = place < n_fg
-        y = (std * x + mean) * _of_region(affine_ptr, channel, n_channels, is_fg)
-        y += _of_region(affine_ptr + n_channels, channel, n_channels, is_fg)
-        counted = is_fg | (place >= n_pixels - n_bg)
-        mean = tl.where(counted[None, :], y, 0.0)
+        x = load_map(x_ptr, pixel, channel, is_query, n_channels, stride_xc, stride_xn, LAST)
+        gain = tl.load(fg_weight_ptr + channel, mask=channel < n_channels, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(fg_bias_ptr + channel, mask=channel < n_channels, other=0.0).to(tl.float32)[None, :]
+        mean = (std * x + mean) * gain + bias
     else:
-        tl.store(std_ptr + target, std.to(std_ptr.dtype.element_ty), mask=mask)
-    tl.store(mean_ptr + target, mean.to(mean_ptr.dtype.element_ty), mask=mask)
+        store_map(std_ptr, std, pixel, channel, is_query, n_channels, stride_yc, stride_yn, LAST)
+    store_map(mean_ptr, mean, pixel, channel, is_query, n_channels, stride_yc, stride_yn, LAST)
 
 
 @triton.jit
-def _of_region(affine_ptr, channel, n_channels, is_fg):
-    """The foreground's or the background's number of each channel, [channels, places]."""
-    mask = channel < n_channels
-    fg = tl.load(affine_ptr + channel, mask=mask, other=0.0)
-    bg = tl.load(affine_ptr + 2 * n_channels + channel, mask=mask, other=0.0)
-    return tl.where(is_fg[None, :], fg[:, None], bg[:, None])
+def bain_attention_fwd_merge_kernel(
+    part_ptr,  # (splits, B, N, 2 WIDTH)
+    part_lse_ptr,  # (splits, B, N)
+    moments_ptr,  # (B, N, 2 WIDTH)
+    scalars_ptr,  # (B, N + 2 WIDTH)
+    order_ptr,  # (B, N)
+    counts_ptr,  # (B, 2)
+    mean_ptr,  # these as in bain_attention_fwd_kernel
+    std_ptr,
+    x_ptr,
+    fg_weight_ptr,
+    fg_bias_ptr,
+    stride_yb,
+    stride_yc,
+    stride_yn,
+    stride_xb,
+    stride_xc,
+    stride_xn,
+    eps,
+    n_pixels,
+    n_channels,
+    splits,
+    WIDTH: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    NORM: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Adds the splits of the keys in their order, each weighted by its sum of exponentials."""
+    image = tl.program_id(2).to(tl.int64)
+    n_query = queries(counts_ptr, image)
+    if tl.program_id(0) * BLOCK_P >= n_query:
+        return
+    place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    is_query = place < n_query
+    channel = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
+    columns = tl.program_id(1) * (2 * CHUNK) + tl.arange(0, 2 * CHUNK)
+    base = image * n_pixels
+    apart = tl.num_programs(2).to(tl.int64) * n_pixels  # rows from one split to the next
+    peak = tl.full([BLOCK_P], LOWEST, tl.float32)
+    for split in range(splits):
+        lse = tl.load(part_lse_ptr + split * apart + base + place, mask=is_query, other=0.0)
+        peak = tl.maximum(peak, lse)
+    total = tl.zeros([BLOCK_P], tl.float32)
+    moments = tl.zeros([BLOCK_P, 2 * CHUNK], tl.float32)
+    for split in range(splits):
+        row = split * apart + base + place
+        weight = tl.exp2(tl.load(part_lse_ptr + row, mask=is_query, other=0.0) - peak)
+        part = tl.load(part_ptr + row[:, None] * (2 * WIDTH) + columns[None, :], mask=is_query[:, None], other=0.0)
+        total += weight
+        moments += weight[:, None] * part
+    moments *= (1.0 / total)[:, None]
+    scalars_ptr += image * (n_pixels + 2 * WIDTH)
+    if tl.program_id(1) == 0:
+        tl.store(scalars_ptr + place, peak + tl.log2(total), mask=is_query)
+    pivot = tl.load(scalars_ptr + n_pixels + channel)[None, :]
+    unit = tl.load(scalars_ptr + n_pixels + WIDTH + channel)[None, :]
+    first, second = moments.reshape(BLOCK_P, CHUNK, 2).split()
+    variance = (second - first * first) * (unit * unit)
+    first *= unit
+    target = moments_ptr + (base + place)[:, None] * (2 * WIDTH) + columns[None, :]
+    tl.store(target, paired(first, variance), mask=is_query[:, None])
+    _store_moments(
+        first + pivot,
+        variance,
+        mean_ptr + image * stride_yb,
+        std_ptr if NORM else std_ptr + image * stride_yb,
+        x_ptr + image * stride_xb if NORM else x_ptr,
+        fg_weight_ptr,
+        fg_bias_ptr,
+        tl.load(order_ptr + base + place, mask=is_query, other=0),
+        channel,
+        is_query,
+        n_channels,
+        stride_yc,
+        stride_yn,
+        stride_xc,
+        stride_xn,
+        tl.cast(eps, tl.float32),
+        NORM,
+        LAST,
+    )
 
 
 @triton.jit
-def _store_map(ptr, tile, image, place, n_pixels, order_ptr, n_channels, COLUMNS: tl.constexpr, column):
-    """Rows of a gradient to their pixels of a contiguous map (B, n_channels, N)."""
-    inside = place < n_pixels
-    channel = column + tl.arange(0, COLUMNS)
-    pixel = tl.load(order_ptr + image * n_pixels + place, mask=inside, other=0)
-    target = (image * n_channels + channel)[:, None] * n_pixels + pixel[None, :]
-    mask = inside[None, :] & (channel < n_channels)[:, None]
-    tl.store(ptr + target, tl.trans(tile).to(ptr.dtype.element_ty), mask=mask)
+def _dq_block(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    g_ptr,
+    q,
+    g,
+    rows,
+    left,
+    lse,
+    delta,
+    dq,
+    scale,  # to base 2
+    KEY_WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    WHOLE: tl.constexpr,
+):
+    """dq / scale after another block of keys; WHOLE: all BLOCK_N of them are there."""
+    if WHOLE:
+        left = None
+    logits = _products(q_ptr, rows, k_ptr, left, q, KEY_WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION)
+    d_weights = _products(g_ptr, rows, v_ptr, left, g, 2 * WIDTH, 2 * BLOCK_C, BLOCK_M, BLOCK_N, PRECISION)
+    d_logits = tl.exp2(logits * scale - lse[:, None]) * (d_weights - delta[:, None])
+    if not WHOLE:
+        # Past the last key a logit is 0 and its weight may be infinite.
+        d_logits = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], d_logits, 0.0)
+    k = _rows(k_ptr, left, 0, KEY_WIDTH, BLOCK_N, KEY_WIDTH)
+    return tl.dot(rounded(d_logits, k.dtype, PRECISION == "tf32"), k, dq, input_precision=PRECISION)
 
 
 @triton.jit
 def bain_attention_bwd_dq_kernel(
-    q_ptr,  # (B, N, KEY_WIDTH) packed
-    k_ptr,  # (B, N, KEY_WIDTH) packed
-    v_ptr,  # (B, N, WIDTH) packed
-    da_ptr,  # (B, N, WIDTH) packed
-    db_ptr,  # (B, N, WIDTH) packed
-    delta_ptr,  # (B, N) packed
-    lse_ptr,  # (B, N) packed, base 2
+    rows_ptr,  # (B, N, KEY_WIDTH)
+    values_ptr,  # of the moments' memory
+    moments_ptr,  # (B, N, 2 WIDTH)
+    grads_ptr,  # (B, N, 2 WIDTH): da and db in turn
+    scalars_ptr,  # (B, N + 2 WIDTH)
+    delta_ptr,  # (B, N)
     span_ptr,  # (B,)
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     d_query_ptr,  # (B, D, N)
+    stride_yb,  # of d_query
+    stride_yc,
+    stride_yn,
     scale,
     n_pixels,
     n_keys,  # D
@@ -273,6 +421,8 @@ def bain_attention_bwd_dq_kernel(
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     SCALED: tl.constexpr,
+    NEGATE: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     image, start_m = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_M
     n_query = queries(counts_ptr, image)
@@ -281,83 +431,113 @@ def bain_attention_bwd_dq_kernel(
     rows = n_query - start_m
     place = start_m + tl.arange(0, BLOCK_M)
     is_query = place < n_query
-    q_ptr += (base + start_m) * KEY_WIDTH
-    k_ptr += base * KEY_WIDTH
-    v_ptr += base * WIDTH
-    da_ptr += (base + start_m) * WIDTH
-    db_ptr += (base + start_m) * WIDTH
+    key_place = (n_pixels - n_bg).to(tl.int64)
+    q_ptr = rows_ptr + (base + start_m) * KEY_WIDTH
+    k_ptr = rows_ptr + (base + key_place) * KEY_WIDTH
+    v_ptr = values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH) + key_place * (2 * WIDTH)
+    g_ptr = grads_ptr + (base + start_m) * (2 * WIDTH)
     delta = tl.load(delta_ptr + base + place, mask=is_query, other=0.0)
-    lse = tl.load(lse_ptr + base + place, mask=is_query, other=0.0)
+    # Rows that are no query get weights exp2(-inf) = 0.
+    lse = tl.load(scalars_ptr + image * (n_pixels + 2 * WIDTH) + place, mask=is_query, other=float("inf"))
     q = _rows(q_ptr, rows, 0, KEY_WIDTH, BLOCK_M, BLOCK_D)
-    da = _rows(da_ptr, rows, 0, WIDTH, BLOCK_M, BLOCK_C)
-    db = _rows(db_ptr, rows, 0, WIDTH, BLOCK_M, BLOCK_C)
+    g = _rows(g_ptr, rows, 0, 2 * WIDTH, BLOCK_M, 2 * BLOCK_C)
     scale = tl.cast(scale, tl.float32)
     dq = tl.zeros([BLOCK_M, KEY_WIDTH], tl.float32)
-    for start in range(0, tl.where(rows > 0, n_bg, 0), BLOCK_N):
-        left = n_bg - start
-        logits = _products(q_ptr, rows, k_ptr, left, q, KEY_WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION)
-        if BLOCK_C == WIDTH:
-            v = _rows(v_ptr, left, 0, WIDTH, BLOCK_N, BLOCK_C)
-            d_weights = tl.dot(da, tl.trans(v), input_precision=PRECISION)
-            d_weights = tl.dot(db, tl.trans(v * v), d_weights, input_precision=PRECISION)
-        else:
-            d_weights = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-            for column in range(0, WIDTH, BLOCK_C):
-                v = _rows(v_ptr, left, column, WIDTH, BLOCK_N, BLOCK_C)
-                da_part = _rows(da_ptr, rows, column, WIDTH, BLOCK_M, BLOCK_C)
-                d_weights = tl.dot(da_part, tl.trans(v), d_weights, input_precision=PRECISION)
-                db_part = _rows(db_ptr, rows, column, WIDTH, BLOCK_M, BLOCK_C)
-                d_weights = tl.dot(db_part, tl.trans(v * v), d_weights, input_precision=PRECISION)
-        keep = is_query[:, None] & (tl.arange(0, BLOCK_N) < left)[None, :]
-        weights = tl.exp2(logits * (scale * LOG2_E) - lse[:, None])
-        d_logits = tl.where(keep, weights * (d_weights - delta[:, None]), 0.0).to(k_ptr.dtype.element_ty)
-        k = _rows(k_ptr, left, 0, KEY_WIDTH, BLOCK_N, KEY_WIDTH)
-        dq = tl.dot(d_logits, k, dq, input_precision=PRECISION)
+    to_base_2 = scale * LOG2_E
+    n_keys_here = tl.where(rows > 0, n_bg, 0)
+    for _ in range(0, n_keys_here // BLOCK_N):
+        dq = _dq_block(
+            q_ptr, k_ptr, v_ptr, g_ptr, q, g, rows, 0, lse, delta, dq, to_base_2,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, True,
+        )
         k_ptr += BLOCK_N * KEY_WIDTH
-        v_ptr += BLOCK_N * WIDTH
-    dq *= scale * tl.load(span_ptr + image) if SCALED else scale
-    _store_map(d_query_ptr, dq, image, place, n_pixels, order_ptr, n_keys, KEY_WIDTH, 0)
+        v_ptr += BLOCK_N * (2 * WIDTH)
+    left = n_keys_here % BLOCK_N
+    if left > 0:
+        dq = _dq_block(
+            q_ptr, k_ptr, v_ptr, g_ptr, q, g, rows, left, lse, delta, dq, to_base_2,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, False,
+        )
+    dq *= -scale if NEGATE else scale
+    if SCALED:
+        dq *= tl.load(span_ptr + image)
+    inside = place < n_pixels
+    pixel = tl.load(order_ptr + base + place, mask=inside, other=0)
+    channel = tl.arange(0, KEY_WIDTH)
+    store_map(d_query_ptr + image * stride_yb, dq, pixel, channel, inside, n_keys, stride_yc, stride_yn, LAST)
 
 
 @triton.jit
-def _weight_gradients(
+def _dkv_block(
+    q_ptr,
+    k_ptr,
     v_ptr,
+    g_ptr,
+    lse_ptr,
+    delta_ptr,
+    k,
+    v,
     rows,
-    da_ptr,
-    db_ptr,
     left,
+    column,
+    dk,
+    dv,
+    scale,  # to base 2
+    KEY_WIDTH: tl.constexpr,
     WIDTH: tl.constexpr,
-    BLOCK_N: tl.constexpr,
     BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
+    DK: tl.constexpr,
+    DV: tl.constexpr,
+    WHOLE: tl.constexpr,
 ):
-    """v da^T + v^2 db^T, [BLOCK_N, BLOCK_M], over blocks of channels."""
-    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for column in range(0, WIDTH, BLOCK_C):
-        v = _rows(v_ptr, rows, column, WIDTH, BLOCK_N, BLOCK_C)
-        da = _rows(da_ptr, left, column, WIDTH, BLOCK_M, BLOCK_C)
-        total = tl.dot(v, tl.trans(da), total, input_precision=PRECISION)
-        db = _rows(db_ptr, left, column, WIDTH, BLOCK_M, BLOCK_C)
-        total = tl.dot(v * v, tl.trans(db), total, input_precision=PRECISION)
-    return total
+    """dk / scale and the moments' dv after another block of queries; WHOLE: all BLOCK_M of them are there."""
+    query = tl.arange(0, BLOCK_M)
+    if WHOLE:
+        left = None
+        lse = tl.load(lse_ptr + query)
+    else:
+        # Rows that are no query get weights exp2(-inf) = 0.
+        lse = tl.load(lse_ptr + query, mask=query < left, other=float("inf"))
+    logits = _products(k_ptr, rows, q_ptr, left, k, KEY_WIDTH, BLOCK_D, BLOCK_N, BLOCK_M, PRECISION)
+    weights = tl.exp2(logits * scale - lse[None, :])  # [BLOCK_N, BLOCK_M]
+    if DV:
+        g = _rows(g_ptr, left, 2 * column, 2 * WIDTH, BLOCK_M, 2 * BLOCK_C)
+        dv = tl.dot(rounded(weights, g.dtype, PRECISION == "tf32"), g, dv, input_precision=PRECISION)
+    if DK:
+        d_weights = _products(v_ptr, rows, g_ptr, left, v, 2 * WIDTH, 2 * BLOCK_C, BLOCK_N, BLOCK_M, PRECISION)
+        if WHOLE:
+            delta = tl.load(delta_ptr + query)
+        else:
+            delta = tl.load(delta_ptr + query, mask=query < left, other=0.0)
+        d_logits = weights * (d_weights - delta[None, :])
+        q = _rows(q_ptr, left, 0, KEY_WIDTH, BLOCK_M, KEY_WIDTH)
+        dk = tl.dot(rounded(d_logits, q.dtype, PRECISION == "tf32"), q, dk, input_precision=PRECISION)
+    return dk, dv
 
 
 @triton.jit
 def bain_attention_bwd_dkv_kernel(
-    q_ptr,  # (B, N, KEY_WIDTH) packed
-    k_ptr,  # (B, N, KEY_WIDTH) packed
-    v_ptr,  # (B, N, WIDTH) packed
-    da_ptr,  # (B, N, WIDTH) packed
-    db_ptr,  # (B, N, WIDTH) packed
-    delta_ptr,  # (B, N) packed
-    lse_ptr,  # (B, N) packed, base 2
-    span_ptr,  # (B,)
-    unit_ptr,  # (B, WIDTH)
-    order_ptr,  # (B, N)
-    counts_ptr,  # (B, 2)
+    rows_ptr,  # these as in bain_attention_bwd_dq_kernel
+    values_ptr,
+    moments_ptr,
+    grads_ptr,
+    scalars_ptr,
+    delta_ptr,
+    span_ptr,
+    order_ptr,
+    counts_ptr,
     d_key_ptr,  # (B, D, N), None without DK
     d_value_ptr,  # (B, C, N), None without DV
+    stride_kb,
+    stride_kc,
+    stride_kn,
+    stride_vb,
+    stride_vc,
+    stride_vn,
     scale,
     n_pixels,
     n_keys,  # D
@@ -372,6 +552,7 @@ def bain_attention_bwd_dkv_kernel(
     SCALED: tl.constexpr,
     DK: tl.constexpr,
     DV: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     """dk and dv of a block of keys; dv alone may take one block of channels, dk needs them all."""
     image, start_n = tl.program_id(2).to(tl.int64), tl.program_id(0) * BLOCK_N
@@ -380,59 +561,55 @@ def bain_attention_bwd_dkv_kernel(
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
     base = image * n_pixels
     rows = n_bg - start_n
-    q_ptr += base * KEY_WIDTH
-    k_ptr += (base + start_n) * KEY_WIDTH
-    v_ptr += (base + start_n) * WIDTH
-    da_ptr += base * WIDTH
-    db_ptr += base * WIDTH
+    key_place = (n_pixels - n_bg + start_n).to(tl.int64)
+    q_ptr = rows_ptr + base * KEY_WIDTH
+    k_ptr = rows_ptr + (base + key_place) * KEY_WIDTH
+    v_ptr = values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH) + key_place * (2 * WIDTH)
+    g_ptr = grads_ptr + base * (2 * WIDTH)
+    lse_ptr = scalars_ptr + image * (n_pixels + 2 * WIDTH)
     k = _rows(k_ptr, rows, 0, KEY_WIDTH, BLOCK_N, BLOCK_D)
-    v = _rows(v_ptr, rows, first_column, WIDTH, BLOCK_N, BLOCK_C)
+    v = _rows(v_ptr, rows, 2 * first_column, 2 * WIDTH, BLOCK_N, 2 * BLOCK_C)
     scale = tl.cast(scale, tl.float32)
     dk = tl.zeros([BLOCK_N, KEY_WIDTH], tl.float32)
-    dv = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
-    dv_second = tl.zeros([BLOCK_N, BLOCK_C], tl.float32)
-    for start in range(0, tl.where(rows > 0, n_query, 0), BLOCK_M):
-        left = n_query - start
-        place = start + tl.arange(0, BLOCK_M)
-        is_query = place < n_query
-        lse = tl.load(lse_ptr + base + place, mask=is_query, other=0.0)
-        logits = _products(k_ptr, rows, q_ptr, left, k, KEY_WIDTH, BLOCK_D, BLOCK_N, BLOCK_M, PRECISION)
-        weights = tl.exp2(logits * (scale * LOG2_E) - lse[None, :])
-        weights = tl.where(is_query[None, :], weights, 0.0)  # [BLOCK_N, BLOCK_M]
-        if DV:
-            da = _rows(da_ptr, left, first_column, WIDTH, BLOCK_M, BLOCK_C)
-            db = _rows(db_ptr, left, first_column, WIDTH, BLOCK_M, BLOCK_C)
-            rounded = weights.to(da_ptr.dtype.element_ty)
-            dv = tl.dot(rounded, da, dv, input_precision=PRECISION)
-            dv_second = tl.dot(rounded, db, dv_second, input_precision=PRECISION)
-        if DK:
-            if BLOCK_C == WIDTH:
-                if not DV:
-                    da = _rows(da_ptr, left, 0, WIDTH, BLOCK_M, BLOCK_C)
-                    db = _rows(db_ptr, left, 0, WIDTH, BLOCK_M, BLOCK_C)
-                d_weights = tl.dot(v, tl.trans(da), input_precision=PRECISION)
-                d_weights = tl.dot(v * v, tl.trans(db), d_weights, input_precision=PRECISION)
-            else:
-                d_weights = _weight_gradients(
-                    v_ptr, rows, da_ptr, db_ptr, left, WIDTH, BLOCK_N, BLOCK_M, BLOCK_C, PRECISION
-                )
-            delta = tl.load(delta_ptr + base + place, mask=is_query, other=0.0)
-            d_logits = tl.where(is_query[None, :], weights * (d_weights - delta[None, :]), 0.0)
-            q = _rows(q_ptr, left, 0, KEY_WIDTH, BLOCK_M, KEY_WIDTH)
-            dk = tl.dot(d_logits.to(q_ptr.dtype.element_ty), q, dk, input_precision=PRECISION)
+    dv = tl.zeros([BLOCK_N, 2 * BLOCK_C], tl.float32)
+    to_base_2 = scale * LOG2_E
+    n_queries_here = tl.where(rows > 0, n_query, 0)
+    at_lse, at_delta = lse_ptr, delta_ptr + base
+    for _ in range(0, n_queries_here // BLOCK_M):
+        dk, dv = _dkv_block(
+            q_ptr, k_ptr, v_ptr, g_ptr, at_lse, at_delta, k, v, rows, 0, first_column, dk, dv, to_base_2,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, DK, DV, True,
+        )
         q_ptr += BLOCK_M * KEY_WIDTH
-        da_ptr += BLOCK_M * WIDTH
-        db_ptr += BLOCK_M * WIDTH
+        g_ptr += BLOCK_M * (2 * WIDTH)
+        at_lse += BLOCK_M
+        at_delta += BLOCK_M
+    left = n_queries_here % BLOCK_M
+    if left > 0:
+        dk, dv = _dkv_block(
+            q_ptr, k_ptr, v_ptr, g_ptr, at_lse, at_delta, k, v, rows, left, first_column, dk, dv, to_base_2,
+            KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, DK, DV, False,
+        )
+    # Read again, so that the addresses below are computed again: kept across the loop they spill.
+    n_bg = tl.load(counts_ptr + 2 * image + 1, volatile=True).to(tl.int32)
     rank = start_n + tl.arange(0, BLOCK_N)
     is_key = (rank < n_bg)[:, None]
+    inside = rank < n_pixels
     # Ranks past the last key run on from the first place, so that every pixel is written once.
-    place = tl.where(rank < n_bg, n_pixels - n_bg + rank, tl.where(rank < n_pixels, rank - n_bg, n_pixels))
+    place = tl.where(rank < n_bg, n_pixels - n_bg + rank, rank - n_bg)
+    pixel = tl.load(order_ptr + base + place, mask=inside, other=0)
     span = tl.load(span_ptr + image) if SCALED else 1.0
     if DK:
         dk = tl.where(is_key, dk * (scale * span), 0.0)
-        _store_map(d_key_ptr, dk, image, place, n_pixels, order_ptr, n_keys, KEY_WIDTH, 0)
+        channel = tl.arange(0, KEY_WIDTH)
+        store_map(d_key_ptr + image * stride_kb, dk, pixel, channel, inside, n_keys, stride_kc, stride_kn, LAST)
     if DV:
-        unit = tl.load(unit_ptr + image * WIDTH + first_column + tl.arange(0, BLOCK_C))
-        v = _rows(v_ptr, rows, first_column, WIDTH, BLOCK_N, BLOCK_C).to(tl.float32)
-        dv = tl.where(is_key, (dv + 2.0 * v * dv_second) * (span / unit)[None, :], 0.0)
-        _store_map(d_value_ptr, dv, image, place, n_pixels, order_ptr, n_channels, BLOCK_C, first_column)
+        channel = first_column + tl.arange(0, BLOCK_C)
+        unit = tl.load(lse_ptr + n_pixels + WIDTH + channel)
+        v_ptr = values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH)
+        v_ptr += (n_pixels - n_bg + start_n).to(tl.int64) * (2 * WIDTH)
+        own = _rows(v_ptr, n_bg - start_n, 2 * first_column, 2 * WIDTH, BLOCK_N, 2 * BLOCK_C).to(tl.float32)
+        value, _square = own.reshape(BLOCK_N, BLOCK_C, 2).split()
+        of_first, of_second = dv.reshape(BLOCK_N, BLOCK_C, 2).split()
+        dv = tl.where(is_key, (of_first + 2.0 * value * of_second) * (span / unit)[None, :], 0.0)
+        store_map(d_value_ptr + image * stride_vb, dv, pixel, channel, inside, n_channels, stride_vc, stride_vn, LAST)

@@ -1,29 +1,28 @@
 """Maps (B, C, H, W) of any layout into the packed rows that the attention kernels read.
 
-`order` lists an image's pixels foreground first, background last. A packed matrix (B, N, width) holds queries, and
-gradients of their moments, at their place in that order; keys and values at their rank in the background. So every
-block of rows is one contiguous read and the ragged ends are a comparison with a count. Rows that are no query or no key
-are never written and hold anything; columns are filled with zeros up to `width`.
+`order` lists an image's pixels foreground first, background last; a row stands at its pixel's place in it. So every
+block of rows is one contiguous read and the ragged ends are a comparison with a count. `bain_attention_memory` says what
+lies where. Rows that are no query and no key are never written and hold anything; columns past the channels are zeros.
 
 Values are centred by the background's mean and divided by a power of two near four standard deviations, per image and
 channel: without the former bfloat16 loses the variance once |mean| / std passes 3, without the latter the squares of
-values above 255 overflow in float16. A power of two rounds nothing.
+values above 255 overflow in float16. A power of two rounds nothing. v' and v'^2 lie side by side, so that both moments
+are one ordinary attention with 2C columns, and one thread holds both of a channel.
 """
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels.launch import common_dtype, rows
-from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.launch import rows
+from scsco_fast.kernels.rounding import to_tf32
 
 SPLITS = 16  # partial sums per image and channel block: their number is fixed, so is the order of the sum
+FUSED_PIXELS = 1024  # up to here every packing program forms the moments itself: a launch costs more than reading again
 BLOCK_P = 64
 BLOCK_C = 32
 WARPS = 4
@@ -31,10 +30,56 @@ STAGES = 2
 
 
 @triton.jit
-def map_tile(ptr, channels, pixels, keep, n_channels, stride_c, stride_n):  # [channels, pixels], float32
-    offsets = channels.to(tl.int64)[:, None] * stride_c + pixels[None, :] * stride_n
-    mask = (channels < n_channels)[:, None] & keep[None, :]
-    return tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+def load_map(ptr, pixels, channels, keep, n_channels, stride_c, stride_n, LAST: tl.constexpr):
+    """[pixels, channels] of one image's map in float32, 0 where not `keep`. LAST: its channels lie side by side."""
+    pixels, channels = pixels.to(tl.int64), channels.to(tl.int64)
+    if LAST:
+        offsets = pixels[:, None] * stride_n + channels[None, :] * stride_c
+        mask = keep[:, None] & (channels < n_channels)[None, :]
+        return tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32)
+    else:
+        offsets = channels[:, None] * stride_c + pixels[None, :] * stride_n
+        mask = (channels < n_channels)[:, None] & keep[None, :]
+        return tl.trans(tl.load(ptr + offsets, mask=mask, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def store_map(ptr, tile, pixels, channels, keep, n_channels, stride_c, stride_n, LAST: tl.constexpr):
+    """The counterpart of `load_map`: neighbouring threads write neighbouring channels, or neighbouring pixels."""
+    pixels, channels = pixels.to(tl.int64), channels.to(tl.int64)
+    tile = tile.to(ptr.dtype.element_ty)
+    if LAST:
+        offsets = pixels[:, None] * stride_n + channels[None, :] * stride_c
+        tl.store(ptr + offsets, tile, mask=keep[:, None] & (channels < n_channels)[None, :])
+    else:
+        offsets = channels[:, None] * stride_c + pixels[None, :] * stride_n
+        tl.store(ptr + offsets, tl.trans(tile), mask=(channels < n_channels)[:, None] & keep[None, :])
+
+
+@triton.jit
+def paired(first, second):
+    """[rows, 2 columns]: the columns of both in turn."""
+    return tl.join(first, second).reshape(first.shape[0], 2 * first.shape[1])
+
+
+@triton.jit
+def rounded(x, DTYPE: tl.constexpr, TF32: tl.constexpr):
+    """float32 `x` as an operand of a matrix product in DTYPE."""
+    return to_tf32(x) if TF32 else x.to(DTYPE)
+
+
+@triton.jit
+def values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH: tl.constexpr):
+    """The row of place 0, counted so that the last place's row ends where the image's moments end."""
+    RATIO: tl.constexpr = moments_ptr.dtype.element_ty.primitive_bitwidth // values_ptr.dtype.element_ty.primitive_bitwidth
+    return values_ptr + (image * RATIO + (RATIO - 1)) * n_pixels * (2 * WIDTH)
+
+
+@triton.jit
+def queries(counts_ptr, image):
+    """Foreground pixels that have something to attend to."""
+    n_bg = tl.load(counts_ptr + 2 * image + 1)
+    return tl.where(n_bg > 0, tl.load(counts_ptr + 2 * image), 0).to(tl.int32)
 
 
 @triton.jit
@@ -43,6 +88,37 @@ def _shift(ptr, channels, order_ptr, n_pixels, n_bg, n_channels, stride_c, strid
     pixel = tl.load(order_ptr + tl.minimum(n_pixels - n_bg, n_pixels - 1))
     mask = (channels < n_channels) & (n_bg > 0)
     return tl.load(ptr + channels.to(tl.int64) * stride_c + pixel * stride_n, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def _sums(
+    v_ptr,
+    channels,
+    order_ptr,
+    shift,
+    first_rank,
+    last_rank,
+    n_pixels,
+    n_bg,
+    n_channels,
+    stride_c,
+    stride_n,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr,
+):
+    """Sums of v - shift and of its square over background pixels of these ranks, [BLOCK_C] each."""
+    first = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    second = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(first_rank, last_rank, BLOCK_P):
+        rank = start + tl.arange(0, BLOCK_P)
+        keep = rank < last_rank
+        pixels = tl.load(order_ptr + (n_pixels - n_bg) + rank, mask=keep, other=0)
+        v = load_map(v_ptr, pixels, channels, keep, n_channels, stride_c, stride_n, LAST)
+        v = tl.where(keep[:, None], v - shift[None, :], 0.0)
+        first += v
+        second += v * v
+    return tl.sum(first, axis=0), tl.sum(second, axis=0)
 
 
 @triton.jit
@@ -59,6 +135,7 @@ def bain_attention_moments_kernel(
     SPLITS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr,
 ):
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -67,30 +144,19 @@ def bain_attention_moments_kernel(
     v_ptr += image * stride_vb
     shift = _shift(v_ptr, channels, order_ptr, n_pixels, n_bg, n_channels, stride_vc, stride_vn)
     length = tl.cdiv(n_bg, SPLITS)
-    end = tl.minimum((split + 1) * length, n_bg)
-    first = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    second = tl.zeros([BLOCK_C, BLOCK_P], tl.float32)
-    for start in range(split * length, end, BLOCK_P):
-        rank = start + tl.arange(0, BLOCK_P)
-        keep = rank < end
-        pixels = tl.load(order_ptr + (n_pixels - n_bg) + rank, mask=keep, other=0)
-        v = map_tile(v_ptr, channels, pixels, keep, n_channels, stride_vc, stride_vn)
-        v = tl.where(keep[None, :], v - shift[:, None], 0.0)
-        first += v
-        second += v * v
+    ends = split * length, tl.minimum((split + 1) * length, n_bg)
+    sizes = (n_pixels, n_bg, n_channels, stride_vc, stride_vn)
+    first, second = _sums(v_ptr, channels, order_ptr, shift, *ends, *sizes, BLOCK_P, BLOCK_C, LAST)
     sums_ptr += (image * 2 * SPLITS + split) * n_channels
-    tl.store(sums_ptr + channels, tl.sum(first, axis=1), mask=channels < n_channels)
-    tl.store(sums_ptr + SPLITS * n_channels + channels, tl.sum(second, axis=1), mask=channels < n_channels)
+    tl.store(sums_ptr + channels, first, mask=channels < n_channels)
+    tl.store(sums_ptr + SPLITS * n_channels + channels, second, mask=channels < n_channels)
 
 
 @triton.jit
-def _pivot_and_unit(sums_ptr, shift, channels, n_bg, n_channels, headroom, SPLITS: tl.constexpr):
+def _pivot_and_unit(first, second, shift, n_bg, headroom):
     """Background mean of each channel, and the power of two in (2 sigma, 4 sigma] times `headroom`; 1 if sigma is 0."""
-    offsets = tl.arange(0, SPLITS)[:, None] * n_channels + channels[None, :]
-    mask = (channels < n_channels)[None, :]
     count = tl.maximum(n_bg, 1).to(tl.float32)
-    first = tl.sum(tl.load(sums_ptr + offsets, mask=mask, other=0.0), axis=0) / count
-    second = tl.sum(tl.load(sums_ptr + SPLITS * n_channels + offsets, mask=mask, other=0.0), axis=0) / count
+    first, second = first / count, second / count
     sigma = tl.sqrt(tl.maximum(second - first * first, 0.0))
     exponent = sigma.to(tl.int32, bitcast=True) & 0x7F800000
     unit = exponent.to(tl.float32, bitcast=True) * 4.0 * headroom
@@ -100,30 +166,21 @@ def _pivot_and_unit(sums_ptr, shift, channels, n_bg, n_channels, headroom, SPLIT
 
 
 @triton.jit
-def _copy_rows(
-    ptr,
-    target_ptr,
-    places,
-    order_ptr,
-    n_pixels,
-    row,
-    keep,
-    channels,
-    n_channels,
-    stride_c,
-    stride_n,
-    WIDTH: tl.constexpr,
-):
-    pixels = tl.load(order_ptr + places, mask=keep, other=0)
-    tile = map_tile(ptr, channels, pixels, keep, n_channels, stride_c, stride_n)
-    _store_rows(target_ptr, tile, row, keep, channels, WIDTH)
+def _merged_sums(sums_ptr, channels, n_channels, SPLITS: tl.constexpr):
+    offsets = tl.arange(0, SPLITS)[:, None] * n_channels + channels[None, :]
+    mask = (channels < n_channels)[None, :]
+    first = tl.sum(tl.load(sums_ptr + offsets, mask=mask, other=0.0), axis=0)
+    second = tl.sum(tl.load(sums_ptr + SPLITS * n_channels + offsets, mask=mask, other=0.0), axis=0)
+    return first, second
 
 
 @triton.jit
-def _store_rows(target_ptr, tile, row, keep, channels, WIDTH: tl.constexpr):
-    offsets = row.to(tl.int64)[:, None] * WIDTH + channels[None, :]
-    mask = keep[:, None] & (channels < WIDTH)[None, :]
-    tl.store(target_ptr + offsets, tl.trans(tile).to(target_ptr.dtype.element_ty), mask=mask)
+def region_affine(fg_ptr, bg_ptr, channels, n_channels, is_fg):
+    """The foreground's or the background's number of each channel, [pixels, channels]."""
+    mask = channels < n_channels
+    fg = tl.load(fg_ptr + channels, mask=mask, other=0.0).to(tl.float32)
+    bg = tl.load(bg_ptr + channels, mask=mask, other=0.0).to(tl.float32)
+    return tl.where(is_fg[:, None], fg[None, :], bg[None, :])
 
 
 @triton.jit
@@ -131,14 +188,20 @@ def bain_attention_pack_kernel(
     q_ptr,  # (B, D, N)
     k_ptr,  # (B, D, N)
     v_ptr,  # (B, C, N)
+    x_ptr,  # (B, C, N) normalised map where NORM
+    fg_weight_ptr,  # (C,) gains and offsets of BAIN where NORM
+    fg_bias_ptr,
+    bg_weight_ptr,
+    bg_bias_ptr,
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
-    sums_ptr,  # (B, 2, SPLITS, C)
-    q_rows_ptr,  # (B, N, KEY_WIDTH)
-    k_rows_ptr,  # (B, N, KEY_WIDTH)
-    v_rows_ptr,  # (B, N, WIDTH)
-    pivot_ptr,  # (B, WIDTH)
-    unit_ptr,  # (B, WIDTH)
+    sums_ptr,  # (B, 2, SPLITS, C), None where FUSED
+    rows_ptr,  # (B, N, KEY_WIDTH)
+    values_ptr,  # of the moments' memory: (B, N, 2 WIDTH), counted from the back
+    moments_ptr,
+    scalars_ptr,  # (B, N + 2 WIDTH)
+    mean_ptr,  # (B, C, N), or BAIN's output where NORM
+    std_ptr,  # (B, C, N), None where NORM
     stride_qb,
     stride_qc,
     stride_qn,
@@ -148,6 +211,12 @@ def bain_attention_pack_kernel(
     stride_vb,
     stride_vc,
     stride_vn,
+    stride_xb,
+    stride_xc,
+    stride_xn,
+    stride_yb,  # of mean and std
+    stride_yc,
+    stride_yn,
     headroom,
     n_pixels,
     n_keys,  # D
@@ -155,138 +224,137 @@ def bain_attention_pack_kernel(
     KEY_WIDTH: tl.constexpr,
     WIDTH: tl.constexpr,
     SPLITS: tl.constexpr,
+    NEGATE: tl.constexpr,
+    FUSED: tl.constexpr,
+    NORM: tl.constexpr,
+    TF32: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    LAST: tl.constexpr,
 ):
+    """Rows of queries, keys and values, and the outputs of all pixels that are no query."""
     image = tl.program_id(2).to(tl.int64)
-    row = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-    n_fg = tl.load(counts_ptr + 2 * image).to(tl.int32)
+    place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = place < n_pixels
+    is_fg = place < tl.load(counts_ptr + 2 * image).to(tl.int32)
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
+    is_key = inside & (place >= n_pixels - n_bg)
     order_ptr += image * n_pixels
+    pixels = tl.load(order_ptr + place, mask=inside, other=0)
     KEY_BLOCKS: tl.constexpr = (KEY_WIDTH + BLOCK_C - 1) // BLOCK_C
-    block = tl.program_id(1)
-    background = order_ptr + (n_pixels - n_bg)
-    if block < KEY_BLOCKS:
-        channels = block * BLOCK_C + tl.arange(0, BLOCK_C)
-        target = q_rows_ptr + image * n_pixels * KEY_WIDTH
-        source = q_ptr + image * stride_qb
-        _copy_rows(
-            source, target, row, order_ptr, n_pixels, row, row < n_fg, channels, n_keys, stride_qc, stride_qn, KEY_WIDTH
-        )
-    elif block < 2 * KEY_BLOCKS:
-        channels = (block - KEY_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
-        target = k_rows_ptr + image * n_pixels * KEY_WIDTH
-        source = k_ptr + image * stride_kb
-        _copy_rows(
-            source,
-            target,
-            row,
-            background,
-            n_pixels,
-            row,
-            row < n_bg,
-            channels,
-            n_keys,
-            stride_kc,
-            stride_kn,
-            KEY_WIDTH,
-        )
+    if tl.program_id(1) < KEY_BLOCKS:
+        channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
+        q = load_map(q_ptr + image * stride_qb, pixels, channels, is_fg, n_keys, stride_qc, stride_qn, LAST)
+        k = load_map(k_ptr + image * stride_kb, pixels, channels, is_key, n_keys, stride_kc, stride_kn, LAST)
+        tile = k - q if NEGATE else k + q  # one of the two is 0
+        row = rows_ptr + (image * n_pixels + place)[:, None] * KEY_WIDTH + channels[None, :]
+        mask = (is_fg | is_key)[:, None] & (channels < KEY_WIDTH)[None, :]
+        tl.store(row, rounded(tile, rows_ptr.dtype.element_ty, TF32), mask=mask)
     else:
-        channels = (block - 2 * KEY_BLOCKS) * BLOCK_C + tl.arange(0, BLOCK_C)
-        source = v_ptr + image * stride_vb
-        shift = _shift(source, channels, order_ptr, n_pixels, n_bg, n_channels, stride_vc, stride_vn)
-        sums_ptr += image * 2 * SPLITS * n_channels
-        pivot, unit = _pivot_and_unit(
-            sums_ptr, shift, channels, n_bg, n_channels, tl.cast(headroom, tl.float32), SPLITS
-        )
+        first_channel = (tl.program_id(1) - KEY_BLOCKS) * BLOCK_C
+        channels = first_channel + tl.arange(0, BLOCK_C)
+        v_ptr += image * stride_vb
+        shift = _shift(v_ptr, channels, order_ptr, n_pixels, n_bg, n_channels, stride_vc, stride_vn)
+        sizes = (n_pixels, n_bg, n_channels, stride_vc, stride_vn)
+        if FUSED:
+            first, second = _sums(v_ptr, channels, order_ptr, shift, 0, n_bg, *sizes, 4 * BLOCK_P, BLOCK_C, LAST)
+        else:
+            first, second = _merged_sums(sums_ptr + image * 2 * SPLITS * n_channels, channels, n_channels, SPLITS)
+        pivot, unit = _pivot_and_unit(first, second, shift, n_bg, tl.cast(headroom, tl.float32))
         if tl.program_id(0) == 0:
-            tl.store(pivot_ptr + image * WIDTH + channels, pivot, mask=channels < WIDTH)
-            tl.store(unit_ptr + image * WIDTH + channels, unit, mask=channels < WIDTH)
-        keep = row < n_bg
-        pixels = tl.load(background + row, mask=keep, other=0)
-        tile = map_tile(source, channels, pixels, keep, n_channels, stride_vc, stride_vn)
-        tile = tl.where((channels < n_channels)[:, None], (tile - pivot[:, None]) / unit[:, None], 0.0)
-        _store_rows(v_rows_ptr + image * n_pixels * WIDTH, tile, row, keep, channels, WIDTH)
+            scalars_ptr += image * (n_pixels + 2 * WIDTH) + n_pixels
+            tl.store(scalars_ptr + channels, pivot, mask=channels < WIDTH)
+            tl.store(scalars_ptr + WIDTH + channels, unit, mask=channels < WIDTH)
+        tile = load_map(v_ptr, pixels, channels, is_key, n_channels, stride_vc, stride_vn, LAST)
+        tile = tl.where((channels < n_channels)[None, :], (tile - pivot[None, :]) / unit[None, :], 0.0)
+        value = rounded(tile, values_ptr.dtype.element_ty, TF32)
+        square = rounded(value.to(tl.float32) * value.to(tl.float32), values_ptr.dtype.element_ty, TF32)
+        columns = 2 * first_channel + tl.arange(0, 2 * BLOCK_C)
+        base = values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH)
+        target = base + place.to(tl.int64)[:, None] * (2 * WIDTH) + columns[None, :]
+        tl.store(target, paired(value, square), mask=is_key[:, None] & (columns < 2 * WIDTH)[None, :])
+        other = inside & (place >= queries(counts_ptr, image))
+        mean_ptr += image * stride_yb
+        if NORM:
+            counted = is_fg | is_key
+            x_ptr += image * stride_xb
+            x = load_map(x_ptr, pixels, channels, other & counted, n_channels, stride_xc, stride_xn, LAST)
+            gain = region_affine(fg_weight_ptr, bg_weight_ptr, channels, n_channels, is_fg)
+            bias = region_affine(fg_bias_ptr, bg_bias_ptr, channels, n_channels, is_fg)
+            y = tl.where(counted[:, None], x * gain + bias, 0.0)
+            store_map(mean_ptr, y, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
+        else:
+            zero = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+            std_ptr += image * stride_yb
+            store_map(mean_ptr, zero, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
+            store_map(std_ptr, zero + 1.0, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
 
 
-@triton.jit
-def queries(counts_ptr, image):
-    """Foreground pixels that have something to attend to."""
-    n_bg = tl.load(counts_ptr + 2 * image + 1)
-    return tl.where(n_bg > 0, tl.load(counts_ptr + 2 * image), 0).to(tl.int32)
+class Affine(NamedTuple):
+    """BAIN's gains and offsets, (C,) each."""
 
-
-@dataclass
-class Packed:
-    """One batch as rows, in the dtype that matrices are multiplied in."""
-
-    query: Tensor  # (B, N, KEY_WIDTH)
-    key: Tensor  # (B, N, KEY_WIDTH)
-    value: Tensor  # (B, N, WIDTH)
-    pivot: Tensor  # (B, WIDTH) float32
-    unit: Tensor  # (B, WIDTH) float32
+    fg_weight: Tensor
+    fg_bias: Tensor
+    bg_weight: Tensor
+    bg_bias: Tensor
 
 
 def pack(
-    query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, key_width: int, width: int
-) -> Packed:
-    """Queries, keys and centred values as rows in the dtype of query and key, `key_width` and `width` columns wide."""
-    query, key, value = rows(query), rows(key), rows(value)
-    batch, channels, pixels = value.shape
-    dtype = common_dtype(query, key)
-    q_rows, k_rows = (query.new_empty((batch, pixels, key_width), dtype=dtype) for _ in range(2))
-    v_rows = query.new_empty((batch, pixels, width), dtype=dtype)
-    pivot, unit = (value.new_empty((batch, width), dtype=torch.float32) for _ in range(2))
-    sums = value.new_empty((batch, 2, SPLITS, channels), dtype=torch.float32)
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    order: Tensor,
+    counts: Tensor,
+    saved: tuple[Tensor, Tensor, Tensor],
+    outputs: tuple[Tensor, Tensor | None],
+    norm: tuple[Tensor, Affine] | None,
+    negate: bool,
+    tf32: bool,
+) -> None:
+    """Fill `saved` with rows and scalars, and `outputs`, mean and std or BAIN's output, where no pixel asks.
+
+    Args:
+        norm: the normalised map and BAIN's affine; None: `outputs` are mean and std.
+        negate: queries change sign.
+        tf32: float32 rows are rounded to TF32.
+    """
+    packed, moments, scalars = saved
+    batch, channels = value.shape[:2]
+    q, k, v, y = rows(query), rows(key), rows(value), rows(outputs[0])
+    x = None if norm is None else rows(norm[0])
+    pixels, key_columns, columns = v.shape[2], packed.shape[2], moments.shape[2] // 2
     # |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^16 for any number of pixels.
     headroom = 2.0 ** max(0, math.ceil(math.log2(pixels) / 2) - 9)
-    tiles = {"SPLITS": SPLITS, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C}
-    bain_attention_moments_kernel[(SPLITS, triton.cdiv(channels, BLOCK_C), batch)](
-        value, order, counts, sums, *value.stride(), pixels, channels, **tiles, num_warps=WARPS, num_stages=STAGES
-    )
-    blocks = 2 * triton.cdiv(key_width, BLOCK_C) + triton.cdiv(width, BLOCK_C)
-    strides = (*query.stride(), *key.stride(), *value.stride())
+    tiles = {"SPLITS": SPLITS, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, "LAST": channels_last(v)}
+    tiles |= {"num_warps": WARPS, "num_stages": STAGES}
+    sums = None if pixels <= FUSED_PIXELS else value.new_empty((batch, 2, SPLITS, channels), dtype=torch.float32)
+    if sums is not None:
+        bain_attention_moments_kernel[(SPLITS, triton.cdiv(channels, BLOCK_C), batch)](
+            v, order, counts, sums, *v.stride(), pixels, channels, **tiles
+        )
+    blocks = triton.cdiv(key_columns, BLOCK_C) + triton.cdiv(columns, BLOCK_C)
     bain_attention_pack_kernel[(triton.cdiv(pixels, BLOCK_P), blocks, batch)](
-        query,
-        key,
-        value,
-        order,
-        counts,
-        sums,
-        q_rows,
-        k_rows,
-        v_rows,
-        pivot,
-        unit,
-        *strides,
-        headroom,
-        pixels,
-        query.shape[1],
-        channels,
-        KEY_WIDTH=key_width,
-        WIDTH=width,
+        *(q, k, v, x, *((None,) * 4 if norm is None else norm[1]), order, counts, sums),
+        *(packed, moments.view(packed.dtype), moments, scalars, y, None if outputs[1] is None else rows(outputs[1])),
+        *(*q.stride(), *k.stride(), *v.stride(), *((0, 0, 0) if x is None else x.stride()), *y.stride()),
+        *(headroom, pixels, q.shape[1], channels),
+        KEY_WIDTH=key_columns,
+        WIDTH=columns,
+        NEGATE=negate,
+        FUSED=sums is None,
+        NORM=norm is not None,
+        TF32=tf32,
         **tiles,
-        num_warps=WARPS,
-        num_stages=STAGES,
     )
-    return Packed(q_rows, k_rows, v_rows, pivot, unit)
 
 
-FLOAT32_POINTERS = (
-    "sums",
-    "pivot",
-    "unit",
-    "first",
-    "variance",
-    "lse",
-    "lse_rows",
-    "delta",
-    "span",
-    "largest",
-    "affine",
-    "gain",
-    "part",
-)
+def channels_last(rows: Tensor) -> bool:
+    """Whether neighbouring channels of a map (B, C, N) lie side by side, and neighbouring pixels do not."""
+    return rows.stride(1) == 1 and rows.stride(2) != 1
+
+
+FLOAT32_POINTERS = ("sums", "moments", "scalars", "part", "part_lse", "delta", "span", "largest", "sum")
+FLOAT32_POINTERS += ("fg_weight", "fg_bias", "bg_weight", "bg_bias")
 
 
 def argument_type(argument: str, dtype: str) -> str:
@@ -295,16 +363,3 @@ def argument_type(argument: str, dtype: str) -> str:
         return "fp32" if argument in ("scale", "eps", "headroom") else "i32"
     name = argument.removesuffix("_ptr")
     return "*i64" if name in ("order", "counts") else "*fp32" if name in FLOAT32_POINTERS else f"*{dtype}"
-
-
-def pack_cases(kernels: Mapping[Any, int], norm: bool = False) -> list[Case]:
-    """Packing kernels, which have one configuration each, with their blocks of pixels."""
-    cases = []
-    for dtype in ("fp16", "fp32"):
-        sizes: dict[str, Any] = {"KEY_WIDTH": 64, "WIDTH": 128, "SPLITS": SPLITS, "BLOCK_C": BLOCK_C}
-        sizes |= {"SCALED": dtype == "fp16", "NORM": norm, "BLOCK_L": 64} | ({} if norm else {"gain_ptr": None})
-        for kernel, block_p in kernels.items():
-            constants = {n: value for n, value in {**sizes, "BLOCK_P": block_p}.items() if n in kernel.arg_names}
-            types = {name: argument_type(name, dtype) for name in kernel.arg_names if name not in constants}
-            cases.append(Case(f"{dtype} norm" if norm else dtype, kernel, types, constants, WARPS, STAGES))
-    return cases

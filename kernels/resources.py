@@ -21,7 +21,7 @@ from typing import Any
 
 OPERATIONS = (
     "bain_attention",
-    "bain_norm",
+    
     "region_norm",
     "masked_gram",
     "cross_gram",

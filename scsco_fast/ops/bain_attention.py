@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels import bain_attention_memory as triton_memory
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
 from scsco_fast.ops.registration import autocasts, empty_like, register_reference, statistics_dtype, without_autocast
@@ -103,6 +104,8 @@ def _bain_attention(
 def _(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        return *(triton_memory.map_like(value) for _ in range(2)), *triton_memory.allocate(query, key, value)
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     dtype = statistics_dtype(query, key, value)
     first = value.new_empty((batch, pixels, channels), dtype=dtype)
@@ -119,15 +122,15 @@ def _bain_attention_backward(
     value: Tensor,
     order: Tensor,
     counts: Tensor,
-    first: Tensor,
-    variance: Tensor,
-    lse: Tensor,
+    saved_0: Tensor,
+    saved_1: Tensor,
+    saved_2: Tensor,
     scale: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     module = implementation(backend, "bain_attention")
-    saved = (query, key, value, order, counts, first, variance, lse)
+    saved = (query, key, value, order, counts, saved_0, saved_1, saved_2)
     return module.backward(grad_mean, grad_std, *saved, scale, eps)
 
 
@@ -140,29 +143,39 @@ def _(
     value: Tensor,
     order: Tensor,
     counts: Tensor,
-    first: Tensor,
-    variance: Tensor,
-    lse: Tensor,
+    saved_0: Tensor,
+    saved_1: Tensor,
+    saved_2: Tensor,
     scale: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    if backend == "triton":
+        d_query, d_key, d_value = (triton_memory.map_like(t, layout=grad_mean) for t in (query, key, value))
+        return d_query, d_key, d_value
     return empty_like(query), empty_like(key), empty_like(value)
+
+
+def shapes_only(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Tensors of the same shapes and dtypes that hold one element each: what a backward keeps of maps it does not read."""
+    return tuple(tensor.new_empty(1).expand(tensor.shape) for tensor in tensors)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     query, key, value, order, counts, ctx.scale, ctx.eps, ctx.backend = inputs
-    _, _, first, variance, lse = output
+    _, _, *saved = output
+    if ctx.backend == "triton":  # what it saves holds them as rows
+        query, key, value = shapes_only(query, key, value)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, order, counts, first, variance, lse)
+    ctx.save_for_backward(query, key, value, order, counts, *saved)
 
 
 def _backward(ctx: Any, grad_mean: Tensor | None, grad_std: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad_mean is None and grad_std is None:
         return (None,) * 8
-    value = ctx.saved_tensors[2]
-    grad_mean = torch.zeros_like(value) if grad_mean is None else grad_mean
-    grad_std = torch.zeros_like(value) if grad_std is None else grad_std
+    given = grad_std if grad_mean is None else grad_mean
+    grad_mean = torch.zeros_like(given) if grad_mean is None else grad_mean
+    grad_std = torch.zeros_like(given) if grad_std is None else grad_std
     grads = _bain_attention_backward(grad_mean, grad_std, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
     return *grads, None, None, None, None, None
 

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels import bain_attention_memory as triton_memory
 from scsco_fast.ops.backend import choose, implementation
-from scsco_fast.ops.bain_attention import bain_attention, check_attention, logit_operands
+from scsco_fast.ops.bain_attention import bain_attention, check_attention, logit_operands, shapes_only
 from scsco_fast.ops.checks import check_device, check_map, check_parameters, check_same
-from scsco_fast.ops.registration import empty_like, without_autocast
+from scsco_fast.ops.registration import without_autocast
 from scsco_fast.reference.bain_norm import bain_norm as affine
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -73,7 +74,7 @@ def bain_norm(
         return affine(normalised, mean, std, level.foreground, level.valid, *parameters)
     query, key, scale = logit_operands(query, key, scale)
     with without_autocast(value):
-        regions = (level.foreground, level.valid, level.order, level.counts)
+        regions = (level.order, level.counts)
         return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
 
 
@@ -83,8 +84,6 @@ def _bain_norm(
     key: Tensor,
     value: Tensor,
     normalised: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
     order: Tensor,
     counts: Tensor,
     fg_weight: Tensor,
@@ -96,8 +95,8 @@ def _bain_norm(
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     module = implementation(backend, "bain_norm")
-    regions, parameters = (foreground, valid, order, counts), (fg_weight, fg_bias, bg_weight, bg_bias)
-    return module.forward(query, key, value, normalised, *regions, *parameters, scale, eps)
+    parameters = (fg_weight, fg_bias, bg_weight, bg_bias)
+    return module.forward(query, key, value, normalised, order, counts, *parameters, scale, eps)
 
 
 @_bain_norm.register_fake
@@ -106,8 +105,6 @@ def _(
     key: Tensor,
     value: Tensor,
     normalised: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
     order: Tensor,
     counts: Tensor,
     fg_weight: Tensor,
@@ -118,9 +115,7 @@ def _(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    first = value.new_empty((value.shape[0], order.shape[1], value.shape[1]), dtype=torch.float32)
-    lse = value.new_empty((value.shape[0], order.shape[1]), dtype=torch.float32)
-    return empty_like(normalised), first, torch.empty_like(first), lse
+    return triton_memory.map_like(normalised), *triton_memory.allocate(query, key, value)
 
 
 @torch.library.custom_op("scsco_fast::bain_norm_backward", mutates_args=())
@@ -130,22 +125,20 @@ def _bain_norm_backward(
     key: Tensor,
     value: Tensor,
     normalised: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
     order: Tensor,
     counts: Tensor,
     fg_weight: Tensor,
     bg_weight: Tensor,
-    first: Tensor,
-    variance: Tensor,
-    lse: Tensor,
+    saved_0: Tensor,
+    saved_1: Tensor,
+    saved_2: Tensor,
     scale: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     module = implementation(backend, "bain_norm")
-    regions, saved = (foreground, valid, order, counts), (first, variance, lse)
-    return module.backward(grad, query, key, value, normalised, *regions, fg_weight, bg_weight, *saved, scale, eps)
+    maps, saved = (query, key, value, normalised), (saved_0, saved_1, saved_2)
+    return module.backward(grad, *maps, order, counts, fg_weight, bg_weight, *saved, scale, eps)
 
 
 @_bain_norm_backward.register_fake
@@ -155,34 +148,32 @@ def _(
     key: Tensor,
     value: Tensor,
     normalised: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
     order: Tensor,
     counts: Tensor,
     fg_weight: Tensor,
     bg_weight: Tensor,
-    first: Tensor,
-    variance: Tensor,
-    lse: Tensor,
+    saved_0: Tensor,
+    saved_1: Tensor,
+    saved_2: Tensor,
     scale: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv, dn = (empty_like(tensor) for tensor in (query, key, value, normalised))
-    return dq, dk, dv, dn, value.new_empty((4, value.shape[1]), dtype=torch.float32)
+    dq, dk, dv = (triton_memory.map_like(tensor, layout=grad) for tensor in (query, key, value))
+    return dq, dk, dv, triton_memory.map_like(normalised), value.new_empty((4, value.shape[1]), dtype=torch.float32)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    *tensors, fg_weight, _, bg_weight, _, ctx.scale, ctx.eps, ctx.backend = inputs
+    query, key, value, *tensors, fg_weight, _, bg_weight, _, ctx.scale, ctx.eps, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, fg_weight, bg_weight, *output[1:])
+    ctx.save_for_backward(*shapes_only(query, key, value), *tensors, fg_weight, bg_weight, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 15
+        return (None,) * 13
     *maps, d_parameters = _bain_norm_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
-    return *maps, None, None, None, None, *d_parameters.unbind(), None, None, None
+    return *maps, None, None, *d_parameters.unbind(), None, None, None
 
 
 _bain_norm.register_autograd(_backward, setup_context=_setup_context)

@@ -1,5 +1,6 @@
 """bain_attention's kernels against the float64 formulas: masks, shapes, widths, layouts, numerics, int64 addresses."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,18 +69,36 @@ def test_excluded_pixels_may_hold_nan() -> None:
     grads = [random(2, 5, 5, 7, seed=seed, dtype=torch.float32) for seed in (1, 2)]
     results = []
     for tensors in (clean, [t.masked_fill(excluded, torch.nan) for t in clean]):
-        saved = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
-        results.append((*saved, *kernels.backward(*grads, *tensors, level.order, level.counts, *saved[2:], 0.5, 1e-5)))
+        mean, std, *saved = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
+        gradients = kernels.backward(*grads, *tensors, level.order, level.counts, *saved, 0.5, 1e-5)
+        results.append((mean, std, *gradients))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_saved_tensors_are_the_eager_ones() -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_saved_buffers_hold_what_their_description_says(dtype: torch.dtype) -> None:
+    """Moments of queries from the front of a buffer, values of keys from its back, scalars beside them."""
+    channels = 5
     level = Regions(make_mask("ragged", 3, 4, 5, seed=3)).at(4, 5)
-    ours = kernels.forward(*inputs(3, 4, 5), level.order, level.counts, 0.5, 1e-5)
-    theirs = eager.forward(*inputs(3, 4, 5), level.order, level.counts, 0.5, 1e-5)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.is_contiguous()
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    tensors = inputs(3, 4, 5, dtype, channels=channels)
+    _, _, packed, moments, scalars = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
+    _, _, first, variance, lse = eager.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
+    values = moments.view(dtype)
+    for image, (n_fg, n_bg) in enumerate(level.counts.tolist()):
+        if not (n_fg and n_bg):
+            continue
+        queries, keys = level.order[image, :n_fg], level.order[image, 20 - n_bg :]
+        pivot, unit = scalars[image, 20:].view(2, -1)[:, :channels]
+        query, key, value = (t[image].flatten(1).T for t in tensors)
+        assert torch.equal(packed[image, :n_fg, :4], query[queries])
+        assert torch.equal(packed[image, 20 - n_bg :, :4], key[keys])
+        torch.testing.assert_close(scalars[image, :n_fg] / math.log2(math.e), lse[image, queries], rtol=1e-3, atol=1e-3)
+        pairs = moments[image, :n_fg].unflatten(1, (-1, 2))[:, :channels]
+        for ours, theirs in zip(pairs.unbind(2), (first, variance), strict=True):
+            torch.testing.assert_close(ours, theirs[image, queries], rtol=4e-3, atol=4e-3)
+        rows = values[image].reshape(-1)[-n_bg * moments.shape[2] :].view(n_bg, -1, 2)[:, :channels].float()
+        torch.testing.assert_close(rows[..., 0] * unit + pivot, value[keys].float(), rtol=2e-3, atol=2e-3)
+        torch.testing.assert_close(rows[..., 1], rows[..., 0].square(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-7, 1e7])
@@ -139,8 +158,8 @@ def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
     near = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
     for index in (0, 2):
         moved = [far.copy_(t) if i == index else t for i, t in enumerate(tensors)]
-        for a, b in zip(kernels.forward(*moved, level.order, level.counts, 0.5, 1e-5), near, strict=True):
-            assert torch.equal(a, b)
+        results = kernels.forward(*moved, level.order, level.counts, 0.5, 1e-5)
+        assert all(torch.equal(a, b) for a, b in zip(results[:2], near[:2], strict=True))
 
 
 @pytest.mark.parametrize(

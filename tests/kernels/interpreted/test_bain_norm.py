@@ -8,7 +8,6 @@ from oracle import assert_matches, make_mask, random
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.kernels import bain_attention as attention
 from scsco_fast.kernels import bain_norm as kernels
 from scsco_fast.regions import Regions
 
@@ -62,7 +61,7 @@ def test_excluded_pixels_may_hold_nan() -> None:
     excluded = ~(level.foreground | level.background)
     *maps, fg_weight, fg_bias, bg_weight, bg_bias = inputs(2, 5, 7)
     grad = random(2, 5, 5, 7, dtype=torch.float32)
-    regions = (level.foreground, level.valid, level.order, level.counts)
+    regions = (level.order, level.counts)
     results = []
     for fill in (0.5, torch.nan):
         held = [t.masked_fill(excluded, fill) for t in maps]
@@ -72,20 +71,10 @@ def test_excluded_pixels_may_hold_nan() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
-def test_what_is_saved_is_the_attention_s() -> None:
-    level = Regions(make_mask("ragged", 3, 4, 5, seed=3)).at(4, 5)
-    *maps, a, b, c, d = inputs(3, 4, 5)
-    regions = (level.foreground, level.valid, level.order, level.counts)
-    _, *saved = kernels.forward(*maps, *regions, a, b, c, d, 0.5, 1e-5)
-    _, _, *wanted = attention.forward(*maps[:3], level.order, level.counts, 0.5, 1e-5)
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(saved, wanted, strict=True))
-
-
 def test_registered_op_passes_opcheck() -> None:
     level = Regions(make_mask("random", 1, 2, 3)).at(2, 3)
     maps = [t.requires_grad_() for t in inputs(1, 2, 3)]
-    regions = (level.foreground, None, level.order, level.counts)
-    arguments = (*maps[:4], *regions, *maps[4:], 0.5, 1e-5, "triton")
+    arguments = (*maps[:4], level.order, level.counts, *maps[4:], 0.5, 1e-5, "triton")
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
     torch.library.opcheck(torch.ops.scsco_fast.bain_norm.default, arguments, test_utils=checks)
 
