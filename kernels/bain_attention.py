@@ -44,6 +44,7 @@ from scsco_fast.kernels.packing import (
 from scsco_fast.kernels.packing_gradients import BLOCK_P as GRADIENT_BLOCK_P
 from scsco_fast.kernels.packing_gradients import (
     NORM_BLOCK_P,
+    NORM_WARPS,
     bain_attention_bwd_pack_kernel,
     bain_attention_bwd_range_kernel,
     pack_gradients,
@@ -334,8 +335,11 @@ def _packing_cases() -> Iterator[Case]:
     ):
         if norm and kernel is bain_attention_moments_kernel:
             continue
+        if dtype == "fp32" and kernel is bain_attention_bwd_range_kernel:
+            continue
+        warps = PACK_WARPS
         if norm and kernel is bain_attention_bwd_pack_kernel:
-            block_p = NORM_BLOCK_P
+            block_p, warps = NORM_BLOCK_P, NORM_WARPS
         flags = {"NORM": norm, "LAST": last, "SCALED": dtype == "fp16", "TF32": dtype == "fp32", "NEGATE": False}
         for fused in (False, True) if kernel is bain_attention_pack_kernel else (False,):
             constants = {**sizes, **flags, "BLOCK_P": block_p, "FUSED": fused}
@@ -344,4 +348,4 @@ def _packing_cases() -> Iterator[Case]:
             absent |= {"std_ptr": norm, "sums_ptr": fused, "largest_ptr": dtype == "fp32"}
             words = (dtype, "norm" if norm else "", "channels last" if last else "", "fused" if fused else "")
             label = " ".join(word for word in words if word)
-            yield _compiled(label, kernel, dtype, constants, absent, PACK_WARPS, PACK_STAGES)
+            yield _compiled(label, kernel, dtype, constants, absent, warps, PACK_STAGES)

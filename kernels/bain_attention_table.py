@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PATH = Path(__file__).with_suffix(".txt")
-CHANNELS = (64, 128, 256, 512)  # a line serves channels up to its own
-KEYS = (64, 128, 256)
+CHANNELS = (64, 128, 512)  # a line serves channels up to its own
+KEYS = (64, 256)
 KERNELS = ("fwd", "dq", "dkv", "dk", "dv")
 
 Key = tuple[int, str, int, int]  # sm, "half" or "tf32" or "ieee", channels, keys

@@ -257,7 +257,7 @@ def bain_attention_pack_kernel(
         shift = _shift(v_ptr, channels, order_ptr, n_pixels, n_bg, n_channels, stride_vc, stride_vn)
         sizes = (n_pixels, n_bg, n_channels, stride_vc, stride_vn)
         if FUSED:
-            first, second = _sums(v_ptr, channels, order_ptr, shift, 0, n_bg, *sizes, 4 * BLOCK_P, BLOCK_C, LAST)
+            first, second = _sums(v_ptr, channels, order_ptr, shift, 0, n_bg, *sizes, 2 * BLOCK_P, BLOCK_C, LAST)
         else:
             first, second = _merged_sums(sums_ptr + image * 2 * SPLITS * n_channels, channels, n_channels, SPLITS)
         pivot, unit = _pivot_and_unit(first, second, shift, n_bg, tl.cast(headroom, tl.float32))

@@ -12,7 +12,7 @@ from scsco_fast.kernels.launch import rows
 from scsco_fast.kernels.packing import channels_last, load_map, paired, queries, region_affine, rounded, store_map
 
 BLOCK_P, BLOCK_C = 32, 32
-NORM_BLOCK_P = 64  # more pixels for each partial sum of the affine's gradients
+NORM_BLOCK_P, NORM_WARPS = 64, 8  # more pixels for each partial sum of the affine's gradients
 SPLITS = 16  # programs that look for an image's largest gradient, for each block of channels
 WARPS, STAGES = 4, 2
 
@@ -89,7 +89,7 @@ def bain_attention_bwd_range_kernel(
         found = tl.maximum(tl.abs(da), tl.abs(db))
         largest = tl.maximum(largest, tl.where((channels < n_channels)[None, :], found, 0.0))
     target = (image * tl.num_programs(1) + tl.program_id(1)) * SPLITS + split
-    tl.store(largest_ptr + target, tl.max(tl.max(largest, axis=1), axis=0))
+    tl.store(largest_ptr + target, tl.max(largest))
 
 
 @triton.jit
@@ -231,15 +231,16 @@ def pack_gradients(
     fg_weight, bg_weight, dx = (None, None, None) if norm is None else (*norm[:2], rows(norm[2]))
     strides = (*first.stride(), *second.stride())
     tiles = {"WIDTH": columns, "NORM": norm is not None, "BLOCK_C": BLOCK_C, "LAST": channels_last(first)}
-    tiles |= {"num_warps": WARPS, "num_stages": STAGES}
+    tiles |= {"num_stages": STAGES}
     if largest is not None:
         bain_attention_bwd_range_kernel[(SPLITS, blocks, batch)](
             *(first, second, fg_weight, moments, scalars, order, counts, largest, *strides, eps, pixels, channels),
             SPLITS=SPLITS,
             BLOCK_P=BLOCK_P,
+            num_warps=WARPS,
             **tiles,
         )
-    block_p = BLOCK_P if norm is None else NORM_BLOCK_P
+    block_p, warps = (BLOCK_P, WARPS) if norm is None else (NORM_BLOCK_P, NORM_WARPS)
     programs = triton.cdiv(pixels, block_p)
     sums = None if norm is None else scalars.new_empty((batch, programs, 4, channels))
     n_largest = 0 if largest is None else largest.shape[1]
@@ -250,6 +251,7 @@ def pack_gradients(
         TF32=tf32,
         BLOCK_P=block_p,
         BLOCK_L=triton.next_power_of_2(n_largest),
+        num_warps=warps,
         **tiles,
     )
     return (half_rows, delta, span), None if sums is None else sums.sum((0, 1))
