@@ -32,11 +32,11 @@ def unavailable() -> str | None:
         >>> reason is None or isinstance(reason, str)
         True
     """
-    return _no_triton() or (None if interpreted() else _no_device())
+    return no_triton() or (None if interpreted() else _no_device())
 
 
 @cache
-def _no_triton() -> str | None:
+def no_triton() -> str | None:
     try:
         import triton
     except ImportError as error:

@@ -37,7 +37,7 @@ from scsco_fast.kernels.packing_gradients import (
     bain_attention_bwd_range_kernel,
     pack_gradients,
 )
-from scsco_fast.kernels.resources import ARCHITECTURES, Case
+from scsco_fast.kernels.resources import CLASSES, Case
 
 BLOCK_C = 128  # channels are padded to a multiple of this, or to a power of two below it
 
@@ -298,5 +298,5 @@ def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool =
     constants |= {argument: None for argument, missing in absent.items() if missing}
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     types = {argument: argument_type(argument, dtype) for argument in kernel.arg_names if argument not in constants}
-    core = sm in ARCHITECTURES and chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
-    return Case(label, kernel, types, constants, warps, stages, chosen.kind != "ieee", (sm,), core=core)
+    core = sm != 86 and chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
+    return Case(label, kernel, types, constants, warps, stages, chosen.kind != "ieee", CLASSES[sm], core=core)

@@ -11,7 +11,7 @@ from scsco_fast import kernels
 
 @pytest.fixture(autouse=True)
 def forget() -> None:
-    kernels._no_triton.cache_clear()
+    kernels.no_triton.cache_clear()
     kernels._no_device.cache_clear()
 
 
