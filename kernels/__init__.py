@@ -4,6 +4,7 @@ Importing this package imports neither; the modules of the operations import bot
 """
 
 import os
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -41,8 +42,8 @@ def no_triton() -> str | None:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error}): pip install 'triton>={_text(OLDEST)}'"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if not OLDEST <= version <= NEWEST:
+    version = re.match(r"(\d+)\.(\d+)", triton.__version__)  # of "3.10+git1a2b" too
+    if version is None or not OLDEST <= (int(version[1]), int(version[2])) <= NEWEST:
         return f"Triton {triton.__version__} is installed, {_text(OLDEST)} to {_text(NEWEST)} is needed"
     return None
 

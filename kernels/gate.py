@@ -134,7 +134,7 @@ pip install --no-deps --target DIR triton==3.6.0               # another one, be
 **What must hold**, or the command exits with 1: no thread spills a byte; a block's shared memory fits the device;
 matrices are multiplied by tensor cores wherever the operands are not IEEE float32; and with 16-bit operands and at most
 {PIPELINED_CHANNELS} channels no matrix product waits for the one before because the compiler could not overlap them
-(ptxas's warning C7515, compute capability 9.0 only). Wider maps and TF32 may break the last rule; the column
+(ptxas's warnings C7510 to C7515, compute capability 9.0 only). Wider maps and TF32 may break the last rule; the column
 "serialised" says how many configurations do.
 
 **How to read it.** Registers are per thread, of 255; shared memory is per block, in KiB. An instruction count is of one
@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.page is not None:
             return _write_page(arguments.csv, arguments.page)
         return _compile(arguments)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
 
@@ -235,11 +235,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("operations", nargs="*", default=OPERATIONS, help="operations to compile (default: all)")
     parser.add_argument("--sm", type=int, nargs="+", choices=ARCHITECTURES, help="architectures (default: all)")
     parser.add_argument("--only", default="", help="compile the cases whose name contains this text")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument(
+        "--jobs", type=_processes, default=os.cpu_count() or 1, help="processes (default: one per core)"
+    )
     parser.add_argument("--triton", type=Path, metavar="DIR", help="compile with the Triton installed in this folder")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="update this table, instead of printing one")
     parser.add_argument("--page", type=Path, metavar="FILE", help="write the page made from --csv, and compile nothing")
     return parser
+
+
+def _processes(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a number of processes, 1 or more, not {text!r}")
+    return int(text)
 
 
 def _with_triton(folder: Path, argv: list[str] | None) -> int:

@@ -108,7 +108,7 @@ class Resources:
         if self.case.needs_tensor_cores and not self.instruction:
             found.append("multiplies matrices without tensor cores")
         if self.case.pipelined and self.serialised:
-            found.append("its matrix products wait for one another (ptxas C7515)")
+            found.append("its matrix products wait for one another (ptxas: wgmma.mma_async is serialized)")
         return [f"{name(self.case)} on sm_{self.architecture}: {problem}" for problem in found]
 
 
@@ -132,7 +132,7 @@ def measure(case: Case, architecture: int) -> Resources:
     The numbers are kept beside the kernel in Triton's cache, so that a second run takes milliseconds instead of 2 s.
 
     Raises:
-        RuntimeError: TRITON_INTERPRET is set, so that there is no compiler.
+        RuntimeError: TRITON_INTERPRET is set, so that there is no compiler, or the case does not compile.
     """
     import triton
     from triton.runtime.cache import get_cache_manager
@@ -165,7 +165,12 @@ def _compile(case: Case, architecture: int, anew: bool = False) -> tuple[Any, st
     nvidia, compilation = triton.knobs.nvidia, triton.knobs.compilation
     with nvidia.scope(), compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as log:
         nvidia.dump_ptxas_log, compilation.always_compile = True, anew
-        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        try:
+            compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        except Exception as error:  # whatever a compiler raises; some texts hold the whole kernel
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            reason = next((line for line in lines if "fatal" in line), lines[-1])
+            raise RuntimeError(f"{name(case)} on sm_{architecture}: {reason}") from error
     return compiled, log.getvalue()
 
 
@@ -191,7 +196,7 @@ def spilled(log: str) -> int:
 
 
 def serialised(log: str) -> bool:
-    """Whether ptxas says, as C7515 or under another number, that matrix products do not overlap."""
+    """Whether ptxas says that matrix products do not overlap; its number is C7510 to C7515, by the reason."""
     return "wgmma.mma_async instructions are serialized" in log
 
 

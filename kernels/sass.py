@@ -14,7 +14,7 @@ CLASSES = {  # the first that matches the operation's name
     "shared load": re.compile(r"LDSM?\b"),
     "shared store": re.compile(r"STSM?\b"),
     "tensor memory": re.compile(r"(LDTM|STTM|UTC)"),
-    "global load": re.compile(r"(LDG|LD|LDGSTS|LDC|LDCU|ULDC|UBLKCP|UTMALDG)\b"),
+    "global load": re.compile(r"(LDG|LD|LDGSTS|UBLKCP|UTMALDG)\b"),
     "global store": re.compile(r"(STG|ST|RED|REDG|ATOM|ATOMG)\b"),
     "local": re.compile(r"(LDL|STL)\b"),
     "special function": re.compile(r"MUFU\b"),
@@ -23,7 +23,7 @@ CLASSES = {  # the first that matches the operation's name
     "shuffle": re.compile(r"(SHFL|REDUX|CREDUX|VOTE|VOTEU|MATCH)\b"),
     "barrier": re.compile(r"(BAR|WARPSYNC|WARPGROUP|WARPGROUPSET|DEPBAR|LDGDEPBAR|SYNCS|MEMBAR|FENCE|ARRIVES|ELECT)\b"),
     "control": re.compile(r"(BRA|BRX|JMP|EXIT|CALL|RET|BSSY|BSYNC|BREAK|NOP|YIELD|NANOSLEEP|PLOP3|UPLOP3)\b"),
-    "uniform": re.compile(r"(U[A-Z]|R2UR|S2UR)"),
+    "uniform": re.compile(r"(U[A-Z]|R2UR|S2UR|LDC)"),
 }
 OTHER = "integer and moves"
 SHORTEST = 8  # instructions: a shorter loop without a product waits for a barrier
@@ -53,17 +53,17 @@ def loops(code: list[Instruction]) -> list[Loop]:
     """
     after = [list(_successors(code, place)) for place in range(len(code))]
     before: list[list[int]] = [[] for _ in code]
-    for place, following in enumerate(after):
-        for other in following:
+    for place in _reached(after):
+        for other in after[place]:
             before[other].append(place)
     bodies: dict[int, set[int]] = {}
     for last, head in _back_edges(after):
-        body, reached = bodies.setdefault(head, {head}), [last]
-        while reached:
-            place = reached.pop()
+        body, waiting = bodies.setdefault(head, {head}), [last]
+        while waiting:
+            place = waiting.pop()
             if place not in body:
                 body.add(place)
-                reached += before[place]
+                waiting += before[place]
     return [frozenset(body) for body in bodies.values()]
 
 
@@ -108,6 +108,18 @@ def _successors(code: list[Instruction], place: int) -> Iterator[int]:
 def _target(instruction: Instruction) -> int | None:
     addresses = re.findall(r"0x([0-9a-f]+)", instruction.operands)
     return int(addresses[-1], 16) if addresses else None
+
+
+def _reached(after: list[list[int]]) -> set[int]:
+    """Positions that can be executed; a subroutine behind the kernel's end is none."""
+    reached: set[int] = set()
+    waiting = [0] if after else []
+    while waiting:
+        place = waiting.pop()
+        if place not in reached:
+            reached.add(place)
+            waiting += after[place]
+    return reached
 
 
 def _back_edges(after: list[list[int]]) -> Iterator[tuple[int, int]]:
