@@ -48,8 +48,9 @@ def test_a_condition_may_stand_among_the_operands() -> None:
 
 
 def test_threads_that_part_meet_where_it_was_said() -> None:
-    parted = code("MOV", "BSSY B0, #5;", "@BRA #4;", "BSYNC B0", "BSYNC B0", "@BRA #0;", "EXIT")
-    assert [sorted(loop) for loop in sass.loops(parted)] == [[0, 1, 2, 3, 4, 5]]
+    """Code behind the kernel's end that goes back by its barrier belongs to the loop."""
+    parted = code("MOV", "BSSY B0, #4;", "@BRA #6;", "BSYNC B0", "@BRA #0;", "EXIT", "FADD", "BSYNC B0", "EXIT")
+    assert [sorted(loop) for loop in sass.loops(parted)] == [[0, 1, 2, 3, 4, 6, 7]]
 
 
 def test_the_main_loop_multiplies_matrices_else_is_the_longest() -> None:
@@ -58,6 +59,7 @@ def test_the_main_loop_multiplies_matrices_else_is_the_longest() -> None:
     assert sorted(sass.main_loop(code(*short, *padding, "@BRA #3;", "EXIT"))) == [1, 2]
     without = [line.replace("HMMA.16816.F32", "FFMA") for line in short]
     assert sorted(sass.main_loop(code(*without, *padding, "@BRA #3;", "EXIT"))) == [*range(3, 14)]
+    assert sorted(sass.main_loop(code("MOV", "FADD", "HMMA", "@BRA #2;", "@BRA #1;", "EXIT"))) == [2, 3]
     assert sass.main_loop(code("FADD", "EXIT")) == frozenset()
     assert sass.main_loop(code("FADD", "@BRA #0;", "EXIT")) == frozenset()  # a wait
     assert sass.main_loop([]) == frozenset()
