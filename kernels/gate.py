@@ -302,7 +302,8 @@ def _compile(arguments: argparse.Namespace) -> int:
         write(updated(before, rows, all_cases()), arguments.csv)
     used = os.times()
     seconds = used.children_user + used.children_system
-    sys.stderr.write(f"\n{len(rows)} compiled by Triton {triton.__version__}, {seconds:.0f} s of CPU time\n")
+    sys.stderr.write("\n" if sys.stderr.isatty() else "")
+    sys.stderr.write(f"{len(rows)} compiled by Triton {triton.__version__}, {seconds:.0f} s of CPU time\n")
     broken = [problem for resources in found for problem in resources.problems()]
     sys.stderr.write("".join(f"{problem}\n" for problem in broken))
     return 1 if broken else 0
