@@ -223,7 +223,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.page is not None:
             return _write_page(arguments.csv, arguments.page)
         return _compile(arguments)
-    except (ValueError, RuntimeError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
 
@@ -270,31 +270,14 @@ def _write_page(table: Path | None, path: Path) -> int:
 
 
 def _compile(arguments: argparse.Namespace) -> int:
-    operations = set(arguments.operations)
-    if operations - set(OPERATIONS):
-        raise ValueError(f"no operation {', '.join(sorted(operations - set(OPERATIONS)))}: {', '.join(OPERATIONS)}")
-    if (reason := kernels.no_triton()) is not None:
-        raise ValueError(reason)
     before = read(arguments.csv) if arguments.csv is not None and arguments.csv.exists() else []
+    wanted = _wanted(arguments)
     import triton
 
-    wanted = [
-        (case, sm)
-        for case in all_cases(arguments.operations)
-        for sm in case.architectures
-        if arguments.only in name(case) and (not arguments.sm or sm in arguments.sm)
-    ]
-    if not wanted:
-        raise ValueError(
-            f"no configuration has {arguments.only!r} in its name on these architectures: leave out --only"
-        )
     found = []
     for resources in measure_all(wanted, arguments.jobs):
         found.append(resources)
-        if sys.stderr.isatty():
-            sys.stderr.write(
-                f"\r{len(found)} of {len(wanted)}: {name(resources.case)} sm_{resources.architecture}\033[K"
-            )
+        _tell(f"{len(found)} of {len(wanted)}: {name(resources.case)}", len(found) == len(wanted))
     rows = [row_of(resources, triton.__version__) for resources in found]
     if arguments.csv is None:
         sys.stdout.write(_listing(rows))
@@ -302,11 +285,35 @@ def _compile(arguments: argparse.Namespace) -> int:
         write(updated(before, rows, all_cases()), arguments.csv)
     used = os.times()
     seconds = used.children_user + used.children_system
-    sys.stderr.write("\n" if sys.stderr.isatty() else "")
     sys.stderr.write(f"{len(rows)} compiled by Triton {triton.__version__}, {seconds:.0f} s of CPU time\n")
     broken = [problem for resources in found for problem in resources.problems()]
     sys.stderr.write("".join(f"{problem}\n" for problem in broken))
     return 1 if broken else 0
+
+
+def _wanted(arguments: argparse.Namespace) -> list[tuple[Case, int]]:
+    """What is to be compiled; whatever can be wrong is found here, before an hour has passed."""
+    unknown = [operation for operation in arguments.operations if operation not in OPERATIONS]
+    if unknown:
+        raise ValueError(f"no operation {', '.join(unknown)}: there are {', '.join(OPERATIONS)}")
+    if arguments.csv is not None and not arguments.csv.parent.is_dir():
+        raise ValueError(f"--csv {arguments.csv}: there is no folder {arguments.csv.parent}")
+    if (reason := kernels.no_triton()) is not None:
+        raise ValueError(reason)
+    wanted = [
+        (case, sm)
+        for case in all_cases(arguments.operations)
+        for sm in case.architectures
+        if arguments.only in name(case) and (not arguments.sm or sm in arguments.sm)
+    ]
+    if not wanted:
+        raise ValueError(f"--only {arguments.only!r}: no configuration of these has it in its name")
+    return wanted
+
+
+def _tell(progress: str, last: bool) -> None:
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{progress}\033[K" + "\n" * last)
 
 
 def _listing(rows: Iterable[Row]) -> str:

@@ -158,21 +158,23 @@ def test_another_triton_is_found_first(tmp_path: Path, capfd: pytest.CaptureFixt
     [
         (["--triton", "{tmp}"], "error: {tmp} holds no Triton: pip install --no-deps --target {tmp} triton==3.6.0"),
         (["--triton", "/nowhere"], "error: /nowhere holds no Triton: "),
-        (["region_norms"], "error: no operation region_norms: bain_attention, "),
+        (["region_norms"], "error: no operation region_norms: there are bain_attention, "),
         (
             ["--only", "no such thing"],
-            "error: no configuration has 'no such thing' in its name on these architectures: ",
+            "error: --only 'no such thing': no configuration of these has it in its name",
         ),
         (["--page", "{tmp}/page.md"], "error: --page is made from a table: add --csv FILE, "),
         (["--page", "{tmp}/page.md", "--csv", "{tmp}/none.csv"], "error: {tmp}/none.csv: cannot be read (No such file"),
+        (["--page", "{tmp}/no/page.md", "--csv", "{tmp}/good.csv"], "error: [Errno 2] No such file or directory: "),
+        (["--csv", "{tmp}/no/table.csv"], "error: --csv {tmp}/no/table.csv: there is no folder {tmp}/no"),
         (["--csv", "{tmp}/bad.csv"], "error: {tmp}/bad.csv: no table of resources (invalid literal for int() "),
     ],
 )
 def test_mistakes_are_one_line(
     arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gate.write([row()], tmp_path / "bad.csv")
-    (tmp_path / "bad.csv").write_text((tmp_path / "bad.csv").read_text().replace("168", "many"))
+    gate.write([row()], tmp_path / "good.csv")
+    (tmp_path / "bad.csv").write_text((tmp_path / "good.csv").read_text().replace("168", "many"))
     assert gate.main([argument.format(tmp=tmp_path) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert error.startswith(said.format(tmp=tmp_path))
