@@ -189,8 +189,8 @@ def _attention(rows: Sequence[Row], versions: Sequence[str]) -> str:
     counts = {(match[2], int(match[1]), row.triton): row.loop_instructions for match, row in found}
     lines = [
         "## The attention on the decoder's levels: instructions of one turn\n",
-        "Compute capability 9.0, 16-bit operands, query and key of 64 channels. `fwd` is the forward, `fwd norm` the",
-        "same with BAIN's output, the others are gradients: `dk` and `dv` where one kernel (`dkv`) cannot hold both.\n",
+        "Compute capability 9.0, float16, query and key of 64 channels. `fwd` is the forward, `fwd norm` the same with",
+        "BAIN's output, the others are gradients: `dk` and `dv` where one kernel (`dkv`) cannot hold both.\n",
         "| kernel | " + " | ".join(f"{width} channels" for width in channels) + " |",
         "|---|" + "---|" * len(channels),
     ]
