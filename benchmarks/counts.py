@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.benchmarks.counting import META, ROOT, Account, accounting
+from scsco_fast.benchmarks.counting import META, Account, accounting
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
+from scsco_fast.kernels import gate as gate_of_kernels
 from scsco_fast.ops.transfer_color import TRANSFERS
 from scsco_fast.train.engine import build_model
 from scsco_fast.train.presets import PRESETS
 from scsco_fast.train.step import TrainingStep
 
 FILE = Path(__file__).with_name("counts.csv")
-TABLE = ROOT / "docs/kernels/resources.md"
+TABLE = Path(__file__).with_name("kernel_resources.csv")
 COLUMNS = ("case", "quantity", "value")
 ATTENTION_SIZES = (32, 64)
 CHANNELS, SIZE = 64, 32  # of the maps that the operations are given
@@ -160,16 +161,15 @@ def compiled() -> Counts:
         ScscoError: the table cannot be read.
     """
     try:
-        lines = TABLE.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise ScscoError(f"{TABLE}: cannot be read ({error.strerror}); the gate runs in a checkout") from error
+        rows = gate_of_kernels.read(TABLE)
+    except ValueError as error:
+        raise ScscoError(f"{error}; the gate runs in a checkout") from error
     counts: Counts = {}
-    for line in [line for line in lines if line.startswith("| ")][1:]:
-        kernel, _, _, _, sm, registers, spilled, shared, _ = (cell.strip() for cell in line.strip("|").split("|"))
-        case = f"compiled {kernel} sm_{sm}"
-        for quantity, value in (("registers", int(registers)), ("shared_bytes", round(float(shared) * 1024))):
+    for row in rows:
+        case = f"compiled {row.kernel} sm_{row.sm}"
+        for quantity, value in (("registers", row.registers), ("shared_bytes", row.shared_bytes)):
             counts[case, quantity] = max(value, counts.get((case, quantity), 0))
-        counts[case, "spilled_bytes"] = counts.get((case, "spilled_bytes"), 0) + int(spilled)
+        counts[case, "spilled_bytes"] = counts.get((case, "spilled_bytes"), 0) + row.spilled
     return counts
 
 

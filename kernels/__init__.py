@@ -4,6 +4,7 @@ Importing this package imports neither; the modules of the operations import bot
 """
 
 import os
+import re
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -32,17 +33,17 @@ def unavailable() -> str | None:
         >>> reason is None or isinstance(reason, str)
         True
     """
-    return _no_triton() or (None if interpreted() else _no_device())
+    return no_triton() or (None if interpreted() else _no_device())
 
 
 @cache
-def _no_triton() -> str | None:
+def no_triton() -> str | None:
     try:
         import triton
     except ImportError as error:
         return f"Triton cannot be imported ({error}): pip install 'triton>={_text(OLDEST)}'"
-    version = tuple(int(part) for part in triton.__version__.split(".")[:2])
-    if not OLDEST <= version <= NEWEST:
+    version = re.match(r"(\d+)\.(\d+)", triton.__version__)  # of "3.10+git1a2b" too
+    if version is None or not OLDEST <= (int(version[1]), int(version[2])) <= NEWEST:
         return f"Triton {triton.__version__} is installed, {_text(OLDEST)} to {_text(NEWEST)} is needed"
     return None
 

@@ -49,7 +49,7 @@ from scsco_fast.kernels.packing_gradients import (
     bain_attention_bwd_range_kernel,
     pack_gradients,
 )
-from scsco_fast.kernels.resources import ARCHITECTURES, Case
+from scsco_fast.kernels.resources import ARCHITECTURES, CLASSES, Case
 
 PROGRAMS = 264  # wanted of the forward: two for each of an H100's 132 SMs
 SPLITS = 8  # at most: bounds the memory of the splits
@@ -278,16 +278,20 @@ def cases_of(
     label = f"{kind} C={channels} D={keys}"
     launched = ("fwd", "dq", *(("dkv",) if chosen.fused() else ("dk", "dv")))
     for name in (name for name in launched if name in names):
-        yield _case(chosen, name, sm, f"{label} {name}")
+        dtype = "fp16" if kind == "half" else "fp32"
+        yield _case(chosen, name, sm, f"{label} {name}", dtype)
+        if kind == "half" and keys == KEYS[0]:
+            yield _case(chosen, name, sm, f"{label} {name} bf16", "bf16")
         if name == "fwd":
-            yield _case(chosen, name, sm, f"{label} fwd norm", norm=True)
-            yield _case(chosen, name, sm, f"{label} fwd split", split=True)
+            yield _case(chosen, name, sm, f"{label} fwd norm", dtype, norm=True)
+            yield _case(chosen, name, sm, f"{label} fwd split", dtype, split=True)
 
 
-def _case(chosen: Plan, name: str, sm: int, label: str, norm: bool = False, split: bool = False) -> Case:
+def _case(
+    chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool = False, split: bool = False
+) -> Case:
     kernels = {"fwd": bain_attention_fwd_kernel, "dq": bain_attention_bwd_dq_kernel}
     kernel = kernels.get(name, bain_attention_bwd_dkv_kernel)
-    dtype = "fp16" if chosen.kind == "half" else "fp32"
     constants = chosen.constants(name)
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     constants |= {"NORM": norm, "SPLIT": split, "SCALED": dtype == "fp16", "DK": "k" in name, "DV": "v" in name}
@@ -295,8 +299,8 @@ def _case(chosen: Plan, name: str, sm: int, label: str, norm: bool = False, spli
     absent = {"std_ptr": norm, "x_ptr": not norm, "fg_weight_ptr": not norm, "fg_bias_ptr": not norm}
     absent |= {"part_ptr": not split, "part_lse_ptr": not split, "splits": not split}
     absent |= {"d_key_ptr": "k" not in name, "d_value_ptr": "v" not in name}
-    core = sm in ARCHITECTURES and chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
-    return _compiled(label, kernel, dtype, constants, absent, warps, stages, chosen.kind != "ieee", (sm,), core)
+    core = sm != 86 and chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
+    return _compiled(label, kernel, dtype, constants, absent, warps, stages, chosen.kind != "ieee", CLASSES[sm], core)
 
 
 def _compiled(

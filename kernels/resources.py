@@ -1,14 +1,17 @@
 """The resource gate: every kernel configuration compiled ahead of time, without a GPU, and what it needs.
 
 Every operation's module lists its configurations in `compile_cases`. `python -m scsco_fast.kernels.resources` compiles
-them for each architecture and prints a table of what each needs; it exits 1 if one spills, needs more
-shared memory than the device has, or multiplies matrices without tensor cores.
+them for each architecture (the command is `gate.py`); it exits 1 if one spills, needs more shared memory than the
+device has, multiplies matrices without tensor cores, or lets products wait for one another that should overlap.
 """
 
-import argparse
+import contextlib
+import hashlib
 import importlib
+import inspect
+import io
+import json
 import multiprocessing
-import os
 import re
 import subprocess
 import sys
@@ -19,9 +22,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scsco_fast.kernels import sass
+
 OPERATIONS = (
     "bain_attention",
-    
     "region_norm",
     "masked_gram",
     "cross_gram",
@@ -29,9 +33,12 @@ OPERATIONS = (
     "gram_distances",
     "transfer_color",
 )
-ARCHITECTURES = (80, 90, 100)
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# The architectures that one line of the attention's configurations serves: shared memory decides.
+CLASSES = {80: (80,), 86: (86, 89, 120), 90: (90,), 100: (100,)}
 SHARED_LIMIT = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 TENSOR_MEMORY_LIMIT = 512  # columns, sm_100 only
+PIPELINED_CHANNELS = 128
 MATRIX_INSTRUCTIONS = ("wgmma.mma_async", "tcgen05.mma", "mma.sync")
 
 
@@ -63,18 +70,30 @@ class Case:
     options: Mapping[str, Any] = field(default_factory=dict)
     core: bool = True
 
+    @property
+    def pipelined(self) -> bool:
+        """Its matrix products must overlap: 16-bit operands, and not made for more than `PIPELINED_CHANNELS` alone.
+
+        A kernel with a constant WIDTH is made for that many channels. Wider attention holds more sums than registers
+        allow two products in flight for, and TF32 operands pass through registers.
+        """
+        half = any(kind in ("*fp16", "*bf16") for kind in self.signature.values())
+        return self.needs_tensor_cores and half and self.constexprs.get("WIDTH", 0) <= PIPELINED_CHANNELS
+
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas made of a case on one architecture."""
+    """What ptxas made of a case on one architecture; without the case and the architecture, a row of the table."""
 
     case: Case
     architecture: int
     registers: int  # per thread
-    spilled: int  # bytes of local memory per thread: spills and local arrays
+    spilled: int  # bytes per thread of local memory, or of what is stored there or loaded if that is more
     shared: int  # bytes per block
     tensor_memory: int  # columns
     instruction: str  # matrix instruction, or ""
+    loop_instructions: int  # of one turn of the main loop and a warp (`sass.main_loop`); 0 without a loop
+    serialised: bool  # every matrix product waits for the one before
 
     def problems(self) -> list[str]:
         """One line per rule that the configuration breaks."""
@@ -87,6 +106,8 @@ class Resources:
             found.append(f"needs {self.tensor_memory} columns of tensor memory, limit {TENSOR_MEMORY_LIMIT}")
         if self.case.needs_tensor_cores and not self.instruction:
             found.append("multiplies matrices without tensor cores")
+        if self.case.pipelined and self.serialised:
+            found.append("its matrix products wait for one another (ptxas: wgmma.mma_async is serialized)")
         return [f"{name(self.case)} on sm_{self.architecture}: {problem}" for problem in found]
 
 
@@ -107,24 +128,82 @@ def all_cases(operations: Iterable[str] = OPERATIONS) -> list[Case]:
 def measure(case: Case, architecture: int) -> Resources:
     """Compile `case` for `architecture` (90 = sm_90) and read what it needs; needs no GPU.
 
+    The numbers are kept beside the kernel in Triton's cache, so that a second run takes milliseconds instead of 2 s.
+
     Raises:
-        RuntimeError: TRITON_INTERPRET is set, so that there is no compiler.
+        RuntimeError: TRITON_INTERPRET is set, so that there is no compiler, or the case does not compile.
     """
+    import triton
+    from triton.runtime.cache import get_cache_manager
+
+    if not isinstance(case.kernel, triton.JITFunction):
+        raise RuntimeError("resources are measured by the compiler: unset TRITON_INTERPRET")
+    compiled, log = _compile(case, architecture)
+    kept = get_cache_manager(compiled.metadata.hash)
+    name_kept = f"resources-{_reader()}.json"
+    path = kept.get_file(name_kept)
+    if path is not None:
+        return Resources(case, architecture, *json.loads(Path(path).read_text()))
+    if not log:  # Triton took the kernel from its cache, which holds no log
+        compiled, log = _compile(case, architecture, anew=True)
+    numbers = _numbers(compiled, log)
+    kept.put(json.dumps(numbers), name_kept, binary=False)
+    return Resources(case, architecture, *numbers)
+
+
+def _compile(case: Case, architecture: int, anew: bool = False) -> tuple[Any, str]:
+    """The compiled kernel and what ptxas said, which is nothing where Triton's cache has the kernel."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    if not isinstance(case.kernel, triton.JITFunction):
-        raise RuntimeError("resources are measured by the compiler: unset TRITON_INTERPRET")
     signature = {arg: case.signature.get(arg, "constexpr") for arg in case.kernel.arg_names}
     attributes = {(case.kernel.arg_names.index(arg),): [["tt.divisibility", 16]] for arg in _aligned(case)}
     source = ASTSource(case.kernel, signature, dict(case.constexprs), attributes)
     options = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
-    compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
-    registers, spilled = _usage(compiled.asm["cubin"])
-    instruction = next((i for i in MATRIX_INSTRUCTIONS if i in compiled.asm["ptx"]), "")
-    tensor_memory = getattr(compiled.metadata, "tmem_size", None) or 0
-    return Resources(case, architecture, registers, spilled, compiled.metadata.shared, tensor_memory, instruction)
+    nvidia, compilation = triton.knobs.nvidia, triton.knobs.compilation
+    with nvidia.scope(), compilation.scope(), contextlib.redirect_stdout(io.StringIO()) as log:
+        nvidia.dump_ptxas_log, compilation.always_compile = True, anew
+        try:
+            compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+        except Exception as error:  # whatever a compiler raises; some texts hold the whole kernel
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            reason = next((line for line in lines if "fatal" in line), lines[-1])
+            raise RuntimeError(f"{name(case)} on sm_{architecture}: {reason}") from error
+    return compiled, log.getvalue()
+
+
+def _numbers(compiled: Any, log: str) -> tuple[int, int, int, int, str, int, bool]:
+    """The fields of `Resources` that are measured."""
+    text = _disassembled(compiled.asm["cubin"])
+    used = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    code = sass.instructions(text)
+    return (
+        used["REG"],
+        max(used["STACK"] + used["LOCAL"], spilled(log)),
+        compiled.metadata.shared,
+        getattr(compiled.metadata, "tmem_size", None) or 0,
+        next((i for i in MATRIX_INSTRUCTIONS if i in compiled.asm["ptx"]), ""),
+        len(sass.main_loop(code)),
+        serialised(log),
+    )
+
+
+def spilled(log: str) -> int:
+    """The larger number of bytes that ptxas says are stored or loaded for want of registers."""
+    return max((int(count) for count in re.findall(r"(\d+) bytes spill", log)), default=0)
+
+
+def serialised(log: str) -> bool:
+    """Whether ptxas says that matrix products do not overlap; its number is C7510 to C7515, by the reason."""
+    return "wgmma.mma_async instructions are serialized" in log
+
+
+@cache
+def _reader() -> str:
+    """Changes with what reads the numbers, so that none read otherwise are taken from the cache."""
+    parts = (sass, _numbers, _disassembled, spilled, serialised)
+    return hashlib.sha256("".join(inspect.getsource(part) for part in parts).encode()).hexdigest()[:12]
 
 
 def measure_all(rows: Sequence[tuple[Case, int]], processes: int) -> Iterator[Resources]:
@@ -133,12 +212,15 @@ def measure_all(rows: Sequence[tuple[Case, int]], processes: int) -> Iterator[Re
     with multiprocessing.get_context("spawn").Pool(processes) as pool:  # not fork: Triton's compiler holds threads
         for (case, sm), numbers in zip(rows, pool.imap(_measure_named, named), strict=True):
             yield Resources(case, sm, *numbers)
+        pool.close()
+        pool.join()
 
 
-def _measure_named(row: tuple[str, int]) -> tuple[int, int, int, int, str]:
+def _measure_named(row: tuple[str, int]) -> tuple[int, int, int, int, str, int, bool]:
     """A case by its name, and numbers back: the kernel of a case cannot be sent to another process."""
     found = measure(_cases_by_row()[row], row[1])
-    return found.registers, found.spilled, found.shared, found.tensor_memory, found.instruction
+    size = found.registers, found.spilled, found.shared, found.tensor_memory
+    return *size, found.instruction, found.loop_instructions, found.serialised
 
 
 @cache
@@ -152,76 +234,18 @@ def _aligned(case: Case) -> list[str]:
     return [arg for arg, kind in case.signature.items() if kind.startswith("*") or arg.startswith(("stride", "n_"))]
 
 
-@cache
-def _cuobjdump() -> str:
+def _disassembled(cubin: bytes) -> str:
+    """What a kernel uses, and its instructions; one call for both, of half a second whatever the kernel's size."""
     import triton
 
-    try:
-        return str(triton.knobs.nvidia.cuobjdump.path)
-    except (AttributeError, RuntimeError):
-        return str(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump")
-
-
-def _usage(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of local memory of one kernel, from its binary."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        text = subprocess.run([_cuobjdump(), "-res-usage", path], capture_output=True, text=True, check=True).stdout
-    numbers = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return numbers["REG"], numbers["STACK"] + numbers["LOCAL"]
-
-
-def table(rows: Iterable[Resources]) -> str:
-    """The measurements as a Markdown table."""
-    lines = [
-        "| kernel | configuration | warps | stages | sm | registers | spilled | shared KiB | matrix instruction |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        case = row.case
-        launch = (case.kernel.__name__, case.label, case.num_warps, case.num_stages, row.architecture)
-        cells = (*launch, row.registers, row.spilled, f"{row.shared / 1024:.1f}", row.instruction or "none")
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return "\n".join(lines)
-
-
-HEADER = """# What every kernel configuration needs
-
-Compiled ahead of time without a GPU by Triton {version}, one row per configuration and architecture; written by
-`python -m scsco_fast.kernels.resources`. Limits: no spilled byte, at most {limits} of
-shared memory, a matrix instruction wherever matrices are multiplied in anything but IEEE float32. These are no timings:
-no GPU figure exists yet.
-"""
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Print the table; 1 if a configuration breaks a rule, each named on stderr."""
-    import triton
-
-    parser = argparse.ArgumentParser(prog="python -m scsco_fast.kernels.resources", description=__doc__)
-    parser.add_argument("operations", nargs="*", default=OPERATIONS, help="operations to compile (default: all)")
-    parser.add_argument("--sm", type=int, nargs="*", choices=sorted(SHARED_LIMIT), help="architectures (default: all)")
-    parser.add_argument("--only", default="", help="compile the cases whose name contains this text")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    arguments = parser.parse_args(argv)
-    wanted = [
-        (case, sm)
-        for case in all_cases(arguments.operations)
-        for sm in case.architectures
-        if arguments.only in name(case) and (not arguments.sm or sm in arguments.sm)
-    ]
-    rows = []
-    for row in measure_all(wanted, arguments.jobs):
-        rows.append(row)
-        if sys.stderr.isatty() or os.environ.get("SCSCO_VERBOSE"):
-            sys.stderr.write(table([row]).splitlines()[-1] + "\n")
-    limits = ", ".join(f"{SHARED_LIMIT[sm] // 1024} KiB (sm_{sm})" for sm in ARCHITECTURES)
-    sys.stdout.write(HEADER.format(version=triton.__version__, limits=limits) + "\n" + table(rows) + "\n")
-    broken = [problem for row in rows for problem in row.problems()]
-    sys.stderr.write("".join(f"{problem}\n" for problem in broken))
-    return 1 if broken else 0
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
+    from scsco_fast.kernels.gate import main
+
     sys.exit(main())

@@ -11,6 +11,7 @@ from scsco_fast import kernels
 from scsco_fast.benchmarks import counts
 from scsco_fast.benchmarks.counting import META, Account, accounting
 from scsco_fast.errors import ScscoError
+from scsco_fast.kernels import gate
 
 pytestmark = pytest.mark.skipif(kernels.interpreted(), reason="launches are counted where Triton compiles")
 
@@ -179,6 +180,24 @@ def test_another_torch_is_skipped_with_the_reason(
     monkeypatch.setattr(torch, "__version__", "2.11.0+cu130")
     assert counts.gate(tmp_path / "counts.csv") == 0
     assert "this is 2.11.0+cu130: nothing is compared" in capsys.readouterr().out
+
+
+def test_compiled_kernels_are_the_worst_of_all_versions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = tmp_path / "kernel_resources.csv"
+    monkeypatch.setattr(counts, "TABLE", table)
+    with pytest.raises(ScscoError, match=r"kernel_resources\.csv: cannot be read .*; the gate runs in a checkout$"):
+        counts.compiled()
+    old = gate.Row("3.6.0", "fwd_kernel", "half", 4, 2, 90, 255, 16, 4096, 0, "", 300, 0)
+    new = old._replace(triton="3.7.1", registers=168, spilled=8, shared_bytes=8192)
+    gate.write([old, new, new._replace(sm=80, spilled=0)], table)
+    assert counts.compiled() == {
+        ("compiled fwd_kernel sm_80", "registers"): 168,
+        ("compiled fwd_kernel sm_80", "shared_bytes"): 8192,
+        ("compiled fwd_kernel sm_80", "spilled_bytes"): 0,
+        ("compiled fwd_kernel sm_90", "registers"): 255,
+        ("compiled fwd_kernel sm_90", "shared_bytes"): 8192,
+        ("compiled fwd_kernel sm_90", "spilled_bytes"): 24,
+    }
 
 
 @pytest.mark.parametrize(
