@@ -4,7 +4,8 @@
     python -m scsco_fast.benchmarks.counts --update     # write counts.csv
     python -m scsco_fast.benchmarks.counts --show CASE  # what a case consists of, by name
 
-Nothing is computed and no GPU is needed (`scsco_fast.benchmarks.counting`). docs/regression-gate.md says what counts.
+No GPU is needed: launches and memory are counted on meta tensors (`scsco_fast.benchmarks.counting`), what kernels load and
+store in Triton's interpreter (`scsco_fast.benchmarks.traffic`). docs/regression-gate.md says what counts.
 """
 
 import argparse
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 import scsco_fast as sf
+from scsco_fast.benchmarks import traffic
 from scsco_fast.benchmarks.counting import META, Account, accounting
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
@@ -174,7 +176,7 @@ def compiled() -> Counts:
 
 
 def count() -> Counts:
-    """Every count of this checkout; some seconds on one core.
+    """Every count of this checkout; about a minute on one core.
 
     Raises:
         ScscoError: Triton is not there or interprets, or a case cannot be counted.
@@ -182,6 +184,8 @@ def count() -> Counts:
     counts: Counts = {}
     for case, run in cases().items():
         counts |= {(case, quantity): value for quantity, value in run().counts().items()}
+    for case, quantities in traffic.count().items():
+        counts |= {(case, quantity): value for quantity, value in quantities.items()}
     return counts | compiled()
 
 

@@ -52,7 +52,7 @@ from scsco_fast.kernels.packing_gradients import (
 from scsco_fast.kernels.resources import ARCHITECTURES, CLASSES, Case
 
 PROGRAMS = 264  # wanted of the forward: two for each of an H100's 132 SMs
-SPLITS = 8  # at most: bounds the memory of the splits
+SPLITS = 8  # at most: each is read again by the merge
 SPLIT_KEYS = 512  # at least, in each split: below, the merge costs more than it saves
 MERGE_BLOCK_P, MERGE_WARPS = 32, 4
 
@@ -173,7 +173,7 @@ def attend(
         splits = splits_of(batch, pixels, columns, config.block_m)
         part = part_lse = None
         if splits > 1:
-            part, part_lse = (scalars.new_empty((splits, *shape)) for shape in (moments.shape, order.shape))
+            part, part_lse = (scalars.new_empty(shape) for shape in (moments.shape, order.shape))
         y, std = rows(outputs[0]), None if outputs[1] is None else rows(outputs[1])
         x, weights = (None, (None, None)) if norm is None else (rows(norm[0]), norm[1][:2])
         maps = (order, counts, y, std, x, *weights, *y.stride(), *((0, 0, 0) if x is None else x.stride()))

@@ -74,11 +74,14 @@ def _attend_block(
         left = None
     logits = _products(q_ptr, n_rows, k_ptr, left, q, KEY_WIDTH, BLOCK_D, BLOCK_M, BLOCK_N, PRECISION)
     if not WHOLE:
-        logits = tl.where((tl.arange(0, BLOCK_N) < left)[None, :], logits, float("-inf"))
+        is_key = (tl.arange(0, BLOCK_N) < left)[None, :]
+        logits = tl.where(is_key, logits, LOWEST)
     new_peak = tl.maximum(peak, tl.max(logits, axis=1))
     # Scaled inside exp2's argument: one fused multiply-add an element.
     bound = new_peak * scale
     weights = tl.exp2(logits * scale - bound[:, None])
+    if not WHOLE:
+        weights = tl.where(is_key, weights, 0.0)
     shrink = tl.exp2(peak * scale - bound)
     # Summed before they are rounded: afterwards every weight would have to be converted back, on exp2's own pipe.
     total = total * shrink + tl.sum(weights, axis=1)
@@ -106,7 +109,7 @@ def _attend(
 ):
     """Moments of v' in turn, [BLOCK_M, 2 BLOCK_C], and the log-sum-exp [BLOCK_M] in base 2, over the first n_keys keys."""
     moments = tl.zeros([BLOCK_M, 2 * BLOCK_C], tl.float32)
-    # A finite start: a row whose logits are all -inf gets weights 0 and not exp(-inf - -inf).
+    # A finite start: before the first key, and for a row whose logits are all -inf, weights are 0 and not NaN.
     peak = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     q = _rows(q_ptr, n_rows, 0, KEY_WIDTH, BLOCK_M, BLOCK_D)
@@ -129,13 +132,19 @@ def _attend(
 
 
 @triton.jit
+def _used_splits(splits, n_query, n_pixels):
+    """As many as have room: an image has N rows for the partial results of all its splits, n_query for each."""
+    return tl.minimum(splits, n_pixels // tl.maximum(n_query, 1))
+
+
+@triton.jit
 def bain_attention_fwd_kernel(
     rows_ptr,  # (B, N, KEY_WIDTH)
     values_ptr,  # of the moments' memory
     moments_ptr,  # (B, N, 2 WIDTH)
     scalars_ptr,  # (B, N + 2 WIDTH)
-    part_ptr,  # (splits, B, N, 2 WIDTH) where SPLIT
-    part_lse_ptr,  # (splits, B, N) where SPLIT
+    part_ptr,  # (B, N, 2 WIDTH) where SPLIT: one split's queries after the other's
+    part_lse_ptr,  # (B, N) where SPLIT
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     mean_ptr,  # (B, C, N), or BAIN's output where NORM
@@ -173,7 +182,10 @@ def bain_attention_fwd_kernel(
     base = image * n_pixels
     if SPLIT:
         split, column = tl.program_id(1) % splits, tl.program_id(1) // splits * BLOCK_C
-        share = tl.cdiv(tl.cdiv(n_bg, BLOCK_N), splits) * BLOCK_N
+        used = _used_splits(splits, n_query, n_pixels)
+        if split >= used:
+            return
+        share = tl.cdiv(tl.cdiv(n_bg, BLOCK_N), used) * BLOCK_N
         first_key = tl.minimum(split * share, n_bg)
         n_keys = tl.minimum(share, n_bg - first_key)
     else:
@@ -198,7 +210,7 @@ def bain_attention_fwd_kernel(
     is_query = place < n_query
     row = tl.arange(0, BLOCK_M)[:, None] * (2 * WIDTH) + (2 * column + tl.arange(0, 2 * BLOCK_C))[None, :]
     if SPLIT:
-        base += split * tl.num_programs(2).to(tl.int64) * n_pixels
+        base += split * n_query
         tl.store(part_ptr + (base + start) * (2 * WIDTH) + row, moments, mask=is_query[:, None])
         if column == 0:
             tl.store(part_lse_ptr + base + place, lse, mask=is_query)
@@ -277,8 +289,8 @@ def _store_moments(
 
 @triton.jit
 def bain_attention_fwd_merge_kernel(
-    part_ptr,  # (splits, B, N, 2 WIDTH)
-    part_lse_ptr,  # (splits, B, N)
+    part_ptr,  # (B, N, 2 WIDTH)
+    part_lse_ptr,  # (B, N)
     moments_ptr,  # (B, N, 2 WIDTH)
     scalars_ptr,  # (B, N + 2 WIDTH)
     order_ptr,  # (B, N)
@@ -313,15 +325,15 @@ def bain_attention_fwd_merge_kernel(
     channel = tl.program_id(1) * CHUNK + tl.arange(0, CHUNK)
     columns = tl.program_id(1) * (2 * CHUNK) + tl.arange(0, 2 * CHUNK)
     base = image * n_pixels
-    apart = tl.num_programs(2).to(tl.int64) * n_pixels  # rows from one split to the next
+    used = _used_splits(splits, n_query, n_pixels)
     peak = tl.full([BLOCK_P], LOWEST, tl.float32)
-    for split in range(splits):
-        lse = tl.load(part_lse_ptr + split * apart + base + place, mask=is_query, other=0.0)
+    for split in range(used):
+        lse = tl.load(part_lse_ptr + split * n_query + base + place, mask=is_query, other=0.0)
         peak = tl.maximum(peak, lse)
     total = tl.zeros([BLOCK_P], tl.float32)
     moments = tl.zeros([BLOCK_P, 2 * CHUNK], tl.float32)
-    for split in range(splits):
-        row = split * apart + base + place
+    for split in range(used):
+        row = split * n_query + base + place
         weight = tl.exp2(tl.load(part_lse_ptr + row, mask=is_query, other=0.0) - peak)
         part = tl.load(part_ptr + row[:, None] * (2 * WIDTH) + columns[None, :], mask=is_query[:, None], other=0.0)
         total += weight

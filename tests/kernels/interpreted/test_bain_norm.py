@@ -8,6 +8,7 @@ from oracle import assert_matches, make_mask, random
 from torch import Tensor
 
 import scsco_fast as sf
+from scsco_fast.kernels import bain_attention as attention
 from scsco_fast.kernels import bain_norm as kernels
 from scsco_fast.regions import Regions
 
@@ -69,6 +70,12 @@ def test_excluded_pixels_may_hold_nan() -> None:
         dy = grad.masked_fill(excluded, fill)
         results.append((y, *kernels.backward(dy, *held, *regions, fg_weight, bg_weight, *saved, 0.5, 1e-5)))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("mask", ["random", "full", "ragged"])
+def test_splits_of_the_keys_are_merged(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "SPLIT_KEYS", 8)
+    check(inputs(2, 8, 9, torch.float16), Regions(make_mask(mask, 2, 8, 9), make_mask("random", 2, 8, 9, seed=5)))
 
 
 def test_registered_op_passes_opcheck() -> None:
