@@ -76,7 +76,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 def libraries(device: str, compile: bool) -> dict[str, Attention]:
     """Library attention by name. FlexAttention has no backward on a CPU.
 
-    On a GPU query and key are padded where the name does not say "unpadded": cuDNN takes two widths, flash-attention one.
+    On a GPU query and key are padded where the name does not say "unpadded": cuDNN takes two widths, flash one.
     """
     found: dict[str, Attention] = {"SDPA": sdpa}
     if device == "cuda":

@@ -36,7 +36,7 @@ ln -s "$root"/scsco_fast/* "$root/kernels" "$root/train" "$root/benchmarks" "$tr
 export PYTHONPATH=$tree:$root/tests${PYTHONPATH:+:$PYTHONPATH}
 if [ ${#rehearse[@]} -gt 0 ]; then
     ln -s "$root/benchmarks/gpu_pass/blocker.py" "$tree/sitecustomize.py"
-    export SCSCO_UNIMPORTABLE="tyro rich gradio torchdata selenium pip setuptools" TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
+    export SCSCO_UNIMPORTABLE="tyro rich gradio torchdata selenium pip" TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
 fi
 
 cd "$tree" || exit 1 # not the checkout, whose scsco_fast has no kernels

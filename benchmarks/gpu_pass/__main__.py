@@ -44,7 +44,9 @@ def main() -> int:
     runner = Runner(settings, journal, options.seconds, say)
     statuses = runner.run(lambda name: re.search(options.only, name) is not None)
     trim(log)
-    say(f"{options.stage}: " + (", ".join(f"{count} {status}" for status, count in statuses.items()) or "nothing to do"))
+    say(
+        f"{options.stage}: " + (", ".join(f"{count} {status}" for status, count in statuses.items()) or "nothing to do")
+    )
     return 1 if set(statuses) - {"done"} else 0
 
 

@@ -1,4 +1,4 @@
-"""Every operation, forward and backward, against float64; then equal bits: repeated, on a side stream, in CUDA graphs."""
+"""Every operation, both ways, against float64; then equal bits: repeated, on a side stream, in CUDA graphs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -50,7 +50,9 @@ def of_kind(plan: Plan, backend: str, kind: str) -> Iterator[Item]:
     def item(label: str, regions: Callable[[], Regions], *shape: int, batch: int = BATCH) -> Item:
         name, size, keys, channels = label.split()[0], *shape
         make = partial(problem, name, kind, channels, size, keys, device, batch)
-        return Item(f"{label} {kind} {size}x{size} D={keys} C={channels}", SECONDS, lambda: accurate(make, regions, backend))
+        return Item(
+            f"{label} {kind} {size}x{size} D={keys} C={channels}", SECONDS, lambda: accurate(make, regions, backend)
+        )
 
     for size, keys, channels in plan.attention:
         yield item("bain_attention", partial(ragged, size, device), size, keys, channels)
@@ -163,7 +165,9 @@ def color(plan: Plan, method: str, dtype_name: str) -> Iterator[Record]:
     def compute(values: Sequence[Tensor], backend: str) -> list[Tensor]:
         return [sf.ops.transfer_color(values[0], values[1], method, masks[0], backend, masks[1])]
 
-    (ours,), (truth,) = (compute(v, b) for v, b in (((source, reference), "triton"), ((source.double(), reference.double()), "eager")))
+    (ours,), (truth,) = (
+        compute(v, b) for v, b in (((source, reference), "triton"), ((source.double(), reference.double()), "eager"))
+    )
     error, allowed = float((ours.double() - truth).abs().max()), COLOR_ERROR[method] + torch.finfo(dtype).eps
     yield {"result": "picture", "error": error, "allowed": allowed, "passed": error <= allowed}
     again = compute((source, reference), "triton")[0]

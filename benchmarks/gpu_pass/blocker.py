@@ -23,7 +23,9 @@ class Blocker:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name.split(".")[0] in self.names:
-            raise ModuleNotFoundError(f"{name} is made unimportable by {VARIABLE}: the pass must not need it", name=name)
+            raise ModuleNotFoundError(
+                f"{name} is made unimportable by {VARIABLE}: the pass must not need it", name=name
+            )
         return None
 
 

@@ -1,7 +1,7 @@
 """Shapes of a pass: for a GPU, and for a rehearsal on a CPU, whose items are the same ones but small."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 Map = tuple[int, int]  # size, channels
@@ -23,7 +23,7 @@ class Plan:
         batch, maps, ratios: of the attention's times, the first ratio first.
         vgg: maps of the style loss's times. colors: size of pictures.
         pictures: sizes of the network's times; width: its base channels, by levels.
-        tuned: (channels, key channels) of the lines that are tuned, and the size of their maps.
+        tuned: the lines that are tuned, and the size of their maps.
         preset: of the training step; steps: that are timed.
     """
 
@@ -45,7 +45,7 @@ class Plan:
     colors: int = 256
     pictures: Sequence[int] = (256, 512, 1024)
     network: tuple[int, int, int] = (64, 8, 1)  # base channels, levels, batch
-    tuned: Mapping[tuple[int, int], int] = field(default_factory=lambda: {(64, 64): 128, (128, 64): 64, (256, 64): 32})
+    tuned: Sequence[Attention] = ((128, 64, 64), (64, 64, 128), (32, 64, 256))
     preset: str = "paper"
     steps: int = 7
 
@@ -73,7 +73,7 @@ def plan_of(out: Path, cache: Path, rehearse: bool) -> Plan:
         colors=16,
         pictures=(32,),
         network=(4, 5, 1),
-        tuned={(64, 64): 8},
+        tuned=((8, 64, 64),),
         preset="demo",
         steps=2,
     )

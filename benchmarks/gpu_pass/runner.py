@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -93,9 +94,9 @@ class Runner:
     # --- phases -------------------------------------------------------------------------------------------------------
 
     def _list(self) -> None:
-        """Start the first process, which knows the items."""
+        """Start all processes: each knows the items, and the first that is ready names them."""
         while not self.phases and self._may_go_on():
-            if not self.workers:
+            while len(self.workers) < self.settings.processes:
                 self._start()
             self._wait()
             for worker in list(self.workers):
@@ -227,10 +228,8 @@ class Runner:
             self.workers.remove(worker)
         if worker.answers in self.selector.get_map():
             self.selector.unregister(worker.answers)
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(worker.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         worker.process.wait()
         os.close(worker.answers)
         if worker.process.stdin is not None:

@@ -106,7 +106,8 @@ def network_case(plan: Plan, size: int) -> Case:
 @lru_cache(maxsize=1)
 def case_of(label: str, make: Maker) -> Case:
     """The case at hand: its inputs and its truth are kept for the next variant."""
-    return make()
+    with operations.emulated_backends():
+        return make()
 
 
 def call(label: str, make: Maker, name: str) -> None:
@@ -118,7 +119,7 @@ def call(label: str, make: Maker, name: str) -> None:
     tensors = variant.inputs(0)
     with torch.no_grad():
         outputs, _ = outputs_and_gradients(variant.function, tensors, ())
-    if case.backward is not None and any(tensor.requires_grad for tensor in tensors):
+    if case.backward is not None and not variant.forward_only:
         outputs_and_gradients(variant.function, tensors, gradients_of(outputs, tensors[0].dtype))
 
 
