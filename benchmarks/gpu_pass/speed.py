@@ -130,7 +130,7 @@ def measured(plan: Plan, label: str, make: Maker, name: str) -> Iterator[Record]
     if variant is None:
         yield {"note": f"{name} is not there: the backend cannot serve here, or the dense attention does not fit"}
         return
-    ours = name in OPERATIONS
+    ours = name in ("triton", "cuda")
     for found in by_mode(replace(case, variants=[variant]), session(plan)):
         for row in found:
             yield {"row": asdict(row), **({"passed": row.ms is not None} if ours else {})}

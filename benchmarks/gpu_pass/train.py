@@ -167,7 +167,7 @@ class Noise:
 
 
 def verified(plan: Plan, backend: str) -> Iterator[Record]:
-    """`scsco train --verify` of a small network in bfloat16; float64 and the dense operations are what it is held to."""
+    """`scsco train --verify` of a small network in bfloat16, held to the dense operations in float64."""
     small: dict[str, Any] = {"size": 64, "base_channels": 4, "batch_size": 2} if plan.rehearsing else {}
     config = dataclasses.replace(
         PRESETS["demo"],

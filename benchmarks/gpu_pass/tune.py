@@ -52,7 +52,7 @@ def candidate(key: Key, kernel: str, config: Config, where: Where) -> Iterator[R
 
 
 def choose(plan: Plan, key: Key, kernel: str, configs: list[Config]) -> Iterator[Record]:
-    """The fastest of what the candidates' items wrote down; of a candidate that was timed twice the last time counts."""
+    """The fastest of what the candidates' items wrote down; of one that was timed twice the last time counts."""
     times = read_times(plan.out / "tune.jsonl", key, kernel, plan.device)
     trials = [Trial(kernel, config, ms=times.get(text(config))) for config in configs]
     best = tuning.winner(trials)
