@@ -93,8 +93,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scsco_fast.kernels.candidates", description=__doc__)
     parser.add_argument("--sm", type=int, help="architecture (default: all of the file)")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    parser.add_argument("--file", type=Path, default=PATH, help="the list (default: the committed one)")
     options = parser.parse_args(argv)
-    candidates = read()
+    candidates = read(options.file)
     wanted = [candidate for candidate in candidates if options.sm in (None, candidate.key[0])]
     verdicts: dict[Candidate, str] = {}
     with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:  # not fork: Triton's compiler holds threads
@@ -103,8 +104,9 @@ def main(argv: list[str] | None = None) -> int:
             label = f"{' '.join(map(str, candidate.key))} {candidate.kernel} {','.join(map(str, candidate.config))}"
             sys.stdout.write(f"{label}: {'; '.join(found) or 'fits'}\n")
             sys.stdout.flush()
-    write([candidate._replace(fits=verdicts.get(candidate, candidate.fits)) for candidate in candidates])
-    sys.stdout.write(f"{list(verdicts.values()).count('yes')} of {len(wanted)} fit, written to {PATH}\n")
+    screened = [candidate._replace(fits=verdicts.get(candidate, candidate.fits)) for candidate in candidates]
+    write(screened, options.file)
+    sys.stdout.write(f"{list(verdicts.values()).count('yes')} of {len(wanted)} fit, written to {options.file}\n")
     return 0
 
 

@@ -30,6 +30,7 @@ OTHERS = ("region_norm", "masked_gram", "cross_gram", "feature_distances", "gram
 PRODUCTS = ("masked_gram", "cross_gram", "gram_distances")
 OPERAND_EPS = {"bfloat16": 2**-7, "float16": 2**-10, "tf32": 2**-10, "float32": 2**-23}
 BATCH = 3
+AFFINE = ("d_fg_gain", "d_fg_bias", "d_bg_gain", "d_bg_bias")
 Call = Callable[[Sequence[Tensor], Sequence[Tensor], Regions, str], Tensor | tuple[Tensor, ...]]
 
 
@@ -73,7 +74,7 @@ def problem(name: str, kind: str, channels: int, size: int, keys: int, device: s
             grads = [random(*maps, seed=seed, offset=0.5) for seed in (3, 4)]
             return Problem(name, kind, _attention, qkv, [], grads, ("mean", "std", "d_query", "d_key", "d_value"))
         affine = [random(channels, seed=seed, dtype=torch.float32, offset=0.5) for seed in range(10, 14)]
-        names = ("y", "d_query", "d_key", "d_value", "d_normalised", "d_fg_gain", "d_fg_bias", "d_bg_gain", "d_bg_bias")
+        names = ("y", "d_query", "d_key", "d_value", "d_normalised", *AFFINE)
         return Problem(name, kind, _norm, [*qkv, random(*maps, seed=3), *affine], [], [random(*maps, seed=4)], names)
     # Features are not negative. The others differ from the anchor by more than rounding everywhere: no kink is near.
     x, b = (oracle.random(*maps, seed=seed).abs() for seed in (0, 1))
@@ -84,8 +85,7 @@ def problem(name: str, kind: str, channels: int, size: int, keys: int, device: s
     distances = random(batch, 3, seed=6, dtype=torch.float32)
     if name == "region_norm":
         affine = [random(channels, seed=seed, dtype=torch.float32) for seed in range(10, 14)]
-        names = ("y", "d_x", "d_fg_gain", "d_fg_bias", "d_bg_gain", "d_bg_bias")
-        return Problem(name, kind, _region_norm, [x, *affine], [], [random(*maps, seed=3)], names)
+        return Problem(name, kind, _region_norm, [x, *affine], [], [random(*maps, seed=3)], ("y", "d_x", *AFFINE))
     if name == "masked_gram":
         return Problem(name, kind, _masked_gram, [x], [], [matrix], ("gram", "d_x"))
     if name == "cross_gram":
@@ -100,12 +100,13 @@ def _attention(t: Sequence[Tensor], _: Sequence[Tensor], regions: Regions, backe
 
 
 def _norm(t: Sequence[Tensor], _: Sequence[Tensor], regions: Regions, backend: str) -> Tensor:
-    q, k, v, n, *affine = t
-    return sf.ops.bain_norm(q, k, v, n, regions, *affine, scale=SCALE, eps=EPS, backend=backend)
+    q, k, v, n, gain, bias, bg_gain, bg_bias = t
+    return sf.ops.bain_norm(q, k, v, n, regions, gain, bias, bg_gain, bg_bias, SCALE, EPS, backend)
 
 
 def _region_norm(t: Sequence[Tensor], _: Sequence[Tensor], regions: Regions, backend: str) -> Tensor:
-    return sf.ops.region_norm(t[0], regions, *t[1:], eps=EPS, backend=backend)
+    x, gain, bias, bg_gain, bg_bias = t
+    return sf.ops.region_norm(x, regions, gain, bias, bg_gain, bg_bias, EPS, backend)
 
 
 def _masked_gram(t: Sequence[Tensor], _: Sequence[Tensor], regions: Regions, backend: str) -> Tensor:

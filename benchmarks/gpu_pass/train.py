@@ -142,7 +142,7 @@ def account(worker: training.Worker) -> Record:
     events = profiler.events()
     assert events is not None
     names = Counter(event.name for event in events)
-    kernels = sum(event.device_type == torch.autograd.DeviceType.CUDA for event in events)
+    kernels = sum(event.device_type.name == "CUDA" for event in events)
     return {
         "launches": {name: count for name, count in names.items() if name.startswith(LAUNCHES)},
         "waits": {name: count for name, count in names.items() if name.startswith(WAITS)},
@@ -168,14 +168,15 @@ class Noise:
 
 def verified(plan: Plan, backend: str) -> Iterator[Record]:
     """`scsco train --verify` of a small network in bfloat16, held to the dense operations in float64."""
-    small: dict[str, Any] = {"size": 64, "base_channels": 4, "batch_size": 2} if plan.rehearsing else {}
+    changed: dict[str, Any] = {"backend": backend}
+    if plan.rehearsing:
+        changed = {"backend": "eager", "size": 64, "base_channels": 4, "batch_size": 2}
     config = dataclasses.replace(
         PRESETS["demo"],
-        **small,
+        **changed,
         output=str(plan.cache / f"verify-{backend}"),
         device=plan.device,
         precision="bfloat16",
-        backend="eager" if plan.rehearsing else backend,
         vgg_weights="random",
         workers=0,
     )

@@ -1,4 +1,4 @@
-"""The GPU pass, rehearsed: a stage that fails, hangs, dies or is killed loses an item at most, and needs few packages."""
+"""The GPU pass, rehearsed: a stage that fails, hangs, dies or is killed loses an item at most, with few packages."""
 
 import os
 import re
