@@ -2,20 +2,36 @@
 # Everything that needs a GPU, stage by stage, on a machine that is lent for minutes: docs/gpu-pass.md.
 #   benchmarks/gpu_pass.sh [--rehearse] OUT STAGE... [-- ARGUMENTS]
 # STAGE: look accuracy speed tune train cuda, or all. OUT receives STAGE.jsonl, log.txt and the tuned table; a second call
-# goes on where the first ended. --rehearse: the same on a CPU, with small shapes. ARGUMENTS go to every stage
-# (--only REGEX). It needs torch and Triton, and neither pip nor a network. PYTHON names another Python than python3.
+# goes on where the first ended. ARGUMENTS go to every stage (--only REGEX). --rehearse: the same on a CPU, with small
+# shapes, and one stage more: compiles, which says what the pass compiles and how long that takes.
+# It needs torch and Triton, and neither pip nor a network. PYTHON names another Python than python3.
 set -uo pipefail
-usage() { echo "usage: benchmarks/gpu_pass.sh [--rehearse] OUT STAGE... [-- ARGUMENTS]; stages: ${order[*]}, all" >&2; exit 2; }
 order=(look accuracy speed tune train cuda)
 declare -A limit=([look]=30 [accuracy]=150 [speed]=200 [tune]=200 [train]=200 [cuda]=200)
-
 rehearse=()
-[ "${1:-}" = --rehearse ] && { rehearse=(--rehearse); shift; }
+if [ "${1:-}" = --rehearse ]; then
+    rehearse=(--rehearse)
+    order=(compiles "${order[@]}")
+    for stage in "${order[@]}"; do limit[$stage]=1200; done
+    shift
+fi
+usage() {
+    echo "usage: benchmarks/gpu_pass.sh [--rehearse] OUT STAGE... [-- ARGUMENTS]; stages: ${order[*]}, all" >&2
+    exit 2
+}
+
 [ $# -ge 2 ] || usage
-out=$(realpath -m -- "$1"); shift
+out=$(realpath -m -- "$1")
+shift
 stages=()
 while [ $# -gt 0 ] && [ "$1" != -- ]; do
-    if [ "$1" = all ]; then stages=("${order[@]}"); elif [ -n "${limit[$1]:-}" ]; then stages+=("$1"); else usage; fi
+    if [ "$1" = all ]; then
+        stages=("${order[@]}")
+    elif [ -n "${limit[$1]:-}" ]; then
+        stages+=("$1")
+    else
+        usage
+    fi
     shift
 done
 [ "${1:-}" = -- ] && shift
@@ -34,18 +50,23 @@ trap 'rm -rf "$tree"' EXIT
 mkdir "$tree/scsco_fast"
 ln -s "$root"/scsco_fast/* "$root/kernels" "$root/train" "$root/benchmarks" "$tree/scsco_fast/"
 export PYTHONPATH=$tree:$root/tests${PYTHONPATH:+:$PYTHONPATH}
+python=${PYTHON:-python3}
 if [ ${#rehearse[@]} -gt 0 ]; then
     ln -s "$root/benchmarks/gpu_pass/blocker.py" "$tree/sitecustomize.py"
-    export SCSCO_UNIMPORTABLE="tyro rich gradio torchdata selenium pip" TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
+    export SCSCO_UNIMPORTABLE="tyro rich gradio torchdata selenium pip"
 fi
 
 cd "$tree" || exit 1 # not the checkout, whose scsco_fast has no kernels
 status=0
 for stage in "${stages[@]}"; do
-    seconds=${limit[$stage]}
-    [ ${#rehearse[@]} -eq 0 ] || seconds=1200
-    # Past its time a stage ends by itself; this is for one that cannot.
-    timeout --kill-after=5 $((seconds + 10)) "${PYTHON:-python3}" -m scsco_fast.benchmarks.gpu_pass "$out" "$stage" \
-        --seconds "$seconds" --cache "$cache" "${rehearse[@]}" "$@" || status=1
+    # Past its time a stage ends by itself; `timeout` is for one that cannot.
+    guarded=(timeout --kill-after=5 $((limit[$stage] + 10)))
+    if [ "$stage" = compiles ]; then
+        "${guarded[@]}" "$python" -m scsco_fast.benchmarks.gpu_pass.compiles 2>&1 | tee -a "$out/log.txt" || status=1
+        continue
+    fi
+    [ ${#rehearse[@]} -eq 0 ] || export TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
+    "${guarded[@]}" "$python" -m scsco_fast.benchmarks.gpu_pass "$out" "$stage" --seconds "${limit[$stage]}" \
+        --cache "$cache" "${rehearse[@]}" "$@" || status=1
 done
 exit $status

@@ -192,7 +192,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     out = tmp_path / "out"
     environment = {**os.environ, "PYTHON": sys.executable, "SCSCO_PASS_CACHE": str(tmp_path / "cache")}
     environment |= {"SCSCO_CACHE_DIR": str(build.cache_folder())}
-    command = [ROOT / "benchmarks/gpu_pass.sh", "--rehearse", out, "all", "--", "--only", SHORT]
+    command = [ROOT / "benchmarks/gpu_pass.sh", "--rehearse", out, *STAGES, "--", "--only", SHORT]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     log = (out / "log.txt").read_text()
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:] + log[-2000:]
