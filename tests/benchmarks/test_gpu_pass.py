@@ -1,5 +1,6 @@
 """The GPU pass, rehearsed: a stage that fails, hangs, dies or is killed loses an item at most, with few packages."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -17,7 +18,9 @@ pytest.importorskip("triton")
 import numpy
 import triton
 
+from scsco_fast.benchmarks import rows
 from scsco_fast.benchmarks.gpu_pass import STAGES
+from scsco_fast.benchmarks.gpu_pass.collect import collect
 from scsco_fast.benchmarks.gpu_pass.journal import Journal, code_digest, read, trim
 from scsco_fast.cuda import build
 
@@ -25,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PASS = ROOT / "benchmarks/gpu_pass"
 # The stage `look`, but with items of this test's own.
 STAND_IN = """
+import dataclasses
 import os
 import signal
 import time
@@ -202,9 +206,9 @@ def test_rehearsal(tmp_path: Path) -> None:
         found = ends(read(out / f"{stage}.jsonl"))
         assert found, stage
         assert set(found.values()) == {"done"}, found
-    rows = [record["row"] for record in read(out / "speed.jsonl") if "row" in record]
-    assert {row["backend"] for row in rows} == {"SDPA", "triton"}
-    assert all(row["ms"] for row in rows)
+    measured = [record["row"] for record in read(out / "speed.jsonl") if "row" in record]
+    assert {row["backend"] for row in measured} == {"SDPA", "triton"}
+    assert all(row["ms"] for row in measured)
     table = (out / "bain_attention_table.txt").read_text().splitlines()
     assert [line.split()[:5] for line in table if " timed " in line] == [["80", "half", "64", "64", "timed"]]
 
@@ -217,3 +221,14 @@ def test_rehearsal_blocks_packages(tmp_path: Path) -> None:
             [sys.executable, "-c", f"import {name}"], env=environment, capture_output=True, check=False
         )
         assert run.returncode == code, run.stderr
+
+
+def test_rows_of_a_gpu_are_collected_the_last_of_each_case(tmp_path: Path) -> None:
+    where = {**rows.machine("cpu"), "suite": "gpu_pass"}
+    shape = {"mode": "forward", "dtype": "bfloat16", "batch": 16, "channels": 64, "size": 32, "foreground": 0.2}
+    row = rows.Row(**where, **shape, op="bain_attention", backend="triton", ms=1.0)
+    for stage, device, ms in (("speed", "cuda", 1.0), ("speed", "cuda", 2.0), ("cuda", "cpu", 3.0)):
+        journal = Journal(tmp_path / f"{stage}.jsonl", device=device)
+        journal.append({"item": "one", "status": "record", "row": dataclasses.asdict(row) | {"ms": ms}})
+        journal.append({"item": "one", "status": "done"})
+    assert collect(tmp_path) == [dataclasses.replace(row, ms=2.0)]
