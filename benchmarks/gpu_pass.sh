@@ -59,14 +59,16 @@ fi
 cd "$tree" || exit 1 # not the checkout, whose scsco_fast has no kernels
 status=0
 for stage in "${stages[@]}"; do
-    # Past its time a stage ends by itself; `timeout` is for one that cannot.
-    guarded=(timeout --kill-after=5 $((limit[$stage] + 10)))
+    arguments=(gpu_pass "$out" "$stage" --seconds "${limit[$stage]}" --cache "$cache" "${rehearse[@]}" "$@")
     if [ "$stage" = compiles ]; then
-        "${guarded[@]}" "$python" -m scsco_fast.benchmarks.gpu_pass.compiles 2>&1 | tee -a "$out/log.txt" || status=1
-        continue
+        arguments=(gpu_pass.compiles)
+    elif [ ${#rehearse[@]} -gt 0 ]; then
+        export TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
     fi
-    [ ${#rehearse[@]} -eq 0 ] || export TRITON_INTERPRET=1 SCSCO_CUDA_EMULATION=1
-    "${guarded[@]}" "$python" -m scsco_fast.benchmarks.gpu_pass "$out" "$stage" --seconds "${limit[$stage]}" \
-        --cache "$cache" "${rehearse[@]}" "$@" || status=1
+    # Past its time a stage ends by itself; `timeout` is for one that cannot. In the background: a shell that waits for a
+    # program would not hear that it is to end.
+    timeout --kill-after=5 $((limit[$stage] + 10)) "$python" -m "scsco_fast.benchmarks.${arguments[0]}" "${arguments[@]:1}" &
+    trap 'kill $!; wait; exit 143' TERM INT
+    wait $! || status=1
 done
 exit $status
