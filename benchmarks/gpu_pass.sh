@@ -44,12 +44,14 @@ mkdir -p "$cache" "$out" || exit 1
 export TRITON_CACHE_DIR=$cache/triton TORCHINDUCTOR_CACHE_DIR=$cache/inductor CUDA_CACHE_PATH=$cache/driver
 export SCSCO_CACHE_DIR=${SCSCO_CACHE_DIR:-$cache/cuda} PYTHONUNBUFFERED=1 TF_CPP_MIN_LOG_LEVEL=3
 
-# kernels/, train/ and benchmarks/ under their installed names: a tree of links instead of an installation.
+# kernels/, train/ and benchmarks/ under their installed names: a tree of links instead of an installation. With the two
+# modules of tests/ that derive tolerances.
 tree=$(mktemp -d) || exit 1
 trap 'rm -rf "$tree"' EXIT
 mkdir "$tree/scsco_fast"
 ln -s "$root"/scsco_fast/* "$root/kernels" "$root/train" "$root/benchmarks" "$tree/scsco_fast/"
-export PYTHONPATH=$tree:$root/tests${PYTHONPATH:+:$PYTHONPATH}
+ln -s "$root/tests/oracle.py" "$root/tests/attention_oracle.py" "$tree/"
+export PYTHONPATH=$tree${PYTHONPATH:+:$PYTHONPATH}
 python=${PYTHON:-python3}
 if [ ${#rehearse[@]} -gt 0 ]; then
     ln -s "$root/benchmarks/gpu_pass/blocker.py" "$tree/sitecustomize.py"

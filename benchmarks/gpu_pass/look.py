@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -43,7 +44,9 @@ def machine(plan: Plan) -> Iterator[Record]:
         facts = torch.cuda.get_device_properties(0)
         names = ("name", "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size")
         yield {"device properties": {name: getattr(facts, name, None) for name in names}}
-        yield {"nvidia-smi": subprocess.run(["nvidia-smi"], capture_output=True, text=True, check=False).stdout}
+        tool = shutil.which("nvidia-smi")
+        report = subprocess.run([tool], capture_output=True, text=True, check=False).stdout if tool else "not there"
+        yield {"nvidia-smi": report}
 
 
 def _version(package: str) -> str:
