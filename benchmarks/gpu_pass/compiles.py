@@ -30,7 +30,7 @@ class Compilation(NamedTuple):
     """One kernel of the list of a stage: which, and for how many dtypes of its width."""
 
     stage: str
-    index: int
+    place: int
     name: str
     copies: int
 
@@ -87,17 +87,17 @@ def compilations(stages: list[str]) -> list[Compilation]:
     seen: set[tuple[object, ...]] = set()
     found = []
     for stage in stages:
-        for index, (case, copies) in enumerate(cases_of_stage(stage)):
+        for place, (case, copies) in enumerate(cases_of_stage(stage)):
             key = (name(case), case.num_warps, case.num_stages, *map(str, case.constexprs.items()))
             if key not in seen:
                 seen.add(key)
-                found.append(Compilation(stage, index, name(case), copies))
+                found.append(Compilation(stage, place, name(case), copies))
     return found
 
 
 def compile_one(compilation: Compilation) -> float:
     """Seconds of processor time, of this process and of ptxas."""
-    case, _ = cases_of_stage(compilation.stage)[compilation.index]
+    case, _ = cases_of_stage(compilation.stage)[compilation.place]
     before = os.times()
     measure(case, SM)
     after = os.times()

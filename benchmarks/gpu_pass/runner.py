@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from scsco_fast.benchmarks.gpu_pass.journal import Journal
 
 START_SECONDS = 90.0  # torch is imported and a context is made
+END_SECONDS = 5.0  # a killed process may take
 STARTS = 4  # processes that may end before they are ready
 Say = Callable[[str], None]
 
@@ -201,11 +202,11 @@ class Runner:
             self._end(worker)
 
     def _died(self, worker: Worker) -> None:
-        code = worker.process.wait()
+        code = exit_code(worker.process)
         if worker.job is None:
             self.failed_starts += not worker.ready
         else:
-            name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+            name = signal.Signals(-code).name if code is not None and code < 0 else f"exit code {code}"
             self._ended(worker, {"status": "died", "error": f"its process ended with {name}; log.txt may say why"})
         self._end(worker)
 
@@ -230,7 +231,15 @@ class Runner:
             self.selector.unregister(worker.answers)
         with suppress(ProcessLookupError):
             os.killpg(worker.process.pid, signal.SIGKILL)
-        worker.process.wait()
+        exit_code(worker.process)
         os.close(worker.answers)
         if worker.process.stdin is not None:
             worker.process.stdin.close()
+
+
+def exit_code(process: "subprocess.Popen[str]") -> int | None:
+    """Of a process that ends; None if it does not: a driver can hold a killed one while its kernel hangs."""
+    try:
+        return process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return None
