@@ -108,6 +108,7 @@ def ends(records: list[dict[str, Any]]) -> dict[str, str]:
     return {record["item"]: record["status"] for record in records if record["status"] not in ("record", "left out")}
 
 
+@pytest.mark.slow
 def test_items_that_fail_hang_or_die_are_written_and_the_others_are_measured(start: Start, tmp_path: Path) -> None:
     process = start("misbehaving")
     text = process.communicate(timeout=180)[0]
@@ -126,6 +127,7 @@ def test_items_that_fail_hang_or_die_are_written_and_the_others_are_measured(sta
     assert "3 items, 6 were done before" in again.communicate(timeout=180)[0]
 
 
+@pytest.mark.slow
 def test_a_killed_stage_loses_one_item(start: Start, tmp_path: Path) -> None:
     process, path = start("slow"), tmp_path / "out/look.jsonl"
     deadline = time.monotonic() + 120
