@@ -31,16 +31,25 @@ def packed(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor) -> lis
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Query and key padded to the value's width, which the fused kernels want."""
+    """By whatever kernel PyTorch takes for query and key of their own width and a wider value."""
+    return F.scaled_dot_product_attention(q, k, v, scale=q.shape[-1] ** -0.5)
+
+
+def sdpa_padded(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Query and key padded to the value's width, which most fused kernels want."""
     scale, wide = q.shape[-1] ** -0.5, v.shape[-1]
-    if q.is_cuda:
-        q, k = (F.pad(t, (0, max(0, wide - t.shape[-1]))) for t in (q, k))
+    q, k = (F.pad(t, (0, max(0, wide - t.shape[-1]))) for t in (q, k))
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
-def sdpa_cudnn(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
-        return sdpa(q, k, v)
+def forced(kernel: SDPBackend, function: Attention) -> Attention:
+    """The function with one kernel of PyTorch's allowed, which raises where that kernel refuses the shapes."""
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        with sdpa_kernel(kernel):
+            return function(q, k, v)
+
+    return attention
 
 
 def flex(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -65,10 +74,16 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def libraries(device: str, compile: bool) -> dict[str, Attention]:
-    """Library attention by name. FlexAttention has no backward on a CPU."""
+    """Library attention by name. FlexAttention has no backward on a CPU.
+
+    On a GPU query and key are padded where the name does not say "unpadded": cuDNN takes two widths, flash one.
+    """
     found: dict[str, Attention] = {"SDPA": sdpa}
     if device == "cuda":
-        found["SDPA cuDNN"] = sdpa_cudnn
+        for name, kernel in (("cuDNN", SDPBackend.CUDNN_ATTENTION), ("flash", SDPBackend.FLASH_ATTENTION)):
+            found[f"SDPA {name}"] = forced(kernel, sdpa_padded)
+            found[f"SDPA {name} unpadded"] = forced(kernel, sdpa)
+        found |= {"SDPA": sdpa_padded, "SDPA unpadded": sdpa}
     if compile:
         found["FlexAttention"] = flex
     return found

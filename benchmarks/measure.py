@@ -1,6 +1,6 @@
 """From a case to its rows: the gate, the turns, the ceilings' shares. What is wrong gets no time."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Any
@@ -37,9 +37,13 @@ class Session:
 
 def measure(case: Case, session: Session) -> list[Row]:
     """A row for each variant and mode."""
+    return [row for rows in by_mode(case, session) for row in rows]
+
+
+def by_mode(case: Case, session: Session) -> Iterator[list[Row]]:
+    """The rows of one mode after the other, each as soon as it is measured."""
     ceiling = session.ceilings()
     shared = first_fields(case, session.where, ceiling)
-    rows: list[Row] = []
     find_error = cache(partial(error_of, case))
     for mode, count in case.counts().items():
         works: dict[str, Work] = {}
@@ -55,8 +59,7 @@ def measure(case: Case, session: Session) -> list[Row]:
             found[variant.name] = row
         for name, timing in take_turns(works, session.seconds).items():
             found[name] = timed(found[name], timing, count, ceiling)
-        rows += found.values()
-    return rows
+        yield list(found.values())
 
 
 def first_fields(case: Case, where: dict[str, Any], ceiling: Ceiling) -> dict[str, Any]:

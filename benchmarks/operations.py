@@ -4,7 +4,8 @@ A new operation is one function here that returns a `Case`, and one line in `sui
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -69,9 +70,25 @@ class Case:
 
 
 def backends(device: str) -> list[str]:
-    """Backends that can serve here; the reference last. On a CPU the interpreter and the emulation are none."""
+    """Backends that can serve here; the reference last. On a CPU the interpreter and the emulation are none: but for a
+    rehearsal (`emulated_backends`) nobody times them.
+    """
     usable = [name for name, answer in sf.ops.backends().items() if answer == "yes"]
-    return usable if device == "cuda" else [name for name in usable if name in ("eager", "reference")]
+    served = ("eager", "reference") if device == "cpu" and not _emulated else sf.ops.backends()
+    return [name for name in usable if name in served]
+
+
+_emulated: list[bool] = []
+
+
+@contextmanager
+def emulated_backends() -> Iterator[None]:
+    """Within the block the interpreter and the emulation are backends like the others."""
+    _emulated.append(True)
+    try:
+        yield
+    finally:
+        _emulated.pop()
 
 
 def random(seed: int, shapes: Sequence[tuple[int, ...]], dtype: torch.dtype, device: str) -> list[Tensor]:
@@ -124,6 +141,7 @@ def bain_attention(
     libraries: bool = False,
     compile: bool = False,
     both_only: bool = False,
+    keys: int | None = None,
 ) -> Case:
     """Per image, with n_f foreground and n_b background pixels, D key channels and C channels.
 
@@ -131,7 +149,7 @@ def bain_attention(
     logits again, the gradient of the weights from both moments (2 C), of v (2 C), of q and of k: 2 n_f n_b (3 D + 4 C);
     q, k, v, both gradients of the outputs read, three gradients written. Exponentials are not counted.
     """
-    keys = min(channels, 64)
+    keys = min(channels, 64) if keys is None else keys
     level, n_fg = square_level(batch, size, foreground, device)
     n_bg = size * size - n_fg
 

@@ -16,7 +16,11 @@ COLORS = {
     "reference": "#777777",
     "reference compiled": "#222222",
     "SDPA": "#cc79a7",
+    "SDPA unpadded": "#e8b4d0",
     "SDPA cuDNN": "#882255",
+    "SDPA cuDNN unpadded": "#c25a88",
+    "SDPA flash": "#332288",
+    "SDPA flash unpadded": "#7a6fc0",
     "FlexAttention": "#e69f00",
 }
 MARKERS = "osD^vP*X<>h"

@@ -299,13 +299,13 @@ class BenchOptions:
     output: Path = Path("runs/bench")
     """Folder for SUITE.csv and SUITE.jsonl; rows are appended."""
     minutes: float | None = None
-    """Cases, or lines of the table, that would start later are left out, and counted; if not given, the suite's limit,
-    9 for --tune."""
+    """Cases, or kernels of the table, that would start later are left out, and counted; if not given, the suite's
+    limit, 9 for --tune."""
     report: bool = False
     """Instead: draw the figures and write docs/performance.md and the README's table from the committed rows."""
     tune: bool = False
-    """Instead: time configurations of the attention kernels on this GPU, rewrite their table, and append the rows
-    behind it to tune.csv."""
+    """Instead: time the candidates for the attention kernels' configurations on this GPU, write each kernel's fastest
+    into the table, and append the rows behind it to tune.csv."""
     compare: tuple[str, str] | None = None
     """Instead: what differs from the first to the second, two files of rows or git revisions. Exit code 1: a row got
     worse."""

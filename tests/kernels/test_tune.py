@@ -1,7 +1,9 @@
-"""The configuration table: written and read back, climbed to the cheapest neighbour, changed by --tune alone."""
+"""The configuration table and its candidates: read and written, screened without a GPU, timed, the fastest taken."""
 
 import math
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,17 @@ pytest.importorskip("triton")
 
 import torch
 
-from scsco_fast.benchmarks import rows
-from scsco_fast.benchmarks.tuning import row_of
+from scsco_fast.benchmarks import rows, tuning
+from scsco_fast.benchmarks.tuning import Trial, row_of, set_winner, tune, winner
+from scsco_fast.errors import ScscoError
 from scsco_fast.kernels import bain_attention_table as tables
+from scsco_fast.kernels import candidates
 from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Config, Line
-from scsco_fast.kernels.tune import EPS, Trial, climb, error, in_float64, neighbours, tune, tuned
-from scsco_fast.reference.bain_attention import bain_attention as reference
+from scsco_fast.kernels.candidates import Candidate, as_line, problems, timed
 
+KEY = (90, "half", 64, 64)
 START = Config(64, 64, 64, 64, 4, 2)
+OTHER, BEST = START._replace(stages=3), START._replace(warps=8)
 
 
 def test_table_has_every_line_and_reads_back(tmp_path: Path) -> None:
@@ -32,80 +37,110 @@ def test_table_has_every_line_and_reads_back(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["table.txt"]
 
 
-def test_climbing_finds_the_cheapest() -> None:
-    best = Config(128, 16, 64, 64, 8, 4)
-    tried = []
-
-    def cost(config: Config) -> float:
-        tried.append(config)
-        return 1 + sum(abs(math.log2(a / b)) for a, b in zip(config, best, strict=True))
-
-    assert climb(START, cost) == best
-    assert len(tried) == len(set(tried))
-
-
-def test_climbing_stays_where_nothing_is_faster_by_more_than_noise() -> None:
-    assert climb(START, lambda config: 1.0 if config == START else 0.99) == START
-    assert climb(START, lambda config: 1.0 if config == START else math.inf) == START
+def test_candidates_are_of_lines_of_the_table_and_read_back(tmp_path: Path) -> None:
+    listed = candidates.read()
+    assert len(listed) == len({candidate[:3] for candidate in listed})
+    assert {candidate.key for candidate in listed} <= set(TABLE)
+    assert {candidate.fits for candidate in listed} <= {"yes", "no"}, "run python -m scsco_fast.kernels.candidates"
+    path = Path(shutil.copy(candidates.PATH, tmp_path / "candidates.txt"))
+    candidates.write(listed, path)
+    assert path.read_text() == candidates.PATH.read_text()
+    assert [file.name for file in tmp_path.iterdir()] == ["candidates.txt"]
 
 
-def test_neighbours_differ_and_are_on_the_ladders() -> None:
-    found = list(neighbours(START))
-    assert len(found) == len(set(found))
-    assert START not in found
-    for config in found:
-        assert {config.block_m, config.block_n} <= {16, 32, 64, 128}
-        assert (config.warps in (4, 8), config.stages in (1, 2, 3, 4)) == (True, True)
+def test_the_table_s_own_configuration_is_timed_first_and_only_what_fits() -> None:
+    own = TABLE[KEY].configs["fwd"]
+    listed = [Candidate(KEY, "fwd", config, fits) for config, fits in ((START, "yes"), (own, "yes"), (OTHER, "no"))]
+    listed += [Candidate(KEY, "none", OTHER, "yes"), Candidate((80, "half", 64, 64), "fwd", OTHER, "yes")]
+    found = timed(KEY, listed)
+    assert found["fwd"] == [own, START]
+    assert set(found) == set(TABLE[KEY].configs)
 
 
-def test_a_line_keeps_its_kernels() -> None:
-    line = tuned(Line("fit", {"fwd": START, "dkv": START}), lambda name, config: config.warps if name == "fwd" else 1.0)
-    assert line == Line("timed", {"fwd": START, "dkv": START})
-    line = tuned(Line("fit", {"fwd": START}), lambda name, config: 1 / config.warps)
-    assert line.configs["fwd"] == START._replace(warps=8)
+def test_a_line_is_changed_within_the_block_alone() -> None:
+    before = dict(TABLE)
+    with as_line(KEY, "fwd", START):
+        changed = dict(TABLE)
+    assert before == TABLE
+    assert changed == {**before, KEY: Line(before[KEY].by, {**before[KEY].configs, "fwd": START})}
 
 
-def test_tuning_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scsco_fast.kernels.tune.unavailable", lambda: "no CUDA device")
-    with pytest.raises(RuntimeError, match="configurations are timed on a GPU: no CUDA device"):
-        tune(1.0, print)
+def test_screening_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = next(name for name in tables.KERNELS if name not in TABLE[KEY].configs)
+    assert problems(Candidate(KEY, missing, START, "-")) == [f"the line 90 half 64 64 has no {missing}"]
+
+    class Found:
+        def __init__(self, case: object, sm: int) -> None:
+            self.sm = sm
+
+        def problems(self) -> list[str]:
+            from scsco_fast.kernels import bain_attention
+
+            block = bain_attention.plan(*KEY).configs["fwd"].block_m
+            return [f"{block} rows spill on sm_{self.sm}"]
+
+    monkeypatch.setattr("scsco_fast.kernels.resources.measure", Found)
+    assert set(problems(Candidate(KEY, "fwd", START, "-"))) == {"64 rows spill on sm_90"}
+
+
+@pytest.mark.slow
+def test_screening_compiles_and_rewrites_the_file(tmp_path: Path) -> None:
+    """One candidate that fits and one whose accumulators cannot."""
+    path = tmp_path / "bain_attention_candidates.txt"
+    wide = Config(128, 64, 64, 64, 4, 4)._replace(block_n=128)
+    path.write_text("# a comment\n" + " ".join(candidates.COLUMNS) + "\n")
+    candidates.write([Candidate(KEY, "fwd", START, "-"), Candidate(KEY, "dkv", wide, "-")], path)
+    command = [sys.executable, "-m", "scsco_fast.kernels.candidates", "--jobs", "1", "--file", str(path)]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert [candidate.fits for candidate in candidates.read(path)] == ["yes", "no"], run.stdout
+    assert path.read_text().startswith("# a comment\n")
+    assert "1 of 2 fit" in run.stdout
+
+
+def test_the_fastest_wins_if_it_is_faster_by_more_than_noise() -> None:
+    own, near = Trial("fwd", START, ms=1.0), Trial("fwd", OTHER, ms=0.99)
+    assert winner([own, near]) == START
+    assert winner([own, near, Trial("fwd", BEST, ms=0.9)]) == BEST
+    assert winner([own._replace(ms=None), near]) == OTHER
+    assert winner([own._replace(ms=None)]) is None
+
+
+def test_a_winner_is_written_and_the_rest_of_the_table_stays(tmp_path: Path) -> None:
+    path = tmp_path / "table.txt"
+    set_winner(KEY, "fwd", BEST, path, tables.PATH)
+    set_winner(KEY, "dq", START, path, tables.PATH)
+    found = tables.read(path)
+    assert found[KEY].by == "timed"
+    assert found[KEY].configs == {**TABLE[KEY].configs, "fwd": BEST, "dq": START}
+    assert {key: line for key, line in found.items() if key != KEY} == {
+        key: line for key, line in TABLE.items() if key != KEY
+    }
+    with pytest.raises(ScscoError, match="tune an editable install"):
+        set_winner(KEY, "fwd", BEST, tmp_path / "missing" / "table.txt", tables.PATH)
+
+
+def test_tuning_needs_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scsco_fast.kernels.unavailable", lambda: "no CUDA device")
+    with pytest.raises(ScscoError, match="--tune times the Triton kernels on a GPU: no CUDA device"):
+        tune(1.0, tmp_path, print)
 
 
 @pytest.mark.gpu
-def test_a_line_is_timed_and_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = Path(shutil.copy(tables.PATH, tmp_path / "table.txt"))
-    monkeypatch.setattr("scsco_fast.kernels.tune.TABLE", dict(TABLE))
-    monkeypatch.setattr("scsco_fast.kernels.bain_attention.TABLE", dict(TABLE))
-    said: list[str] = []
-    assert tune(0.0, said.append, path) == 0  # no line starts after the last minute
-    assert tables.read(path) == TABLE
-    assert "0 of 36 lines" in said[-1]
-
-
-def test_candidates_are_held_to_the_formulas_in_float64() -> None:
-    batch, keys, channels, size, n_fg = 2, 4, 6, 5, 7
-    generator = torch.Generator().manual_seed(0)
-    shapes = [(batch, c, size, size) for c in (keys, keys, channels, channels, channels)]
-    tensors = [torch.randn(shape, generator=generator) for shape in shapes]
-    order = torch.stack([torch.randperm(size * size, generator=generator) for _ in range(batch)])
-    mask = torch.zeros(batch, size * size, dtype=torch.bool).scatter(1, order[:, :n_fg], True)
-    counts = torch.tensor([[n_fg, size * size - n_fg]] * batch)
-    leaves = [t.double().requires_grad_() for t in tensors[:3]]
-    foreground = mask.view(batch, 1, size, size)
-    outputs = reference(*leaves, foreground, None, keys**-0.5, EPS)
-    wanted = [*outputs, *torch.autograd.grad(outputs, leaves, [t.double() for t in tensors[3:]])]
-    truth = in_float64(tensors, order, counts)
-    assert error(truth, [t.detach() for t in wanted]) < 1e-12
-    assert error([truth[0] * 1.1, truth[1]], truth[:2]) == pytest.approx(0.1)
-    assert math.isnan(error([truth[0] * math.nan, truth[1]], truth[:2]))
+def test_a_candidate_is_held_to_float64_and_timed() -> None:
+    where = tuning.Where("cuda", torch.bfloat16, 2, 16)
+    for kernel, config in TABLE[KEY].configs.items():
+        found = tuning.trial(KEY, kernel, config, where)
+        assert found.ms, found
+        assert found.error, found
+    huge = Config(128, 128, 64, 64, 4, 4)._replace(block_n=4096)
+    assert tuning.trial(KEY, "fwd", huge, where).ms is None
 
 
 def test_a_trial_is_a_row() -> None:
-    key = (90, "half", 64, 64)
     where = {"suite": "tune", **rows.machine("cpu")}
-    trial = Trial(key, "dkv", START, (16, 64, 128, 128), "bfloat16", 0.01, 0.5)
-    row = row_of(trial, where, 0.2, {"half": 3e-2})
-    assert (row.mode, row.ms, row.error, row.gate) == ("backward", 0.5, 0.01, 3e-2)
-    assert row.detail == "90 half 64 64 dkv 64,64,64,64,4,2"
-    wrong = row_of(trial._replace(ms=None, error=math.nan, reason="wrong"), where, 0.2, {"half": 3e-2})
+    trial = Trial("dkv", START, 0.01, 0.5)
+    row = row_of(KEY, trial, where)
+    assert (row.mode, row.ms, row.error, row.gate) == ("backward", 0.5, 0.01, 6e-2)
+    assert (row.detail, row.batch, row.size) == ("90 half 64 64 dkv 64,64,64,64,4,2", 16, 128)
+    wrong = row_of(KEY, trial._replace(ms=None, error=math.nan, reason="wrong"), where)
     assert (wrong.ms, wrong.error, wrong.note) == (None, None, "wrong")

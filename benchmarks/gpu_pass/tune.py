@@ -1,0 +1,73 @@
+"""The fixed candidates of the attention's kernels, timed; each kernel's winner is written into OUT's table at once."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from scsco_fast.benchmarks import tuning
+from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
+from scsco_fast.benchmarks.gpu_pass.journal import code_digest, read
+from scsco_fast.benchmarks.gpu_pass.plan import Attention, Plan
+from scsco_fast.benchmarks.tuning import Trial, Where
+from scsco_fast.kernels import bain_attention, candidates
+from scsco_fast.kernels.bain_attention_table import PATH, Config, Key
+
+SECONDS = 20.0
+TABLE = "bain_attention_table.txt"  # in OUT
+REHEARSED = 2  # candidates of a kernel
+
+
+def phases(plan: Plan) -> list[Phase]:
+    """A line of the table after the other, each in an order in which a stage that is cut short has the most."""
+    return [Phase([item for shape in plan.tuned for item in of_line(plan, shape)])]
+
+
+def of_line(plan: Plan, shape: Attention) -> Iterator[Item]:
+    """For each kernel of the line its candidates, and then the choice among them."""
+    size, keys, channels = shape
+    sm = bain_attention.architecture(torch.device(plan.device))
+    key: Key = (sm, "half", channels, keys)
+    # The interpreter multiplies bfloat16 wrongly, and has no table of its own: it takes sm_80's and any candidates.
+    dtype = torch.float16 if plan.rehearsing else torch.bfloat16
+    where = Where(plan.device, dtype, plan.batch, size)
+    listed = [c._replace(key=(sm, *c.key[1:])) if plan.rehearsing else c for c in candidates.read()]
+    for kernel, configs in candidates.timed(key, listed).items():
+        label = f"{' '.join(map(str, key))} {kernel}"
+        for config in configs[:REHEARSED] if plan.rehearsing else configs:
+            arguments = (key, kernel, config, where)
+            warm = [partial(tuning.compile_kernels, *arguments)]
+            yield Item(f"{label} {text(config)}", SECONDS, partial(candidate, *arguments), warm)
+        yield Item(f"{label} winner", SECONDS, partial(choose, plan, key, kernel, configs))
+
+
+def text(config: Config) -> str:
+    return ",".join(map(str, config))
+
+
+def candidate(key: Key, kernel: str, config: Config, where: Where) -> Iterator[Record]:
+    found = tuning.trial(key, kernel, config, where)
+    yield {"key": key, "kernel": kernel, "config": text(config), **found._asdict() | {"config": text(config)}}
+
+
+def choose(plan: Plan, key: Key, kernel: str, configs: list[Config]) -> Iterator[Record]:
+    """The fastest of what the candidates' items wrote down; of one that was timed twice the last time counts."""
+    times = read_times(plan.out / "tune.jsonl", key, kernel, plan.device)
+    trials = [Trial(kernel, config, ms=times.get(text(config))) for config in configs]
+    best = tuning.winner(trials)
+    if best is None:
+        yield {"winner": None, "passed": False}
+        return
+    tuning.set_winner(key, kernel, best, plan.out / TABLE, PATH)
+    yield {"winner": text(best), "ms": times[text(best)], "table's own ms": times.get(text(configs[0]))}
+
+
+def read_times(path: Path, key: Key, kernel: str, device: str) -> dict[str, float]:
+    """Milliseconds by configuration, of this code on this device."""
+    code, found = code_digest(), dict[str, float]()
+    for record in read(path):
+        same = (record.get("code"), record.get("device")) == (code, device)
+        if same and record.get("key") == list(key) and record.get("kernel") == kernel and record.get("ms"):
+            found[record["config"]] = record["ms"]
+    return found
