@@ -53,18 +53,17 @@ def test_channels(channels: int, guarded: Guard) -> None:
 
 
 @pytest.mark.parametrize("mask", ["random", "block"])
-@pytest.mark.parametrize("pixels", [(9, 17), (25, 33)])
-def test_splits_join(pixels: tuple[int, int], mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_join(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Several blocks in a part and several parts in an image, in both layouts."""
     for name, value in (("TILES", ()), ("CHANNELS_LAST_TILES", ()), ("FEW_PIXELS", 0)):
         monkeypatch.setattr(kernels, name, value)
-    monkeypatch.setattr(kernels, "SPLIT_TILES", {True: kernels.Tile(1, 128, 4), False: kernels.Tile(2, 64, 4)})
-    x, *parameters = inputs(1, 3, *pixels)
+    monkeypatch.setattr(kernels, "SPLIT_TILES", {True: kernels.Tile(1, 64, 4), False: kernels.Tile(2, 32, 4)})
+    x, *parameters = inputs(1, 3, 9, 17)
     for programs in (2, 8):
         monkeypatch.setattr(kernels, "PROGRAMS", programs)
         for image in (x, x.to(memory_format=torch.channels_last)):
             assert kernels._plan(image.flatten(2)).form == "split"
-            check([image, *parameters], make_mask(mask, 1, *pixels))
+            check([image, *parameters], make_mask(mask, 1, 9, 17))
 
 
 @pytest.mark.parametrize("valid", [False, True])
@@ -87,10 +86,11 @@ def test_moments_keep_their_digits(size: tuple[int, int], offset: float, apart: 
     A moment may err by one float32 rounding for each of the log2(n) levels of a pairwise sum.
     """
     pixels = size[0] * size[1]
-    for mask in ("random", "block", "one pixel", "all but one"):
-        foreground = make_mask(mask, 1, *size) > 0.5
+    index = torch.arange(pixels).reshape(1, 1, *size)
+    unsampled = (index % 18 >= 16) & (index < 1000)  # of 48 x 48: the pixels between runs of 16 in every 18
+    for foreground in (*(make_mask(kind, 1, *size) > 0.5 for kind in ("random", "block", "one pixel")), unsampled):
         x = random(1, 2, *size, offset=offset) + apart * foreground
-        x[0, 1] += 1e3 * (torch.arange(pixels).reshape(size) == 0)
+        x[0, 1] += 1e3 * (index[0, 0] == 0)
         x = x.float()
         ones, zeros = torch.ones(2), torch.zeros(2)
         _, mean, std = kernels.forward(x, foreground, None, ones, zeros, ones, zeros, 1e-5, True)
