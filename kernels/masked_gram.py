@@ -30,6 +30,7 @@ from scsco_fast.kernels.products import (
     Tile,
     dot_precision,
     feature_tile,
+    operand,
     product_cases,
     product_with_features,
     store_features,
@@ -130,6 +131,7 @@ def masked_gram_fwd_kernel(
             inside = tl.load(mask_ptr + n.to(tl.int64) * stride_mn, mask=n < pixels, other=0) != 0
             a = tl.where(inside[None, :], a, 0.0)
             b = tl.where(inside[None, :], b, 0.0)
+        a, b = operand(a, a.dtype, PRECISION), operand(b, b.dtype, PRECISION)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     at = (part * tl.num_programs(2) + image) * tl.num_programs(0) + tile
     offsets = tl.arange(0, BLOCK_M)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]

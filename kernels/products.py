@@ -8,6 +8,7 @@ import triton.language as tl
 
 from scsco_fast.kernels.launch import case
 from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.rounding import to_tf32
 
 
 class Tile(NamedTuple):
@@ -25,6 +26,15 @@ def feature_tile(f_ptr, stride_fc, stride_fn, c, n, channels, pixels):
     """Features [channels c, pixels n] in their dtype, 0 outside the map; f_ptr stands at the image."""
     at = c.to(tl.int64)[:, None] * stride_fc + n.to(tl.int64)[None, :] * stride_fn
     return tl.load(f_ptr + at, mask=(c < channels)[:, None] & (n < pixels)[None, :], other=0.0)
+
+
+@triton.jit
+def operand(x, COMPUTE: tl.constexpr, PRECISION: tl.constexpr):
+    """x as `tl.dot` takes it: in COMPUTE, and for TF32 rounded, as the matrix instructions only truncate."""
+    x = x.to(COMPUTE)
+    if PRECISION == "tf32":
+        x = to_tf32(x)
+    return x
 
 
 @triton.jit
@@ -75,8 +85,8 @@ def product_with_features(
         k = step * BLOCK_K + tl.arange(0, BLOCK_K)
         left = _left(g_ptr, stride_gm, stride_gk, m, k, rows, depth, SYMMETRIC) / scale[:, None]
         f = feature_tile(f_ptr, stride_fc, stride_fn, k, n, depth, pixels)
-        f = tl.where(inside[None, :], f, 0.0).to(COMPUTE)
-        total = tl.dot(left.to(COMPUTE), f, total, input_precision=PRECISION)
+        f = operand(tl.where(inside[None, :], f, 0.0), COMPUTE, PRECISION)
+        total = tl.dot(operand(left, COMPUTE, PRECISION), f, total, input_precision=PRECISION)
     return total * scale[:, None]
 
 

@@ -94,14 +94,14 @@ def test_moments_keep_their_digits(size: tuple[int, int], offset: float, apart: 
         x = x.float()
         ones, zeros = torch.ones(2), torch.zeros(2)
         _, mean, std = kernels.forward(x, foreground, None, ones, zeros, ones, zeros, 1e-5, True)
-        for index, region in enumerate((foreground, ~foreground)):
+        for which, region in enumerate((foreground, ~foreground)):
             inside = x.double()[0][:, region[0, 0]]
             truth = (inside.var(1, correction=0) + 1e-5).sqrt()
             eps, largest = torch.finfo(torch.float32).eps, inside.abs().amax(1)
             band = math.log2(pixels) * eps
-            assert ((mean[0, :, index] - inside.mean(1)).abs() <= band * largest).all()
+            assert ((mean[0, :, which] - inside.mean(1)).abs() <= band * largest).all()
             # The deviations are from a mean that float32 can hold, which adds its error's square to the variance.
-            assert ((std[0, :, index] / truth - 1).abs() <= band + (eps * largest / truth) ** 2).all()
+            assert ((std[0, :, which] / truth - 1).abs() <= band + (eps * largest / truth) ** 2).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
