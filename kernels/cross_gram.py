@@ -23,6 +23,7 @@ from scsco_fast.kernels.products import (
     GRAM_TILES,
     dot_precision,
     feature_tile,
+    launch_options,
     operand,
     product_cases,
     product_with_features,
@@ -152,8 +153,7 @@ def forward(a: Tensor, b: Tensor) -> Tensor:
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
     return parts[0] if splits == 1 else parts.sum(0)
 
@@ -184,8 +184,7 @@ def _times(grad: Tensor, features: Tensor, like: Tensor) -> Tensor:
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
     return out
 

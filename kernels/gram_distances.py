@@ -1,10 +1,11 @@
 """Distances of Gram matrices that share one factor, without a Gram matrix in memory.
 
 G(f, b) - G(o, b) = G(f - o, b): one product for each pair, whose entries are added up in absolute value where they
-arise, or, where too few programs would run, after the parts of a sum over pixels met in a fixed order. The forward keeps
+arise, or, where too few programs would run, after parts of the pixels were added in a fixed order. The forward keeps
 their signs, one byte each, and the backward multiplies by them; see docs/kernels/gram_distances.md.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -15,10 +16,12 @@ from torch import Tensor
 from scsco_fast.kernels import refusal
 from scsco_fast.kernels.launch import (
     COMPUTE,
+    FROM_SHARED_MEMORY,
     case,
     common_dtype,
     empty,
     is_ragged,
+    multiplies_from_shared_memory,
     on_device,
     pointers,
     precision,
@@ -32,6 +35,7 @@ from scsco_fast.kernels.products import (
     Tile,
     dot_precision,
     feature_tile,
+    launch_options,
     operand,
     product_cases,
     store_features,
@@ -53,6 +57,8 @@ DIFFERENCE_TILES = GRAM_TILES | {
     ("tf32", 64): Tile(64, 64, 32, 8, 4),
     ("tf32", 512): Tile(128, 64, 32, 8, 3),
 }
+# Where the matrix instructions take both operands from registers, the wide block spills up to 152 bytes.
+REGISTER_TILES = DIFFERENCE_TILES | {("half", 512): Tile(128, 64, 32, 8, 3)}
 
 
 @triton.jit
@@ -68,7 +74,7 @@ def gram_distances_fwd_kernel(
     b_ptr,
     o_ptr,
     sign_ptr,  # (B, J, Cf, Cb) int8
-    part_ptr,  # (B, J, tiles): sum of the absolute values in each tile; if SPLIT, (splits, B, J, Cf, Cb): half differences
+    part_ptr,  # (B, J, tiles): each tile's sum of absolute values; if SPLIT, (splits, B, J, Cf, Cb): half differences
     stride_fb,
     stride_fc,
     stride_fn,
@@ -258,7 +264,7 @@ def _operands(anchor: Tensor, background: Tensor, others: Tensor) -> Operands:
 
 def _blocks(tile: Tile) -> dict[str, int]:
     blocks = {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k}
-    return blocks | {"num_warps": tile.warps, "num_stages": tile.stages}
+    return blocks | launch_options(tile)
 
 
 def supports(anchor: Tensor, background: Tensor, others: Tensor) -> str | None:
@@ -274,7 +280,8 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor,
     signs = empty((batch, count, height, width), anchor, torch.int8)
     if 0 in (batch, count):
         return empty((batch, count), anchor), signs
-    tile = tile_of(DIFFERENCE_TILES, inputs.kind, max(height, width), inputs.ragged)
+    table = DIFFERENCE_TILES if multiplies_from_shared_memory(anchor.device) else REGISTER_TILES
+    tile = tile_of(table, inputs.kind, max(height, width), inputs.ragged)
     columns, blocks = triton.cdiv(width, tile.block_n), triton.cdiv(pixels, tile.block_k)
     tiles = triton.cdiv(height, tile.block_m) * columns
     most = SPLITS if tiles <= SPLIT_TILES else 1
@@ -341,25 +348,30 @@ def backward(
 
 def compile_cases() -> list[Case]:
     """Every tile of both tables for every dtype it serves, in one split and in several, for all gradients and one."""
-    flags: list[tuple[Any, dict[tuple[str, int], Tile], str, dict[str, bool]]] = [
-        (gram_distances_fwd_kernel, DIFFERENCE_TILES, "", {"SPLIT": False}),
-        (gram_distances_fwd_kernel, DIFFERENCE_TILES, " split", {"SPLIT": True}),
-        (gram_distances_bwd_features_kernel, FEATURE_TILES, "", {"ANCHOR_ONLY": False}),
-        (gram_distances_bwd_features_kernel, FEATURE_TILES, " anchor", {"ANCHOR_ONLY": True}),
-        (gram_distances_bwd_background_kernel, FEATURE_TILES, "", {}),
-    ]
-    factor = {"factor": "fp32"}
     cases = []
-    for kernel, table, form, flag in flags:
-        for (kind, width), tile in table.items():
-            for dtype, name in typed(kind):
-                constants = {"COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind), "stride_gj": 1, **flag}
-                types = pointers("f b o df db do", name) | pointers("part grad") | pointers("sign", "i8") | factor
-                label = f"C<={width} {name if kind == 'half' else kind}{form}"
-                cases += product_cases(label, kernel, types, constants, tile, kind)
-    types = pointers("part out") | pointers("sign", "i8") | factor
+    for form, split_up in (("", False), (" split", True)):
+        for table, others in ((DIFFERENCE_TILES, False), (REGISTER_TILES, True)):
+            made = _product_cases(gram_distances_fwd_kernel, table, form, {"SPLIT": split_up})
+            for found in made:
+                on = tuple(sm for sm in found.architectures if (sm not in FROM_SHARED_MEMORY) == others)
+                cases.append(dataclasses.replace(found, architectures=on))
+    for form, only in (("", False), (" anchor", True)):
+        cases += _product_cases(gram_distances_bwd_features_kernel, FEATURE_TILES, form, {"ANCHOR_ONLY": only})
+    cases += _product_cases(gram_distances_bwd_background_kernel, FEATURE_TILES, "", {})
+    types = pointers("part out") | pointers("sign", "i8") | {"factor": "fp32"}
     for ragged in (False, True):
         cases.append(
             case("pairs", gram_distances_fwd_merge_kernel, types, {"BLOCK": MERGED}, MERGE_WARPS, ragged=ragged)
         )
+    return cases
+
+
+def _product_cases(kernel: Any, table: dict[tuple[str, int], Tile], form: str, flags: dict[str, bool]) -> list[Case]:
+    cases = []
+    for (kind, width), tile in table.items():
+        for dtype, name in typed(kind):
+            constants = {"COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind), "stride_gj": 1, **flags}
+            types = pointers("f b o df db do", name) | pointers("part grad") | pointers("sign", "i8")
+            label = f"C<={width} {name if kind == 'half' else kind}{form}"
+            cases += product_cases(label, kernel, types | {"factor": "fp32"}, constants, tile, kind)
     return cases

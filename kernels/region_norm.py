@@ -43,12 +43,12 @@ class Tile(NamedTuple):
     warps: int
 
 
-# Planes of at most block_n pixels stay in registers: 16 elements a thread. A sector of memory is 16 half numbers, so that
-# channels-last maps are read in whole sectors too.
+# Planes of at most block_n pixels stay in registers: 16 elements a thread. 16 channels of half numbers are a sector of
+# memory, so that channels-last maps are read in whole sectors too.
 TILES = (Tile(64, 32, 4), Tile(16, 128, 4), Tile(4, 512, 4), Tile(1, 2048, 4))
 CHANNELS_LAST_TILES = (Tile(64, 32, 4), Tile(16, 128, 4), Tile(16, 256, 8))
-# Larger planes: the most pixels, and warps. More warps a plane are fewer planes at a time, whose second reading then hits
-# the 50 MB of an H100's L2 cache.
+# Larger planes: the most pixels, and warps. With more warps fewer planes are under way at a time, and their second
+# reading hits the 50 MB of an H100's L2 cache.
 PLANE_WARPS = {8192: 4, 32768: 8, 2**31: 16}
 PLANE_STEP = 512  # pixels a warp
 FEW_PLANES, FEW_PIXELS = 132, 16384  # below as many planes (an H100's SMs), from as many pixels, planes are split

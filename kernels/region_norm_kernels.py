@@ -331,9 +331,7 @@ def gradient_terms(
 
 
 @triton.jit
-def gradient(
-    dy, centred, fg, slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean, ADAPT: tl.constexpr
-):
+def gradient(dy, centred, fg, slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean, ADAPT: tl.constexpr):
     """Of x, whose region's mean is subtracted in `centred`."""
     # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
     dx = dy - tl.where(fg, drop_f, drop_b) - tl.where(fg, tilt_f, tilt_b) * centred

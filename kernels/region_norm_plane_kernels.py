@@ -86,7 +86,7 @@ def region_norm_fwd_tile_kernel(
 
 @triton.jit
 def _shifts(x_ptr, fg_ptr, valid_ptr, stride_xn, stride_fn, stride_vn, pixels, HAS_VALID: tl.constexpr):
-    """Numbers near the means of both regions: of runs of pixels spread over the plane, or exact where those are too few.
+    """Numbers near the means of both regions: of pixels all over the plane, or of all pixels where those are too few.
 
     Squares of what is left after subtracting them lose no digits, even where one pixel stands far out.
     """

@@ -161,15 +161,12 @@ def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
     far = torch.from_numpy(file).as_strided((1, 4, 2, 3), (0, apart, 3, 1)).copy_(near)
     grad = random(1, 2, dtype=torch.float32)
     torch.testing.assert_close(feature_distances.forward(far, others), feature_distances.forward(near, others))
-    distances, signs = gram_distances.forward(far, background, others)
-    for a, b in zip((distances, signs), gram_distances.forward(near, background, others), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(
-        (*feature_distances.backward(grad, far, others), *gram_distances.backward(grad, signs, far, background, others)),
-        (*feature_distances.backward(grad, near, others), *gram_distances.backward(grad, signs, near, background, others)),
-        strict=True,
-    ):
-        assert torch.equal(a, b)
+    results: list[list[Tensor]] = []
+    for anchor in (near, far):
+        distances, signs = gram_distances.forward(anchor, background, others)
+        grads = gram_distances.backward(grad, signs, anchor, background, others)
+        results.append([distances, signs, *grads, *feature_distances.backward(grad, anchor, others)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,7 @@ def test_planes_of_several_steps(mask: str, dtype: torch.dtype, valid: bool, gua
 @pytest.mark.parametrize("offset", [1e3, 1e4])
 @pytest.mark.parametrize("apart", [0.0, 1e3])
 def test_moments_keep_their_digits(size: tuple[int, int], offset: float, apart: float) -> None:
-    """Far from 0, regions far from each other, a pixel far from its region, a region too small for the sample of pixels.
+    """Far from 0, regions far from each other, a pixel far from its region, a region that the sample of pixels misses.
 
     A moment may err by one float32 rounding for each of the log2(n) levels of a pairwise sum.
     """
