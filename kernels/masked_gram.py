@@ -5,6 +5,8 @@ count and never load the others. Only the tiles on and above the diagonal are co
 mirrors them.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -325,7 +327,7 @@ def compile_cases() -> list[Case]:
     for kernel, table, masked, split_up in tables:
         for (kind, width), tile in table.items():
             for dtype, name in typed(kind):
-                constants = {"HAS_MASK": masked, "SPLIT": split_up, "stride_gk": 1, "stride_mn": 1}
+                constants: dict[str, Any] = {"HAS_MASK": masked, "SPLIT": split_up, "stride_gk": 1, "stride_mn": 1}
                 constants |= {"COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind)}
                 label = f"C<={width} {name if kind == 'half' else kind}{' masked' if masked else ''}"
                 label += " split" if split_up else ""

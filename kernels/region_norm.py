@@ -119,7 +119,8 @@ def forward(
         return y, mean, std
     x_rows, fg, ok = rows(x), mask_rows(foreground), mask_rows(foreground if valid is None else valid)
     plan = _plan(x_rows)
-    strides, sizes = (*x_rows.stride(), *fg.stride(), *ok.stride()), (channels, x_rows.shape[2])
+    strides = (*x_rows.stride(), *fg.stride(), *ok.stride())
+    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
     parameters = (fg_weight, fg_bias, bg_weight, bg_bias)
     stepped = tuple(p.stride(0) for p in parameters)
     flags = {"EPS": eps, "ADAPT": adapt, "HAS_VALID": valid is not None}
@@ -164,7 +165,8 @@ def backward(
     x_rows, dy, fg = rows(x), rows(grad), mask_rows(foreground)
     ok = fg if valid is None else mask_rows(valid)
     plan = _plan(x_rows)
-    strides, sizes = (*dy.stride(), *x_rows.stride(), *fg.stride(), *ok.stride()), (channels, x_rows.shape[2])
+    strides = (*dy.stride(), *x_rows.stride(), *fg.stride(), *ok.stride())
+    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
     stepped = (fg_weight.stride(0), bg_weight.stride(0))
     inputs = (dy, x_rows, fg, ok, mean.contiguous(), std.contiguous())
     outputs = (fg_weight, bg_weight, dx, parameters)

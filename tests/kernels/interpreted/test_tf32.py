@@ -128,7 +128,7 @@ def test_products_are_of_rounded_operands(name: str) -> None:
 
 
 def test_truncation_is_what_rounding_prevents() -> None:
-    """The matrix instructions drop 13 bits, which shifts all entries of positive maps; a rounded operand has none there."""
+    """The matrix instructions drop 13 bits: positive maps shrink; a rounded operand has nothing there."""
 
     def truncated(x: Tensor) -> Tensor:
         return (x.view(torch.int32) & -0x2000).view(torch.float32)
