@@ -46,7 +46,7 @@ from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import sum_parts
 
 PROGRAMS = 264  # wanted: two for each of an H100's 132 SMs
-SPLITS = 16  # of the pixels, at most
+SPLITS, LEAST = 16, 256  # of the pixels, at most; pixels of each, at least
 # A matrix of more tiles is not split: one program a pair adds the splits up, and takes longer than splitting saves.
 SPLIT_TILES = 4
 MERGED, MERGE_WARPS = 4096, 8  # entries that are added up at once
@@ -285,7 +285,7 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor,
     columns, blocks = triton.cdiv(width, tile.block_n), triton.cdiv(pixels, tile.block_k)
     tiles = triton.cdiv(height, tile.block_m) * columns
     most = SPLITS if tiles <= SPLIT_TILES else 1
-    each = triton.cdiv(blocks, split(tiles * count * batch, blocks, PROGRAMS, most, least_blocks=4))
+    each = triton.cdiv(blocks, split(tiles * count * batch, blocks, PROGRAMS, most, LEAST // tile.block_k))
     splits = triton.cdiv(blocks, each)
     parts = empty((splits, batch, count, height, width) if splits > 1 else (batch, count, tiles), anchor)
     factor = 2 / inputs.size()

@@ -93,11 +93,11 @@ def _upper(tile, tiles):
 
 
 @triton.jit
-def _store_both(out_ptr, total, i, j, channels, mirrored):
-    """Entries [i, j] of a tile, and, of one above the diagonal, their mirror image."""
+def _store_both(out_ptr, total, i, j, channels):
+    """The entries [i, j] on and above the diagonal, and their mirror image: symmetric to the bit."""
     inside = (i < channels)[:, None] & (j < channels)[None, :]
-    tl.store(out_ptr + i[:, None] * channels + j[None, :], total, mask=inside)
-    tl.store(out_ptr + i[:, None] + j[None, :] * channels, total, mask=inside & mirrored)
+    tl.store(out_ptr + i[:, None] * channels + j[None, :], total, mask=inside & (i[:, None] <= j[None, :]))
+    tl.store(out_ptr + i[:, None] + j[None, :] * channels, total, mask=inside & (i[:, None] < j[None, :]))
 
 
 @triton.jit
@@ -178,7 +178,7 @@ def masked_gram_fwd_sum_kernel(
     total = total / pixels
     i += row * BLOCK_M
     j += column * BLOCK_M
-    _store_both(out_ptr + image * channels * channels, total, i, j, channels, row != column)
+    _store_both(out_ptr + image * channels * channels, total, i, j, channels)
 
 
 @triton.jit

@@ -71,6 +71,7 @@ def test_splits_join(monkeypatch: pytest.MonkeyPatch) -> None:
     for programs in (2, 64):
         monkeypatch.setattr(feature_distances, "PROGRAMS", programs)
         monkeypatch.setattr(gram_distances, "PROGRAMS", programs)
+        monkeypatch.setattr(gram_distances, "LEAST", 64)
         check(*maps(1, 2, 5, 3, (24, 24), torch.float32))
 
 
@@ -81,6 +82,7 @@ def test_parts_of_a_product_meet_before_the_absolute_value(monkeypatch: pytest.M
     background[:, :, 8:] = -1
     for programs in (1, 64):
         monkeypatch.setattr(gram_distances, "PROGRAMS", programs)
+        monkeypatch.setattr(gram_distances, "LEAST", 64)
         distances, signs = gram_distances.forward(anchor, background, torch.zeros(1, 2, 2, 16, 32))
         assert (distances == 0).all()
         assert (signs == 0).all()
