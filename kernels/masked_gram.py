@@ -150,9 +150,7 @@ def masked_gram_fwd_kernel(
         offsets = tl.arange(0, BLOCK_M)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
         tl.store(part_ptr + at * BLOCK_M * BLOCK_M + offsets, total)
     else:
-        _store_both(
-            part_ptr + image * channels * channels, total / pixels, a_channels, b_channels, channels, row != column
-        )
+        _store_both(part_ptr + image * channels * channels, total / pixels, a_channels, b_channels, channels)
 
 
 @triton.jit

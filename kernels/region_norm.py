@@ -5,6 +5,7 @@ each part's moments go to a small float32 buffer, and a second launch, whose pro
 order, applies them.
 """
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import torch
@@ -61,7 +62,7 @@ class Plan(NamedTuple):
 
     form: str
     grid: tuple[int, ...]
-    meta: dict[str, int | bool]
+    meta: dict[str, Any]
     parts: int = 1
     blocks: int = 1
 
@@ -81,17 +82,21 @@ def _plan(x: Tensor) -> Plan:
     return Plan("split", (parts, columns, batch), _blocks(tile) | {"SPLITS": SPLITS}, parts, each)
 
 
-def _blocks(tile: Tile) -> dict[str, int | bool]:
-    return {"BLOCK_C": tile.block_c, "BLOCK_N": tile.block_n, "num_warps": tile.warps}
+def _blocks(tile: Tile) -> dict[str, Any]:
+    return {"BLOCK_C": tile.block_c, "BLOCK_N": tile.block_n} | _options(tile.warps)
 
 
-def plane_meta(pixels: int, itemsize: int) -> dict[str, int | bool]:
+def plane_meta(pixels: int, itemsize: int) -> dict[str, Any]:
     """Steps of 16 elements a thread, in 16-byte loads."""
     warps = next(warps for most, warps in PLANE_WARPS.items() if pixels <= most)
     even = pixels % (warps * PLANE_STEP) == 0
-    warps = warps if even else min(warps, 8)  # with 16, sm_90's compiler spills 8 bytes
     step, run = warps * PLANE_STEP, 16 // itemsize
-    return {"ROWS": step // run, "RUNS": run, "EVEN": even, "num_warps": warps}
+    return {"ROWS": step // run, "RUNS": run, "EVEN": even} | _options(warps)
+
+
+def _options(warps: int) -> dict[str, Any]:
+    """With 16 warps every register is allowed, or ptxas spills 8 bytes to stay at 64 of them (sm_80)."""
+    return {"num_warps": warps, "maxnreg": 128 if warps == 16 else None}
 
 
 def supports(x: Tensor) -> str | None:
@@ -207,10 +212,11 @@ def compile_cases() -> list[Case]:
     return cases
 
 
-def _cases(kernels: tuple[Any, ...], label: str, dtype: str, meta: dict[str, int | bool]) -> list[Case]:
+def _cases(kernels: tuple[Any, ...], label: str, dtype: str, meta: dict[str, Any]) -> list[Case]:
     ones = {"stride_xc" if "channels last" in label else "stride_xn": 1, "stride_gn": 1, "stride_fn": 1, "stride_vn": 1}
     ones |= {"stride_fw": 1, "stride_fo": 1, "stride_bw": 1, "stride_bo": 1}
     constants = ones | {"EPS": 1e-5, "ADAPT": True, "HAS_VALID": True} | meta
     types = pointers("x y grad dx", dtype) | pointers("fg valid", "u8")
     types |= pointers("count moment sum mean std parameter fg_weight fg_bias bg_weight bg_bias")
-    return [case(label, kernel, types, constants, meta["num_warps"]) for kernel in kernels]
+    made = [case(label, kernel, types, constants, meta["num_warps"]) for kernel in kernels]
+    return [dataclasses.replace(found, options={"maxnreg": meta["maxnreg"]}) for found in made]
