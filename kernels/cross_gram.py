@@ -23,6 +23,8 @@ from scsco_fast.kernels.products import (
     GRAM_TILES,
     dot_precision,
     feature_tile,
+    launch_options,
+    operand,
     product_cases,
     product_with_features,
     store_features,
@@ -68,8 +70,8 @@ def cross_gram_fwd_kernel(
     total = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for block in range(part * blocks, (part + 1) * blocks):
         n = block * BLOCK_K + tl.arange(0, BLOCK_K)
-        a = feature_tile(a_ptr, stride_ac, stride_an, m, n, a_channels, pixels).to(COMPUTE)
-        b = feature_tile(b_ptr, stride_bc, stride_bn, k, n, b_channels, pixels).to(COMPUTE)
+        a = operand(feature_tile(a_ptr, stride_ac, stride_an, m, n, a_channels, pixels), COMPUTE, PRECISION)
+        b = operand(feature_tile(b_ptr, stride_bc, stride_bn, k, n, b_channels, pixels), COMPUTE, PRECISION)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
     part_ptr += (part * images + image) * a_channels * b_channels
     at = m.to(tl.int64)[:, None] * b_channels + k[None, :]
@@ -151,8 +153,7 @@ def forward(a: Tensor, b: Tensor) -> Tensor:
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
     return parts[0] if splits == 1 else parts.sum(0)
 
@@ -183,8 +184,7 @@ def _times(grad: Tensor, features: Tensor, like: Tensor) -> Tensor:
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
     return out
 

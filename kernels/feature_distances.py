@@ -8,6 +8,7 @@ from torch import Tensor
 from scsco_fast.kernels import refusal
 from scsco_fast.kernels.launch import case, empty, on_device, pointers, require, rows, split
 from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.sums import sum_cases, sum_parts
 
 PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs
 SPLITS = 256  # at most, of one image: bounds the buffer of partial sums
@@ -41,6 +42,7 @@ def feature_distances_fwd_kernel(
     pixels,
     columns,  # tiles in a row of pixels
     blocks,  # tiles in one split
+    factor,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -58,7 +60,7 @@ def feature_distances_fwd_kernel(
         at = c[None, :, None] * stride_oc + n[None, None, :] * stride_on
         o = tl.load(o_ptr + at, mask=inside[None, :, :] & (j < others)[:, None, None], other=0.0).to(tl.float32)
         total += tl.abs(f[None, :, :] - o)
-    sums = tl.sum(tl.sum(total, 2), 1)
+    sums = tl.sum(tl.sum(total, 2), 1) * factor
     tl.store(part_ptr + (image * others + j) * tl.num_programs(0) + part, sums, mask=j < others)
 
 
@@ -66,9 +68,11 @@ def feature_distances_fwd_kernel(
 def feature_distances_bwd_kernel(
     f_ptr,
     o_ptr,
-    grad_ptr,  # (B, J): of each distance, divided by C H W
+    grad_ptr,  # (B, J): of each distance
     df_ptr,  # (B, C, N)
     do_ptr,  # (B, J, C, N)
+    stride_gb,
+    stride_gj,
     stride_fb,
     stride_fc,
     stride_fn,
@@ -81,6 +85,8 @@ def feature_distances_bwd_kernel(
     pixels,
     columns,
     blocks,
+    factor,
+    ANCHOR_ONLY: tl.constexpr,
     BLOCK_J: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -99,12 +105,14 @@ def feature_distances_bwd_kernel(
             used = inside[None, :, :] & (j < others)[:, None, None]
             at = j[:, None, None] * stride_oj + c[None, :, None] * stride_oc + n[None, None, :] * stride_on
             o = tl.load(o_ptr + at, mask=used, other=0.0).to(tl.float32)
-            grad = tl.load(grad_ptr + image * others + j, mask=j < others, other=0.0)[:, None, None]
+            grad = tl.load(grad_ptr + image * stride_gb + j * stride_gj, mask=j < others, other=0.0) * factor
+            grad = grad[:, None, None]
             away = f[None, :, :] - o
             flow = tl.where(away > 0, grad, tl.where(away < 0, -grad, 0.0))
             df += tl.sum(flow, 0)
-            to = ((image * others + j)[:, None, None] * channels + c[None, :, None]) * pixels + n[None, None, :]
-            tl.store(do_ptr + to, (-flow).to(do_ptr.dtype.element_ty), mask=used)
+            if not ANCHOR_ONLY:
+                to = ((image * others + j)[:, None, None] * channels + c[None, :, None]) * pixels + n[None, None, :]
+                tl.store(do_ptr + to, (-flow).to(do_ptr.dtype.element_ty), mask=used)
         out = (image * channels + c[:, None]) * pixels + n[None, :]
         tl.store(df_ptr + out, df.to(df_ptr.dtype.element_ty), mask=inside)
 
@@ -121,7 +129,7 @@ def _layout(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, str]:
     return f, o, "flat" if f.stride(2) == 1 or pixels == 1 else "channels last"
 
 
-def _launch(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...], int, dict[str, int]]:
+def _launch(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, tuple[float, ...], int, dict[str, int]]:
     """Maps, the sizes that the kernels take, the number of splits, and the blocks."""
     f, o, layout = _layout(f, o)
     block_c, block_n = TILES[layout]
@@ -130,7 +138,8 @@ def _launch(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, tuple[int, ...], int,
     blocks = triton.cdiv(channels, block_c) * columns
     each = triton.cdiv(blocks, split(batch, blocks, PROGRAMS, SPLITS))
     meta = {"BLOCK_J": OTHERS, "BLOCK_C": block_c, "BLOCK_N": block_n, "num_warps": WARPS}
-    return f, o, (o.shape[1], channels, pixels, columns, each), triton.cdiv(blocks, each), meta
+    sizes = (o.shape[1], channels, pixels, columns, each, 1 / (channels * pixels))
+    return f, o, sizes, triton.cdiv(blocks, each), meta
 
 
 def supports(anchor: Tensor, others: Tensor) -> str | None:
@@ -149,33 +158,39 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
     grid = (splits, triton.cdiv(count, meta["BLOCK_J"]), batch)
     with on_device(anchor):
         feature_distances_fwd_kernel[grid](f, o, parts, *f.stride(), *o.stride(), *sizes, **meta)
-    return parts.sum(2) / anchor[0].numel()
+        return sum_parts(parts)
 
 
 def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
     """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
-    d_anchor, d_others = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (anchor, others))
+    wanted = (anchor,) if anchor_only else (anchor, others)
+    grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted)
     if 0 in others.shape[:2]:
-        return (d_anchor.zero_(),) if anchor_only else (d_anchor.zero_(), d_others)
+        return tuple(t.zero_() for t in grads)
     f, o, sizes, splits, meta = _launch(rows(anchor), rows(others))
-    scaled = (grad / anchor[0].numel()).contiguous()
     with on_device(anchor):
         feature_distances_bwd_kernel[(splits, 1, anchor.shape[0])](
-            f, o, scaled, d_anchor, d_others, *f.stride(), *o.stride(), *sizes, **meta
+            *(f, o, grad, grads[0], grads[-1], *grad.stride(), *f.stride(), *o.stride(), *sizes),
+            ANCHOR_ONLY=anchor_only,
+            **meta,
         )
-    return (d_anchor,) if anchor_only else (d_anchor, d_others)
+    return grads
 
 
 def compile_cases() -> list[Case]:
     """Both layouts for every dtype."""
     cases = []
     for dtype in ("fp32", "fp16", "bf16"):
-        types = pointers("f o df do", dtype) | pointers("part grad")
+        types = pointers("f o df do", dtype) | pointers("part grad") | {"factor": "fp32"}
         for layout, (block_c, block_n) in TILES.items():
             one = "c" if layout == "channels last" else "n"
             constants = {f"stride_f{one}": 1, f"stride_o{one}": 1}
             constants |= {"BLOCK_J": OTHERS, "BLOCK_C": block_c, "BLOCK_N": block_n}
-            for kernel in (feature_distances_fwd_kernel, feature_distances_bwd_kernel):
-                for ragged in (False, True):
-                    cases.append(case(f"{dtype} {layout}", kernel, types, constants, WARPS, ragged=ragged))
-    return cases
+            constants["stride_gj"] = 1
+            for ragged in (False, True):
+                label = f"{dtype} {layout}"
+                cases.append(case(label, feature_distances_fwd_kernel, types, constants, WARPS, ragged=ragged))
+                for only in (False, True):
+                    form, flags = f"{label} anchor" if only else label, constants | {"ANCHOR_ONLY": only}
+                    cases.append(case(form, feature_distances_bwd_kernel, types, flags, WARPS, ragged=ragged))
+    return cases + sum_cases()

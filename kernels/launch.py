@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scsco_fast.kernels.resources import Case
 
+FROM_SHARED_MEMORY = (90, 100, 103)  # compute capabilities with warpgroup products
 COMPUTE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
@@ -48,6 +49,14 @@ def is_ragged(*tensors: Tensor) -> bool:
         or any(stride % 16 and stride != 1 for stride in tensor.stride())
         for tensor in tensors
     )
+
+
+def multiplies_from_shared_memory(device: torch.device) -> bool:
+    """True where the matrix instructions read operands from shared memory, so that registers hold larger blocks."""
+    if device.type != "cuda":
+        return False
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor in FROM_SHARED_MEMORY
 
 
 def common_dtype(*tensors: Tensor) -> torch.dtype:

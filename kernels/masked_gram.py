@@ -5,6 +5,8 @@ count and never load the others. Only the tiles on and above the diagonal are co
 mirrors them.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -30,6 +32,8 @@ from scsco_fast.kernels.products import (
     Tile,
     dot_precision,
     feature_tile,
+    launch_options,
+    operand,
     product_cases,
     product_with_features,
     store_features,
@@ -40,7 +44,7 @@ from scsco_fast.kernels.resources import Case
 
 PROGRAMS = 264  # wanted: two for each of an H100's 132 SMs
 SPLITS = 16  # at most
-LISTED = tl.constexpr(64)  # pixel blocks that are examined at once
+LISTED = tl.constexpr(8192)  # of the mask's elements that are examined at once: words of 8 pixels, or bytes
 # Masking in registers takes as many again: with the blocks of a plain Gram, sm_80 spills.
 MASKED_TILES = GRAM_TILES | {
     ("half", 512): Tile(128, 128, 32, 8, 4),
@@ -54,22 +58,22 @@ SUMMED = 16  # rows of a tile that one program adds up
 
 @triton.jit
 def masked_gram_blocks_kernel(
-    mask_ptr,
+    mask_ptr,  # words of 8 pixels, or bytes
     list_ptr,  # (B, blocks): the blocks with foreground, in raster order
     count_ptr,  # (B,): how many
     stride_mb,
     stride_mn,
-    pixels,
+    words,
     blocks,
-    BLOCK_K: tl.constexpr,
+    BLOCK_W: tl.constexpr,  # words of a block
 ):
     image = tl.program_id(0).to(tl.int64)
     count = 0
-    for first in range(0, blocks, LISTED):
-        block = first + tl.arange(0, LISTED)
-        n = block[:, None] * BLOCK_K + tl.arange(0, BLOCK_K)[None, :]
-        fg = tl.load(mask_ptr + image * stride_mb + n.to(tl.int64) * stride_mn, mask=n < pixels, other=0)
-        hit = (tl.max(fg.to(tl.int32), 1) != 0).to(tl.int32)
+    for first in range(0, blocks, LISTED // BLOCK_W):
+        block = first + tl.arange(0, LISTED // BLOCK_W)
+        n = block[:, None] * BLOCK_W + tl.arange(0, BLOCK_W)[None, :]
+        fg = tl.load(mask_ptr + image * stride_mb + n.to(tl.int64) * stride_mn, mask=n < words, other=0)
+        hit = tl.max((fg != 0).to(tl.int32), 1)
         place = count + tl.cumsum(hit, 0) - hit
         tl.store(list_ptr + image * blocks + place, block, mask=hit != 0)
         count += tl.sum(hit, 0)
@@ -89,12 +93,20 @@ def _upper(tile, tiles):
 
 
 @triton.jit
+def _store_both(out_ptr, total, i, j, channels):
+    """The entries [i, j] on and above the diagonal, and their mirror image: symmetric to the bit."""
+    inside = (i < channels)[:, None] & (j < channels)[None, :]
+    tl.store(out_ptr + i[:, None] * channels + j[None, :], total, mask=inside & (i[:, None] <= j[None, :]))
+    tl.store(out_ptr + i[:, None] + j[None, :] * channels, total, mask=inside & (i[:, None] < j[None, :]))
+
+
+@triton.jit
 def masked_gram_fwd_kernel(
     f_ptr,
     mask_ptr,
     list_ptr,
     count_ptr,
-    part_ptr,  # (splits, B, tiles of the upper triangle, BLOCK_M, BLOCK_M)
+    part_ptr,  # (splits, B, tiles of the upper triangle, BLOCK_M, BLOCK_M); of one split, out (B, C, C)
     stride_fb,
     stride_fc,
     stride_fn,
@@ -105,6 +117,7 @@ def masked_gram_fwd_kernel(
     blocks,
     tiles,  # in a row of the matrix
     HAS_MASK: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -130,10 +143,14 @@ def masked_gram_fwd_kernel(
             inside = tl.load(mask_ptr + n.to(tl.int64) * stride_mn, mask=n < pixels, other=0) != 0
             a = tl.where(inside[None, :], a, 0.0)
             b = tl.where(inside[None, :], b, 0.0)
+        a, b = operand(a, a.dtype, PRECISION), operand(b, b.dtype, PRECISION)
         total = tl.dot(a, tl.trans(b), total, input_precision=PRECISION)
-    at = (part * tl.num_programs(2) + image) * tl.num_programs(0) + tile
-    offsets = tl.arange(0, BLOCK_M)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
-    tl.store(part_ptr + at * BLOCK_M * BLOCK_M + offsets, total)
+    if SPLIT:
+        at = (part * tl.num_programs(2) + image) * tl.num_programs(0) + tile
+        offsets = tl.arange(0, BLOCK_M)[:, None] * BLOCK_M + tl.arange(0, BLOCK_M)[None, :]
+        tl.store(part_ptr + at * BLOCK_M * BLOCK_M + offsets, total)
+    else:
+        _store_both(part_ptr + image * channels * channels, total / pixels, a_channels, b_channels, channels)
 
 
 @triton.jit
@@ -159,10 +176,7 @@ def masked_gram_fwd_sum_kernel(
     total = total / pixels
     i += row * BLOCK_M
     j += column * BLOCK_M
-    inside = (i < channels)[:, None] & (j < channels)[None, :]
-    out_ptr += image * channels * channels
-    tl.store(out_ptr + i[:, None] * channels + j[None, :], total, mask=inside)
-    tl.store(out_ptr + i[:, None] + j[None, :] * channels, total, mask=inside & (row != column))
+    _store_both(out_ptr + image * channels * channels, total, i, j, channels)
 
 
 @triton.jit
@@ -237,28 +251,43 @@ def forward(features: Tensor, foreground: Tensor | None) -> Tensor:
     tiles, blocks = triton.cdiv(channels, tile.block_m), triton.cdiv(pixels, tile.block_k)
     upper = tiles * (tiles + 1) // 2
     splits = split(upper * batch, blocks, PROGRAMS, SPLITS, least_blocks=4)
-    parts = empty((splits, batch, upper, tile.block_m, tile.block_m), f)
+    parts = empty((splits, batch, upper, tile.block_m, tile.block_m), f) if splits > 1 else gram
     listed = blocks if foreground is not None else 0
     used, counts = empty((batch, listed), f, torch.int32), empty((batch,), f, torch.int32)
     mask = used if foreground is None else mask_rows(foreground)
     with on_device(f):
         if foreground is not None:
+            words, pixels_each = _words(mask)
             masked_gram_blocks_kernel[(batch,)](
-                *(mask, used, counts, *mask.stride(), pixels, blocks), BLOCK_K=tile.block_k, num_warps=LISTING_WARPS
+                *(words, used, counts, *words.stride(), words.shape[1], blocks),
+                BLOCK_W=tile.block_k // pixels_each,
+                num_warps=LISTING_WARPS,
             )
         masked_gram_fwd_kernel[(upper, splits, batch)](
             *(f, mask, used, counts, parts, *f.stride(), *mask.stride(), channels, pixels, blocks, tiles),
             HAS_MASK=foreground is not None,
+            SPLIT=splits > 1,
             PRECISION=dot_precision(kind),
             BLOCK_M=tile.block_m,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
-        masked_gram_fwd_sum_kernel[(upper, tile.block_m // SUMMED, batch)](
-            *(parts, gram, channels, pixels, tiles, splits), BLOCK_M=tile.block_m, SUMMED=SUMMED, num_warps=4
-        )
+        if splits > 1:
+            masked_gram_fwd_sum_kernel[(upper, tile.block_m // SUMMED, batch)](
+                *(parts, gram, channels, pixels, tiles, splits), BLOCK_M=tile.block_m, SUMMED=SUMMED, num_warps=4
+            )
     return gram
+
+
+def _words(mask: Tensor) -> tuple[Tensor, int]:
+    """The mask's rows in words, and the pixels of each: 8 where words lie in one row and at multiples of 8 bytes.
+
+    All of 256 x 256 is then examined in one step; byte by byte it takes eight, one after the other.
+    """
+    apart = (mask.shape[1], mask.stride(0), mask.storage_offset(), mask.data_ptr())
+    if mask.stride(1) != 1 or any(number % 8 for number in apart):
+        return mask, 1
+    return mask.view(torch.int64), 8
 
 
 def backward(grad: Tensor, features: Tensor, foreground: Tensor | None) -> Tensor:
@@ -281,8 +310,7 @@ def backward(grad: Tensor, features: Tensor, foreground: Tensor | None) -> Tenso
             BLOCK_M=tile.block_m,
             BLOCK_N=tile.block_n,
             BLOCK_K=tile.block_k,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
+            **launch_options(tile),
         )
     return out
 
@@ -291,18 +319,24 @@ def compile_cases() -> list[Case]:
     """Every tile of both tables for every dtype it serves, with and without a mask."""
     cases = []
     base = pointers("mask", "u8") | pointers("list count", "i32") | pointers("part g")
-    tables = [(masked_gram_fwd_kernel, MASKED_TILES, True), (masked_gram_fwd_kernel, GRAM_TILES, False)]
-    tables += [(masked_gram_bwd_kernel, SYMMETRIC_TILES, masked) for masked in (True, False)]
-    for kernel, table, masked in tables:
+    tables = [(masked_gram_fwd_kernel, MASKED_TILES, True, split_up) for split_up in (True, False)]
+    tables += [(masked_gram_fwd_kernel, GRAM_TILES, False, split_up) for split_up in (True, False)]
+    tables += [(masked_gram_bwd_kernel, SYMMETRIC_TILES, masked, False) for masked in (True, False)]
+    for kernel, table, masked, split_up in tables:
         for (kind, width), tile in table.items():
             for dtype, name in typed(kind):
-                constants = {"HAS_MASK": masked, "COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind)}
-                constants |= {"stride_gk": 1, "stride_mn": 1}
+                constants: dict[str, Any] = {"HAS_MASK": masked, "SPLIT": split_up, "stride_gk": 1, "stride_mn": 1}
+                constants |= {"COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind)}
                 label = f"C<={width} {name if kind == 'half' else kind}{' masked' if masked else ''}"
+                label += " split" if split_up else ""
                 cases += product_cases(label, kernel, base | pointers("f out", name), constants, tile, kind)
-    for block_k in (16, 32, 64):
-        constants = {"BLOCK_K": block_k, "stride_mn": 1}
-        cases.append(case(f"blocks of {block_k}", masked_gram_blocks_kernel, base, constants, LISTING_WARPS))
+    for kind, each in (("i64", 8), ("u8", 1)):
+        for block_k in (16, 32, 64):
+            constants = {"BLOCK_W": block_k // each, "stride_mn": 1}
+            types = base | pointers("mask", kind)
+            cases.append(
+                case(f"blocks of {block_k} {kind}", masked_gram_blocks_kernel, types, constants, LISTING_WARPS)
+            )
     for block in sorted({tile.block_m for tile in GRAM_TILES.values()}):
         constants = {"BLOCK_M": block, "SUMMED": SUMMED}
         cases.append(case(f"tiles of {block}", masked_gram_fwd_sum_kernel, base | pointers("out"), constants, 4))

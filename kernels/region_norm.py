@@ -1,10 +1,12 @@
-"""Region normalisation: one read for both regions' moments, one read and write to apply them; likewise backward.
+"""Region normalisation: one launch forward and one backward, whose programs have whole (image, channel) planes.
 
-A tile is BLOCK_C channels by BLOCK_N pixels. Images are cut into splits of pixels so that small batches fill the
-device; each split's moments go to a small float32 buffer, and whoever needs them merges the splits in the same order.
+Few large planes, or large channels-last maps, would not fill the device so: there images are cut into parts of pixels,
+each part's moments go to a small float32 buffer, and a second launch, whose programs all merge the parts in the same
+order, applies them.
 """
 
-from typing import NamedTuple
+import dataclasses
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -18,10 +20,22 @@ from scsco_fast.kernels.region_norm_kernels import (
     region_norm_fwd_apply_kernel,
     region_norm_fwd_moments_kernel,
 )
+from scsco_fast.kernels.region_norm_plane_kernels import (
+    region_norm_bwd_plane_kernel,
+    region_norm_bwd_tile_kernel,
+    region_norm_fwd_plane_kernel,
+    region_norm_fwd_tile_kernel,
+)
 from scsco_fast.kernels.resources import Case
 
 SPLITS = 32  # at most: bounds the buffers of partial sums and the work of merging them
 PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs
+SPLIT_KERNELS = (
+    region_norm_fwd_moments_kernel,
+    region_norm_fwd_apply_kernel,
+    region_norm_bwd_sums_kernel,
+    region_norm_bwd_dx_kernel,
+)
 
 
 class Tile(NamedTuple):
@@ -30,32 +44,63 @@ class Tile(NamedTuple):
     warps: int
 
 
-# 2048 elements each: 16 per thread. Long rows of pixels where they are contiguous, channels where those are.
-PLANES = (Tile(1, 2048, 4), Tile(4, 512, 4), Tile(16, 128, 4), Tile(64, 32, 4))
-CHANNELS_LAST = Tile(64, 32, 4)
+# Planes of at most block_n pixels stay in registers: 16 elements a thread. 16 channels of half numbers are a sector of
+# memory, so that channels-last maps are read in whole sectors too.
+TILES = (Tile(64, 32, 4), Tile(16, 128, 4), Tile(4, 512, 4), Tile(1, 2048, 4))
+CHANNELS_LAST_TILES = (Tile(64, 32, 4), Tile(16, 128, 4), Tile(16, 256, 8))
+# Larger planes: the most pixels, and warps. With more warps fewer planes are under way at a time, and their second
+# reading hits the 50 MB of an H100's L2 cache.
+PLANE_WARPS = {8192: 4, 32768: 8, 2**31: 16}
+PLANE_STEP = 512  # pixels a warp
+FEW_PLANES, FEW_PIXELS = 132, 16384  # below as many planes (an H100's SMs), from as many pixels, planes are split
+# Where planes are split: 2048 elements, 16 a thread. Long rows of pixels where they are contiguous, else channels.
+SPLIT_TILES = {True: Tile(1, 2048, 4), False: Tile(64, 32, 4)}
+
+
+# Every register allowed: sm_80's compiler else spills 8 bytes to stay at 72 of them.
+SPLIT_OPTIONS: dict[str, Any] = {"SPLITS": SPLITS, "maxnreg": 255}
 
 
 class Plan(NamedTuple):
-    tile: Tile
-    splits: int
-    blocks: int
-    grid: tuple[int, int, int]
+    """How one call is run: `form` is "tile", "plane" or "split"; the last has `parts` of `blocks` tiles each."""
 
-
-def tile_of(pixels: int, contiguous: bool) -> Tile:
-    """The fixed table: by the number of pixels, and whether neighbours lie next to each other."""
-    if not contiguous:
-        return CHANNELS_LAST
-    return next((tile for tile in PLANES if tile.block_n <= max(pixels, 32)), PLANES[-1])
+    form: str
+    grid: tuple[int, ...]
+    meta: dict[str, Any]
+    parts: int = 1
+    blocks: int = 1
 
 
 def _plan(x: Tensor) -> Plan:
     batch, channels, pixels = x.shape
-    tile = tile_of(pixels, x.stride(2) == 1 or pixels == 1)
+    contiguous = x.stride(2) == 1 or pixels == 1
+    tile = next((tile for tile in (TILES if contiguous else CHANNELS_LAST_TILES) if pixels <= tile.block_n), None)
+    if tile is not None:
+        return Plan("tile", (triton.cdiv(channels, tile.block_c), batch), _blocks(tile))
+    if contiguous and (batch * channels >= FEW_PLANES or pixels < FEW_PIXELS):
+        return Plan("plane", (channels, batch), plane_meta(pixels, x.element_size()))
+    tile = SPLIT_TILES[contiguous]
     columns, blocks = triton.cdiv(channels, tile.block_c), triton.cdiv(pixels, tile.block_n)
     each = triton.cdiv(blocks, split(batch * columns, blocks, PROGRAMS, SPLITS))
-    splits = triton.cdiv(blocks, each)
-    return Plan(tile, splits, each, (splits, columns, batch))
+    parts = triton.cdiv(blocks, each)
+    return Plan("split", (parts, columns, batch), _blocks(tile) | SPLIT_OPTIONS, parts, each)
+
+
+def _blocks(tile: Tile) -> dict[str, Any]:
+    return {"BLOCK_C": tile.block_c, "BLOCK_N": tile.block_n} | _options(tile.warps)
+
+
+def plane_meta(pixels: int, itemsize: int) -> dict[str, Any]:
+    """Steps of 16 elements a thread, in 16-byte loads."""
+    warps = next(warps for most, warps in PLANE_WARPS.items() if pixels <= most)
+    even = pixels % (warps * PLANE_STEP) == 0
+    step, run = warps * PLANE_STEP, 16 // itemsize
+    return {"ROWS": step // run, "RUNS": run, "EVEN": even} | _options(warps)
+
+
+def _options(warps: int) -> dict[str, Any]:
+    """With 16 warps every register is allowed, or ptxas spills 8 bytes to stay at 64 of them (sm_80)."""
+    return {"num_warps": warps, "maxnreg": 128 if warps == 16 else None}
 
 
 def supports(x: Tensor) -> str | None:
@@ -83,24 +128,28 @@ def forward(
         return y, mean, std
     x_rows, fg, ok = rows(x), mask_rows(foreground), mask_rows(foreground if valid is None else valid)
     plan = _plan(x_rows)
-    counts, moments = empty((batch, plan.splits, 2), x), empty((batch, plan.splits, 4, channels), x)
-    shape = (channels, x_rows.shape[2], plan.splits, plan.blocks)
-    blocks = {"BLOCK_C": plan.tile.block_c, "BLOCK_N": plan.tile.block_n, "num_warps": plan.tile.warps}
     strides = (*x_rows.stride(), *fg.stride(), *ok.stride())
+    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
     parameters = (fg_weight, fg_bias, bg_weight, bg_bias)
+    stepped = tuple(p.stride(0) for p in parameters)
+    flags = {"EPS": eps, "ADAPT": adapt, "HAS_VALID": valid is not None}
     with on_device(x):
+        if plan.form != "split":
+            kernel = region_norm_fwd_tile_kernel if plan.form == "tile" else region_norm_fwd_plane_kernel
+            kernel[plan.grid](
+                *(x_rows, fg, ok, *parameters, y, mean, std, *strides, *stepped, *sizes), **flags, **plan.meta
+            )
+            return y, mean, std
+        counts, moments = empty((batch, plan.parts, 2), x), empty((batch, plan.parts, 4, channels), x)
+        sizes += (plan.parts, plan.blocks)
+        blocks = {key: value for key, value in plan.meta.items() if key != "SPLITS"}
         region_norm_fwd_moments_kernel[plan.grid](
-            x_rows, fg, ok, counts, moments, *strides, *shape, HAS_VALID=valid is not None, **blocks
+            x_rows, fg, ok, counts, moments, *strides, *sizes, HAS_VALID=valid is not None, **blocks
         )
         region_norm_fwd_apply_kernel[plan.grid](
-            *(x_rows, fg, ok, counts, moments, *parameters, y, mean, std, *strides),
-            *(p.stride(0) for p in parameters),
-            *shape,
-            EPS=eps,
-            ADAPT=adapt,
-            HAS_VALID=valid is not None,
-            SPLITS=SPLITS,
-            **blocks,
+            *(x_rows, fg, ok, counts, moments, *parameters, y, mean, std, *strides, *stepped, *sizes),
+            **flags,
+            **plan.meta,
         )
     return y, mean, std
 
@@ -125,47 +174,53 @@ def backward(
     x_rows, dy, fg = rows(x), rows(grad), mask_rows(foreground)
     ok = fg if valid is None else mask_rows(valid)
     plan = _plan(x_rows)
-    counts, sums = empty((batch, plan.splits, 2), x), empty((batch, plan.splits, 4, channels), x)
-    shape = (channels, x_rows.shape[2], plan.splits, plan.blocks)
-    blocks = {"BLOCK_C": plan.tile.block_c, "BLOCK_N": plan.tile.block_n, "num_warps": plan.tile.warps}
     strides = (*dy.stride(), *x_rows.stride(), *fg.stride(), *ok.stride())
-    inputs = (dy, x_rows, fg, ok, mean.contiguous(), std.contiguous(), counts, sums)
+    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
+    stepped = (fg_weight.stride(0), bg_weight.stride(0))
+    inputs = (dy, x_rows, fg, ok, mean.contiguous(), std.contiguous())
+    outputs = (fg_weight, bg_weight, dx, parameters)
+    flags = {"ADAPT": adapt, "HAS_VALID": valid is not None}
     with on_device(x):
-        region_norm_bwd_sums_kernel[plan.grid](*inputs, *strides, *shape, HAS_VALID=valid is not None, **blocks)
+        if plan.form != "split":
+            kernel = region_norm_bwd_tile_kernel if plan.form == "tile" else region_norm_bwd_plane_kernel
+            kernel[plan.grid](*inputs, *outputs, *strides, *stepped, *sizes, **flags, **plan.meta)
+            return dx, parameters.sum(0)
+        counts, sums = empty((batch, plan.parts, 2), x), empty((batch, plan.parts, 4, channels), x)
+        sizes += (plan.parts, plan.blocks)
+        blocks = {key: value for key, value in plan.meta.items() if key != "SPLITS"}
+        region_norm_bwd_sums_kernel[plan.grid](
+            *inputs, counts, sums, *strides, *sizes, HAS_VALID=valid is not None, **blocks
+        )
         region_norm_bwd_dx_kernel[plan.grid](
-            *(*inputs, fg_weight, bg_weight, dx, parameters, *strides, fg_weight.stride(0), bg_weight.stride(0)),
-            *shape,
-            ADAPT=adapt,
-            HAS_VALID=valid is not None,
-            SPLITS=SPLITS,
-            **blocks,
+            *inputs, counts, sums, *outputs, *strides, *stepped, *sizes, **flags, **plan.meta
         )
     return dx, parameters.sum(0)
 
 
 def compile_cases() -> list[Case]:
-    """Every tile for every dtype, and both forms of the mask where it costs most."""
-    tiles = [(tile, "") for tile in PLANES] + [(CHANNELS_LAST, " channels last")]
+    """Every tile and step for every dtype, with both forms of the mask."""
     cases: list[Case] = []
-    for dtype in ("fp32", "fp16", "bf16"):
-        for tile, layout in tiles:
-            cases += _cases(tile, f"{tile.block_c}x{tile.block_n} {dtype}{layout}", dtype, bool(layout))
+    for dtype, itemsize in (("fp32", 4), ("fp16", 2), ("bf16", 2)):
+        for tiles, layout in ((TILES, ""), (CHANNELS_LAST_TILES, " channels last")):
+            for tile in tiles:
+                label = f"{tile.block_c}x{tile.block_n} {dtype}{layout}"
+                cases += _cases((region_norm_fwd_tile_kernel, region_norm_bwd_tile_kernel), label, dtype, _blocks(tile))
+        for contiguous, tile in SPLIT_TILES.items():
+            label = f"{tile.block_c}x{tile.block_n} {dtype}{'' if contiguous else ' channels last'}"
+            cases += _cases(SPLIT_KERNELS, label, dtype, _blocks(tile) | SPLIT_OPTIONS)
+        for pixels in (8192, 16384, 65536):
+            for uneven in (0, 1):
+                meta = plane_meta(pixels - 16 * uneven, itemsize)
+                label = f"{pixels} pixels {dtype}{' uneven' if uneven else ''}"
+                cases += _cases((region_norm_fwd_plane_kernel, region_norm_bwd_plane_kernel), label, dtype, meta)
     return cases
 
 
-def _cases(tile: Tile, label: str, dtype: str, channels_last: bool) -> list[Case]:
-    ones = {"stride_xc" if channels_last else "stride_xn": 1, "stride_gn": 1, "stride_fn": 1, "stride_vn": 1}
+def _cases(kernels: tuple[Any, ...], label: str, dtype: str, meta: dict[str, Any]) -> list[Case]:
+    ones = {"stride_xc" if "channels last" in label else "stride_xn": 1, "stride_gn": 1, "stride_fn": 1, "stride_vn": 1}
     ones |= {"stride_fw": 1, "stride_fo": 1, "stride_bw": 1, "stride_bo": 1}
-    flags = {"EPS": 1e-5, "ADAPT": True, "HAS_VALID": True, "SPLITS": SPLITS}
-    flags |= {"BLOCK_C": tile.block_c, "BLOCK_N": tile.block_n}
+    constants = ones | {"EPS": 1e-5, "ADAPT": True, "HAS_VALID": True} | meta
     types = pointers("x y grad dx", dtype) | pointers("fg valid", "u8")
     types |= pointers("count moment sum mean std parameter fg_weight fg_bias bg_weight bg_bias")
-    cases = []
-    for kernel in (
-        region_norm_fwd_moments_kernel,
-        region_norm_fwd_apply_kernel,
-        region_norm_bwd_sums_kernel,
-        region_norm_bwd_dx_kernel,
-    ):
-        cases.append(case(label, kernel, types, ones | flags, tile.warps))
-    return cases
+    made = [case(label, kernel, types, constants, meta["num_warps"]) for kernel in kernels]
+    return [dataclasses.replace(found, options={"maxnreg": meta["maxnreg"]}) for found in made]

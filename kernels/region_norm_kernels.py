@@ -9,9 +9,8 @@ import triton.language as tl
 
 
 @triton.jit
-def _regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, pixels, HAS_VALID: tl.constexpr):
-    """Which of the pixels n are foreground and which background."""
-    inside = n < pixels
+def regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, inside, HAS_VALID: tl.constexpr):
+    """Which of the pixels n, that are inside, are foreground and which background."""
     fg = tl.load(fg_ptr + n * stride_fn, mask=inside, other=0) != 0
     bg = inside & ~fg
     if HAS_VALID:
@@ -67,7 +66,7 @@ def region_norm_fwd_moments_kernel(
     m2_b = tl.zeros((BLOCK_C,), tl.float32)
     for block in range(part * blocks, (part + 1) * blocks):
         n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        fg, bg = _regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, pixels, HAS_VALID)
+        fg, bg = regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, n < pixels, HAS_VALID)
         x = tl.load(x_ptr + n[None, :] * stride_xn, mask=(c < channels)[:, None] & (n < pixels)[None, :], other=0.0)
         x = x.to(tl.float32)  # (BLOCK_C, BLOCK_N)
         n_f, mean_f, m2_f = _add_moments(x, fg, n_f, mean_f, m2_f)
@@ -119,6 +118,33 @@ def _parameter(ptr, stride, c, channels):
 
 
 @triton.jit
+def coefficients(
+    fg_weight_ptr,
+    fg_bias_ptr,
+    bg_weight_ptr,
+    bg_bias_ptr,
+    stride_fw,
+    stride_fo,
+    stride_bw,
+    stride_bo,
+    c,
+    channels,
+    mean_b,
+    std_f,
+    std_b,
+    ADAPT: tl.constexpr,
+):
+    """Gain and offset of both regions' centred pixels."""
+    gain_f = _parameter(fg_weight_ptr, stride_fw, c, channels)
+    bias_f = _parameter(fg_bias_ptr, stride_fo, c, channels)
+    if ADAPT:
+        bias_f = gain_f * mean_b + bias_f
+        gain_f = gain_f * std_b
+    gain_b = _parameter(bg_weight_ptr, stride_bw, c, channels) / std_b
+    return gain_f / std_f, bias_f, gain_b, _parameter(bg_bias_ptr, stride_bo, c, channels)
+
+
+@triton.jit
 def region_norm_fwd_apply_kernel(
     x_ptr,
     fg_ptr,
@@ -166,14 +192,10 @@ def region_norm_fwd_apply_kernel(
         tl.store(std_ptr + at, std_f, mask=c < channels)
         tl.store(std_ptr + at + 1, std_b, mask=c < channels)
 
-    gain_f = _parameter(fg_weight_ptr, stride_fw, c, channels)
-    bias_f = _parameter(fg_bias_ptr, stride_fo, c, channels)
-    if ADAPT:
-        bias_f = gain_f * mean_b + bias_f
-        gain_f = gain_f * std_b
-    gain_f = gain_f / std_f
-    gain_b = _parameter(bg_weight_ptr, stride_bw, c, channels) / std_b
-    bias_b = _parameter(bg_bias_ptr, stride_bo, c, channels)
+    gain_f, bias_f, gain_b, bias_b = coefficients(
+        *(fg_weight_ptr, fg_bias_ptr, bg_weight_ptr, bg_bias_ptr, stride_fw, stride_fo, stride_bw, stride_bo),
+        *(c, channels, mean_b, std_f, std_b, ADAPT),
+    )
 
     x_ptr += image * stride_xb + c.to(tl.int64)[:, None] * stride_xc
     y_ptr += (image * channels + c)[:, None] * pixels
@@ -181,19 +203,19 @@ def region_norm_fwd_apply_kernel(
     valid_ptr += image * stride_vb
     for block in range(part * blocks, (part + 1) * blocks):
         n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        fg, bg = _regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, pixels, HAS_VALID)
+        fg, bg = regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, n < pixels, HAS_VALID)
         inside = (c < channels)[:, None] & (n < pixels)[None, :]
         x = tl.load(x_ptr + n[None, :] * stride_xn, mask=inside, other=0.0).to(tl.float32)
+        own = fg[None, :]
         # Centred first: x and its mean may be large and near each other.
-        y = (x - tl.where(fg[None, :], mean_f[:, None], mean_b[:, None])) * tl.where(
-            fg[None, :], gain_f[:, None], gain_b[:, None]
-        ) + tl.where(fg[None, :], bias_f[:, None], bias_b[:, None])
+        y = (x - tl.where(own, mean_f[:, None], mean_b[:, None])) * tl.where(own, gain_f[:, None], gain_b[:, None])
+        y += tl.where(own, bias_f[:, None], bias_b[:, None])
         y = tl.where((fg | bg)[None, :], y, 0.0)
         tl.store(y_ptr + n[None, :], y.to(y_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _region_moments(mean_ptr, std_ptr, image, c, channels, REGION: tl.constexpr):
+def region_moments(mean_ptr, std_ptr, image, c, channels, REGION: tl.constexpr):
     at = (image * channels + c) * 2 + REGION
     return tl.load(mean_ptr + at, mask=c < channels, other=0.0), tl.load(std_ptr + at, mask=c < channels, other=1.0)
 
@@ -229,8 +251,8 @@ def region_norm_bwd_sums_kernel(
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean_f, std_f = _region_moments(mean_ptr, std_ptr, image, c, channels, 0)
-    mean_b, std_b = _region_moments(mean_ptr, std_ptr, image, c, channels, 1)
+    mean_f, std_f = region_moments(mean_ptr, std_ptr, image, c, channels, 0)
+    mean_b, std_b = region_moments(mean_ptr, std_ptr, image, c, channels, 1)
     grad_ptr += image * stride_gb + c.to(tl.int64)[:, None] * stride_gc
     x_ptr += image * stride_xb + c.to(tl.int64)[:, None] * stride_xc
     fg_ptr += image * stride_fb
@@ -244,7 +266,7 @@ def region_norm_bwd_sums_kernel(
     dx_b = tl.zeros((BLOCK_C, BLOCK_N), tl.float32)
     for block in range(part * blocks, (part + 1) * blocks):
         n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        fg, bg = _regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, pixels, HAS_VALID)
+        fg, bg = regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, n < pixels, HAS_VALID)
         inside = (c < channels)[:, None] & (n < pixels)[None, :]
         dy = tl.load(grad_ptr + n[None, :] * stride_gn, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + n[None, :] * stride_xn, mask=inside, other=0.0).to(tl.float32)
@@ -265,6 +287,58 @@ def region_norm_bwd_sums_kernel(
     tl.store(sum_ptr + channels, tl.sum(dy_b, 1), mask=c < channels)
     tl.store(sum_ptr + 2 * channels, tl.sum(dx_f, 1) / std_f, mask=c < channels)
     tl.store(sum_ptr + 3 * channels, tl.sum(dx_b, 1) / std_b, mask=c < channels)
+
+
+@triton.jit
+def gradient_terms(
+    fg_weight_ptr,
+    bg_weight_ptr,
+    parameter_ptr,
+    stride_fw,
+    stride_bw,
+    image,
+    c,
+    channels,
+    first,  # of the programs that share these channels: it stores the parameters' gradients
+    mean_b,
+    std_f,
+    std_b,
+    size_f,
+    size_b,
+    sum_f,
+    sum_b,
+    sum_xf,
+    sum_xb,
+    ADAPT: tl.constexpr,
+):
+    """From the sums over an image's regions: what `gradient` takes, and the image's parameter gradients, stored."""
+    size_f, size_b = tl.maximum(size_f, 1.0), tl.maximum(size_b, 1.0)
+    weight_f = _parameter(fg_weight_ptr, stride_fw, c, channels)
+    slope_b = _parameter(bg_weight_ptr, stride_bw, c, channels) / std_b
+    slope_f, d_fg_weight = weight_f, sum_xf
+    if ADAPT:
+        slope_f = weight_f * std_b
+        d_fg_weight = std_b * sum_xf + mean_b * sum_f
+    at, used = image * 4 * channels + c, (c < channels) & first
+    tl.store(parameter_ptr + at, d_fg_weight, mask=used)
+    tl.store(parameter_ptr + at + channels, sum_f, mask=used)
+    tl.store(parameter_ptr + at + 2 * channels, sum_xb, mask=used)
+    tl.store(parameter_ptr + at + 3 * channels, sum_b, mask=used)
+    # What reaches the background's moments through the foreground.
+    through, lean = weight_f * sum_f / size_b, weight_f * sum_xf / (size_b * std_b)
+    tilt_f, tilt_b = sum_xf / (size_f * std_f), sum_xb / (size_b * std_b)
+    return slope_f / std_f, slope_b, sum_f / size_f, sum_b / size_b, tilt_f, tilt_b, through, lean
+
+
+@triton.jit
+def gradient(dy, centred, fg, slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean, ADAPT: tl.constexpr):
+    """Of x, whose region's mean is subtracted in `centred`."""
+    # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
+    dx = dy - tl.where(fg, drop_f, drop_b) - tl.where(fg, tilt_f, tilt_b) * centred
+    dx *= tl.where(fg, slope_f, slope_b)
+    if ADAPT:
+        dx += tl.where(fg, 0.0, through + lean * centred)
+    return dx
 
 
 @triton.jit
@@ -306,31 +380,18 @@ def region_norm_bwd_dx_kernel(
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
-    mean_f, std_f = _region_moments(mean_ptr, std_ptr, image, c, channels, 0)
-    mean_b, std_b = _region_moments(mean_ptr, std_ptr, image, c, channels, 1)
+    mean_f, std_f = region_moments(mean_ptr, std_ptr, image, c, channels, 0)
+    mean_b, std_b = region_moments(mean_ptr, std_ptr, image, c, channels, 1)
     sum_f = tl.sum(_parts(sum_ptr, image, splits, channels, c, 0, SPLITS), 0)
     sum_b = tl.sum(_parts(sum_ptr, image, splits, channels, c, 1, SPLITS), 0)
     sum_xf = tl.sum(_parts(sum_ptr, image, splits, channels, c, 2, SPLITS), 0)
     sum_xb = tl.sum(_parts(sum_ptr, image, splits, channels, c, 3, SPLITS), 0)
-    size_f = tl.maximum(tl.sum(_counts(count_ptr, image, splits, 0, SPLITS), 0), 1.0)
-    size_b = tl.maximum(tl.sum(_counts(count_ptr, image, splits, 1, SPLITS), 0), 1.0)
-
-    slope_f = _parameter(fg_weight_ptr, stride_fw, c, channels)
-    through = tl.zeros((BLOCK_C,), tl.float32)  # what reaches the background's moments through the foreground
-    d_fg_weight = sum_xf
-    if ADAPT:
-        through = slope_f / size_b
-        d_fg_weight = std_b * sum_xf + mean_b * sum_f
-        slope_f = slope_f * std_b
-    slope_f = slope_f / std_f
-    slope_b = _parameter(bg_weight_ptr, stride_bw, c, channels) / std_b
-    if part == 0:
-        at = image * 4 * channels + c
-        tl.store(parameter_ptr + at, d_fg_weight, mask=c < channels)
-        tl.store(parameter_ptr + at + channels, sum_f, mask=c < channels)
-        tl.store(parameter_ptr + at + 2 * channels, sum_xb, mask=c < channels)
-        tl.store(parameter_ptr + at + 3 * channels, sum_b, mask=c < channels)
-
+    size_f = tl.sum(_counts(count_ptr, image, splits, 0, SPLITS), 0)
+    size_b = tl.sum(_counts(count_ptr, image, splits, 1, SPLITS), 0)
+    slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean = gradient_terms(
+        *(fg_weight_ptr, bg_weight_ptr, parameter_ptr, stride_fw, stride_bw, image, c, channels, part == 0),
+        *(mean_b, std_f, std_b, size_f, size_b, sum_f, sum_b, sum_xf, sum_xb, ADAPT),
+    )
     grad_ptr += image * stride_gb + c.to(tl.int64)[:, None] * stride_gc
     x_ptr += image * stride_xb + c.to(tl.int64)[:, None] * stride_xc
     dx_ptr += (image * channels + c)[:, None] * pixels
@@ -338,17 +399,15 @@ def region_norm_bwd_dx_kernel(
     valid_ptr += image * stride_vb
     for block in range(part * blocks, (part + 1) * blocks):
         n = (block * BLOCK_N + tl.arange(0, BLOCK_N)).to(tl.int64)
-        fg, bg = _regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, pixels, HAS_VALID)
+        fg, bg = regions(fg_ptr, valid_ptr, stride_fn, stride_vn, n, n < pixels, HAS_VALID)
         inside = (c < channels)[:, None] & (n < pixels)[None, :]
         dy = tl.load(grad_ptr + n[None, :] * stride_gn, mask=inside, other=0.0).to(tl.float32)
         x = tl.load(x_ptr + n[None, :] * stride_xn, mask=inside, other=0.0).to(tl.float32)
         own = fg[None, :]
-        xh = (x - tl.where(own, mean_f[:, None], mean_b[:, None])) / tl.where(own, std_f[:, None], std_b[:, None])
-        # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
-        dx = dy - tl.where(own, (sum_f / size_f)[:, None], (sum_b / size_b)[:, None])
-        dx -= tl.where(own, (sum_xf / size_f)[:, None], (sum_xb / size_b)[:, None]) * xh
-        dx *= tl.where(own, slope_f[:, None], slope_b[:, None])
-        if ADAPT:
-            dx += tl.where(own, 0.0, through[:, None] * (sum_f[:, None] + sum_xf[:, None] * xh))
+        centred = x - tl.where(own, mean_f[:, None], mean_b[:, None])
+        dx = gradient(
+            *(dy, centred, own, slope_f[:, None], slope_b[:, None], drop_f[:, None], drop_b[:, None]),
+            *(tilt_f[:, None], tilt_b[:, None], through[:, None], lean[:, None], ADAPT),
+        )
         dx = tl.where((fg | bg)[None, :], dx, 0.0)
         tl.store(dx_ptr + n[None, :], dx.to(dx_ptr.dtype.element_ty), mask=inside)

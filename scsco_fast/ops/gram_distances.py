@@ -58,16 +58,16 @@ register_reference(
 )
 
 
-# The eager backend keeps the signs of the products for its backward; the kernels compute them anew.
+# All but the compiled kernels keep the signs of the products for the backward; those compute them anew.
 @torch.library.custom_op("scsco_fast::gram_distances", mutates_args=())
 def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     found = implementation(backend, "gram_distances").forward(anchor, background, others)
-    return found if backend == "eager" else (found, torch.empty(0, dtype=torch.int8, device=anchor.device))
+    return (found, torch.empty(0, dtype=torch.int8, device=anchor.device)) if backend == "cuda" else found
 
 
 @_gram_distances.register_fake
 def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    signs = (*others.shape[:2], anchor.shape[1], background.shape[1]) if backend == "eager" else (0,)
+    signs = (0,) if backend == "cuda" else (*others.shape[:2], anchor.shape[1], background.shape[1])
     dtype = statistics_dtype(anchor, background, others)
     return anchor.new_empty(others.shape[:2], dtype=dtype), anchor.new_empty(signs, dtype=torch.int8)
 
@@ -77,7 +77,7 @@ def _gram_distances_backward(
     grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
     """Gradients of anchor, background and others; of the anchor alone where the others need none, as in training."""
-    known = (signs,) if backend == "eager" else ()
+    known = () if backend == "cuda" else (signs,)
     room = implementation(backend, "gram_distances")
     return list(room.backward(grad, *known, anchor, background, others, anchor_only))
 

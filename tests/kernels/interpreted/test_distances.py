@@ -70,8 +70,22 @@ def test_others(others: int, guarded: Guard) -> None:
 def test_splits_join(monkeypatch: pytest.MonkeyPatch) -> None:
     for programs in (2, 64):
         monkeypatch.setattr(feature_distances, "PROGRAMS", programs)
-        anchor, _, others = maps(1, 2, 5, 1, (24, 24), torch.float32)
-        assert_matches(sf.ops.feature_distances, [anchor, others], "triton")
+        monkeypatch.setattr(gram_distances, "PROGRAMS", programs)
+        monkeypatch.setattr(gram_distances, "LEAST", 64)
+        check(*maps(1, 2, 5, 3, (24, 24), torch.float32))
+
+
+def test_parts_of_a_product_meet_before_the_absolute_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halves of the pixels whose products cancel: the distance is 0, not the sum of the halves'."""
+    anchor = torch.ones(1, 2, 16, 32)
+    background = torch.ones(1, 3, 16, 32)
+    background[:, :, 8:] = -1
+    for programs in (1, 64):
+        monkeypatch.setattr(gram_distances, "PROGRAMS", programs)
+        monkeypatch.setattr(gram_distances, "LEAST", 64)
+        distances, signs = gram_distances.forward(anchor, background, torch.zeros(1, 2, 2, 16, 32))
+        assert (distances == 0).all()
+        assert (signs == 0).all()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -149,12 +163,12 @@ def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
     far = torch.from_numpy(file).as_strided((1, 4, 2, 3), (0, apart, 3, 1)).copy_(near)
     grad = random(1, 2, dtype=torch.float32)
     torch.testing.assert_close(feature_distances.forward(far, others), feature_distances.forward(near, others))
-    assert torch.equal(
-        gram_distances.forward(far, background, others), gram_distances.forward(near, background, others)
-    )
-    for module, rest in ((feature_distances, [others]), (gram_distances, [background, others])):
-        for a, b in zip(module.backward(grad, far, *rest), module.backward(grad, near, *rest), strict=True):
-            assert torch.equal(a, b)
+    results: list[list[Tensor]] = []
+    for anchor in (near, far):
+        distances, signs = gram_distances.forward(anchor, background, others)
+        grads = gram_distances.backward(grad, signs, anchor, background, others)
+        results.append([distances, signs, *grads, *feature_distances.backward(grad, anchor, others)])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
 @pytest.mark.parametrize(
