@@ -4,8 +4,8 @@
     python -m scsco_fast.benchmarks.counts --update     # write counts.csv
     python -m scsco_fast.benchmarks.counts --show CASE  # what a case consists of, by name
 
-No GPU is needed: launches and memory are counted on meta tensors (`scsco_fast.benchmarks.counting`), what kernels load and
-store in Triton's interpreter (`scsco_fast.benchmarks.traffic`). docs/regression-gate.md says what counts.
+No GPU is needed: launches and memory are counted on meta tensors (`scsco_fast.benchmarks.counting`), what kernels load
+and store in Triton's interpreter (`scsco_fast.benchmarks.traffic`). docs/regression-gate.md says what counts.
 """
 
 import argparse

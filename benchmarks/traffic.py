@@ -2,8 +2,8 @@
 
     TRITON_INTERPRET=1 python -m scsco_fast.benchmarks.traffic      # a line of JSON: {case: {quantity: bytes}}
 
-What a kernel's masks switch off is not counted, unlike the `bytes` of `counts.py`, which are whole tensors. Caches are not
-modelled: what a kernel loads twice counts twice. float16 maps (1, 64, 32, 32), a fifth of them foreground.
+What a kernel's masks switch off is not counted, unlike the `bytes` of `counts.py`, which are whole tensors. Caches are
+not modelled: what a kernel loads twice counts twice. float16 maps (1, 64, 32, 32), a fifth of them foreground.
 """
 
 import json
@@ -41,9 +41,12 @@ def operations() -> dict[str, Callable[[], Tensor | tuple[Tensor, ...]]]:
         values = torch.randn(shape, generator=generator)
         return values.half().requires_grad_()
 
+    def gain() -> Tensor:
+        return torch.ones(CHANNELS, requires_grad=True)
+
     query, key, value, normalised = (maps(BATCH, CHANNELS, SIZE, SIZE) for _ in range(4))
     others = maps(BATCH, OTHERS, CHANNELS, SIZE, SIZE)
-    gains = [torch.ones(CHANNELS, requires_grad=True) for _ in range(4)]
+    gains = (gain(), gain(), gain(), gain())
     return {
         "bain_attention": lambda: ops.bain_attention(query, key, value, regions),
         "bain_norm": lambda: ops.bain_norm(query, key, value, normalised, regions, *gains),

@@ -1,9 +1,9 @@
 """BAIN's attention: every foreground pixel's mean and deviation of the background pixels it resembles.
 
 One packing pass lays v' and v'^2 side by side, so that both moments are one ordinary attention with 2C columns: online
-softmax over blocks of keys, no attention matrix kept. Small grids split the keys and merge the splits in their order. The
-backward recomputes the weights from the saved log-sum-exp: one kernel owns a block of queries (dq), others a block of
-keys (dk, dv), so nothing is added atomically and the same inputs give the same bits. Blocks past an image's count of
+softmax over blocks of keys, no attention matrix kept. Small grids split the keys and merge the splits in their order.
+The backward recomputes the weights from the saved log-sum-exp: one kernel owns a block of queries (dq), others a block
+of keys (dk, dv), so nothing is added atomically and the same inputs give the same bits. Blocks past an image's count of
 queries or keys, which is read on the device, end at once. The pictures and the derivation are in
 docs/kernels/bain_attention.md.
 """
@@ -18,10 +18,12 @@ import triton
 from torch import Tensor
 
 from scsco_fast.kernels import refusal
-from scsco_fast.kernels.bain_attention_kernels import (
-    CHUNK,
+from scsco_fast.kernels.bain_attention_backward_kernels import (
     bain_attention_bwd_dkv_kernel,
     bain_attention_bwd_dq_kernel,
+)
+from scsco_fast.kernels.bain_attention_kernels import (
+    CHUNK,
     bain_attention_fwd_kernel,
     bain_attention_fwd_merge_kernel,
 )
@@ -287,9 +289,7 @@ def cases_of(
             yield _case(chosen, name, sm, f"{label} fwd split", dtype, split=True)
 
 
-def _case(
-    chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool = False, split: bool = False
-) -> Case:
+def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool = False, split: bool = False) -> Case:
     kernels = {"fwd": bain_attention_fwd_kernel, "dq": bain_attention_bwd_dq_kernel}
     kernel = kernels.get(name, bain_attention_bwd_dkv_kernel)
     constants = chosen.constants(name)

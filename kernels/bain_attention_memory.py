@@ -1,7 +1,7 @@
 """What the attention's forward keeps for its backward, as the launcher and the fake allocate it; needs only torch.
 
-Three buffers, each filled from both ends, because an image's queries and keys together are at most its N pixels. A row's
-number is its pixel's place in the region order: queries first, excluded pixels, keys last.
+Three buffers, each filled from both ends, because an image's queries and keys together are at most its N pixels. A
+row's number is its pixel's place in the region order: queries first, excluded pixels, keys last.
 
     rows     (B, N, key width), dtype of query and key: a query's or a key's row
     moments  (B, N, 2 width) float32: from the front, for each query sum_j A_ij v'_j and its variance, in turn for every

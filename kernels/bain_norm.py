@@ -1,8 +1,8 @@
 """BAIN's output in the attention's own pass: mean and deviation are never written, no pass over the map follows.
 
 The kernels are `bain_attention`'s with another epilogue: packing writes the background's pixels, the attention the
-foreground's. In the backward the pass that packs the gradients of mean and deviation forms them from those of the output,
-and gives the gradients of the normalised map and of the affine as well.
+foreground's. In the backward the pass that packs the gradients of mean and deviation forms them from those of the
+output, and gives the gradients of the normalised map and of the affine as well.
 """
 
 from torch import Tensor
@@ -69,8 +69,6 @@ def backward(
     dx = map_like(normalised)
     norm = (fg_weight.contiguous(), bg_weight.contiguous(), dx)
     saved = (packed, moments, scalars)
-    grads, d_affine = attend_backward(
-        (grad, normalised), query, key, value, order, counts, saved, scale, eps, norm
-    )
+    grads, d_affine = attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, norm)
     assert d_affine is not None
     return *grads, dx, d_affine

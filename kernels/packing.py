@@ -1,8 +1,9 @@
 """Maps (B, C, H, W) of any layout into the packed rows that the attention kernels read.
 
 `order` lists an image's pixels foreground first, background last; a row stands at its pixel's place in it. So every
-block of rows is one contiguous read and the ragged ends are a comparison with a count. `bain_attention_memory` says what
-lies where. Rows that are no query and no key are never written and hold anything; columns past the channels are zeros.
+block of rows is one contiguous read and the ragged ends are a comparison with a count. `bain_attention_memory` says
+what lies where. Rows that are no query and no key are never written and hold anything; columns past the channels are
+zeros.
 
 Values are centred by the background's mean and divided by a power of two near four standard deviations, per image and
 channel: without the former bfloat16 loses the variance once |mean| / std passes 3, without the latter the squares of
@@ -71,7 +72,9 @@ def rounded(x, DTYPE: tl.constexpr, TF32: tl.constexpr):
 @triton.jit
 def values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH: tl.constexpr):
     """The row of place 0, counted so that the last place's row ends where the image's moments end."""
-    RATIO: tl.constexpr = moments_ptr.dtype.element_ty.primitive_bitwidth // values_ptr.dtype.element_ty.primitive_bitwidth
+    RATIO: tl.constexpr = (
+        moments_ptr.dtype.element_ty.primitive_bitwidth // values_ptr.dtype.element_ty.primitive_bitwidth
+    )
     return values_ptr + (image * RATIO + (RATIO - 1)) * n_pixels * (2 * WIDTH)
 
 
@@ -353,8 +356,10 @@ def channels_last(rows: Tensor) -> bool:
     return rows.stride(1) == 1 and rows.stride(2) != 1
 
 
-FLOAT32_POINTERS = ("sums", "moments", "scalars", "part", "part_lse", "delta", "span", "largest", "sum")
-FLOAT32_POINTERS += ("fg_weight", "fg_bias", "bg_weight", "bg_bias")
+FLOAT32_POINTERS = (
+    *("sums", "moments", "scalars", "part", "part_lse", "delta", "span", "largest", "sum"),
+    *("fg_weight", "fg_bias", "bg_weight", "bg_bias"),
+)
 
 
 def argument_type(argument: str, dtype: str) -> str:

@@ -147,7 +147,7 @@ def bain_attention_bwd_pack_kernel(
     n_fg = tl.load(counts_ptr + 2 * image).to(tl.int32)
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
     n_query = queries(counts_ptr, image)
-    if not NORM:
+    if not NORM:  # noqa: SIM102 (known when it is compiled, the other is not)
         if (block > 0) & (block * BLOCK_P >= n_query):
             return
     place = block * BLOCK_P + tl.arange(0, BLOCK_P)

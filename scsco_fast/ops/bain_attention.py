@@ -105,7 +105,8 @@ def _(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     if backend == "triton":
-        return *(triton_memory.map_like(value) for _ in range(2)), *triton_memory.allocate(query, key, value)
+        mean, std = triton_memory.map_like(value), triton_memory.map_like(value)
+        return mean, std, *triton_memory.allocate(query, key, value)
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     dtype = statistics_dtype(query, key, value)
     first = value.new_empty((batch, pixels, channels), dtype=dtype)
@@ -157,7 +158,7 @@ def _(
 
 
 def shapes_only(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of the same shapes and dtypes that hold one element each: what a backward keeps of maps it does not read."""
+    """Tensors of these shapes and dtypes with one element each: what a backward keeps of maps that it does not read."""
     return tuple(tensor.new_empty(1).expand(tensor.shape) for tensor in tensors)
 
 
@@ -171,11 +172,11 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, grad_mean: Tensor | None, grad_std: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_mean is None and grad_std is None:
-        return (None,) * 8
-    given = grad_std if grad_mean is None else grad_mean
-    grad_mean = torch.zeros_like(given) if grad_mean is None else grad_mean
-    grad_std = torch.zeros_like(given) if grad_std is None else grad_std
+    if grad_mean is None:
+        if grad_std is None:
+            return (None,) * 8
+        grad_mean = torch.zeros_like(grad_std)
+    grad_std = torch.zeros_like(grad_mean) if grad_std is None else grad_std
     grads = _bain_attention_backward(grad_mean, grad_std, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
     return *grads, None, None, None, None, None
 
