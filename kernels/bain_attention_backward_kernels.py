@@ -95,52 +95,16 @@ def bain_attention_bwd_dq_kernel(
     n_keys_here = tl.where(rows > 0, n_bg, 0)
     for _ in range(0, n_keys_here // BLOCK_N):
         dq = _dq_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            g_ptr,
-            q,
-            g,
-            rows,
-            0,
-            lse,
-            delta,
-            dq,
-            to_base_2,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            True,
+            *(q_ptr, k_ptr, v_ptr, g_ptr, q, g, rows, 0, lse, delta, dq, to_base_2),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, True),
         )
         k_ptr += BLOCK_N * KEY_WIDTH
         v_ptr += BLOCK_N * (2 * WIDTH)
     left = n_keys_here % BLOCK_N
     if left > 0:
         dq = _dq_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            g_ptr,
-            q,
-            g,
-            rows,
-            left,
-            lse,
-            delta,
-            dq,
-            to_base_2,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            False,
+            *(q_ptr, k_ptr, v_ptr, g_ptr, q, g, rows, left, lse, delta, dq, to_base_2),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, False),
         )
     dq *= -scale if NEGATE else scale
     if SCALED:
@@ -258,30 +222,8 @@ def bain_attention_bwd_dkv_kernel(
     at_lse, at_delta = lse_ptr, delta_ptr + base
     for _ in range(0, n_queries_here // BLOCK_M):
         dk, dv = _dkv_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            g_ptr,
-            at_lse,
-            at_delta,
-            k,
-            v,
-            rows,
-            0,
-            first_column,
-            dk,
-            dv,
-            to_base_2,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            DK,
-            DV,
-            True,
+            *(q_ptr, k_ptr, v_ptr, g_ptr, at_lse, at_delta, k, v, rows, 0, first_column, dk, dv, to_base_2),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, DK, DV, True),
         )
         q_ptr += BLOCK_M * KEY_WIDTH
         g_ptr += BLOCK_M * (2 * WIDTH)
@@ -290,30 +232,8 @@ def bain_attention_bwd_dkv_kernel(
     left = n_queries_here % BLOCK_M
     if left > 0:
         dk, dv = _dkv_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            g_ptr,
-            at_lse,
-            at_delta,
-            k,
-            v,
-            rows,
-            left,
-            first_column,
-            dk,
-            dv,
-            to_base_2,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            DK,
-            DV,
-            False,
+            *(q_ptr, k_ptr, v_ptr, g_ptr, at_lse, at_delta, k, v, rows, left, first_column, dk, dv, to_base_2),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, DK, DV, False),
         )
     # Read again, so that the addresses below are computed again: kept across the loop they spill.
     n_bg = tl.load(counts_ptr + 2 * image + 1, volatile=True).to(tl.int32)

@@ -116,48 +116,16 @@ def _attend(
     # Whole blocks without a mask, then the rest: at C = 64 the mask is a tenth of the loop's instructions.
     for _ in range(0, n_keys // BLOCK_N):
         moments, peak, total = _attend_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            q,
-            n_rows,
-            0,
-            moments,
-            peak,
-            total,
-            scale,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            True,
+            *(q_ptr, k_ptr, v_ptr, q, n_rows, 0, moments, peak, total, scale),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, True),
         )
         k_ptr += BLOCK_N * KEY_WIDTH
         v_ptr += BLOCK_N * (2 * WIDTH)
     left = n_keys % BLOCK_N
     if left > 0:
         moments, peak, total = _attend_block(
-            q_ptr,
-            k_ptr,
-            v_ptr,
-            q,
-            n_rows,
-            left,
-            moments,
-            peak,
-            total,
-            scale,
-            KEY_WIDTH,
-            WIDTH,
-            BLOCK_M,
-            BLOCK_N,
-            BLOCK_C,
-            BLOCK_D,
-            PRECISION,
-            False,
+            *(q_ptr, k_ptr, v_ptr, q, n_rows, left, moments, peak, total, scale),
+            *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION, False),
         )
     total = tl.maximum(total, 1e-37)
     return moments * (1.0 / total)[:, None], peak * scale + tl.log2(total)
@@ -224,19 +192,10 @@ def bain_attention_fwd_kernel(
         split, column, first_key, n_keys = 0, tl.program_id(1) * BLOCK_C, 0, n_bg
     key_place = (n_pixels - n_bg + first_key).to(tl.int64)
     moments, lse = _attend(
-        rows_ptr + (base + start) * KEY_WIDTH,
-        rows_ptr + (base + key_place) * KEY_WIDTH,
+        *(rows_ptr + (base + start) * KEY_WIDTH, rows_ptr + (base + key_place) * KEY_WIDTH),
         values_of(moments_ptr, values_ptr, image, n_pixels, WIDTH) + key_place * (2 * WIDTH) + 2 * column,
-        n_query - start,
-        n_keys,
-        tl.cast(scale, tl.float32) * LOG2_E,
-        KEY_WIDTH,
-        WIDTH,
-        BLOCK_M,
-        BLOCK_N,
-        BLOCK_C,
-        BLOCK_D,
-        PRECISION,
+        *(n_query - start, n_keys, tl.cast(scale, tl.float32) * LOG2_E),
+        *(KEY_WIDTH, WIDTH, BLOCK_M, BLOCK_N, BLOCK_C, BLOCK_D, PRECISION),
     )
     place = start + tl.arange(0, BLOCK_M)
     is_query = place < n_query
@@ -265,24 +224,10 @@ def bain_attention_fwd_kernel(
             mean, variance = written.reshape(BLOCK_M, CHUNK, 2).split()
             few = column + offset + tl.arange(0, CHUNK)
             _store_moments(
-                mean + tl.load(scalars_ptr + n_pixels + few)[None, :],
-                variance,
-                mean_ptr + image * stride_yb,
-                std_ptr if NORM else std_ptr + image * stride_yb,
-                x_ptr + image * stride_xb if NORM else x_ptr,
-                fg_weight_ptr,
-                fg_bias_ptr,
-                pixel,
-                few,
-                is_query,
-                n_channels,
-                stride_yc,
-                stride_yn,
-                stride_xc,
-                stride_xn,
-                tl.cast(eps, tl.float32),
-                NORM,
-                LAST,
+                *(mean + tl.load(scalars_ptr + n_pixels + few)[None, :], variance, mean_ptr + image * stride_yb),
+                *(std_ptr if NORM else std_ptr + image * stride_yb, x_ptr + image * stride_xb if NORM else x_ptr),
+                *(fg_weight_ptr, fg_bias_ptr, pixel, few, is_query, n_channels, stride_yc, stride_yn, stride_xc),
+                *(stride_xn, tl.cast(eps, tl.float32), NORM, LAST),
             )
 
 
@@ -382,22 +327,8 @@ def bain_attention_fwd_merge_kernel(
     target = moments_ptr + (base + place)[:, None] * (2 * WIDTH) + columns[None, :]
     tl.store(target, paired(first, variance), mask=is_query[:, None])
     _store_moments(
-        first + pivot,
-        variance,
-        mean_ptr + image * stride_yb,
-        std_ptr if NORM else std_ptr + image * stride_yb,
-        x_ptr + image * stride_xb if NORM else x_ptr,
-        fg_weight_ptr,
-        fg_bias_ptr,
-        tl.load(order_ptr + base + place, mask=is_query, other=0),
-        channel,
-        is_query,
-        n_channels,
-        stride_yc,
-        stride_yn,
-        stride_xc,
-        stride_xn,
-        tl.cast(eps, tl.float32),
-        NORM,
-        LAST,
+        *(first + pivot, variance, mean_ptr + image * stride_yb, std_ptr if NORM else std_ptr + image * stride_yb),
+        *(x_ptr + image * stride_xb if NORM else x_ptr, fg_weight_ptr, fg_bias_ptr),
+        *(tl.load(order_ptr + base + place, mask=is_query, other=0), channel, is_query, n_channels, stride_yc),
+        *(stride_yn, stride_xc, stride_xn, tl.cast(eps, tl.float32), NORM, LAST),
     )

@@ -18,7 +18,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from scsco_fast import kernels
+from scsco_fast.kernels import no_triton
 from scsco_fast.kernels.resources import (
     ARCHITECTURES,
     OPERATIONS,
@@ -298,7 +298,7 @@ def _wanted(arguments: argparse.Namespace) -> list[tuple[Case, int]]:
         raise ValueError(f"no operation {', '.join(unknown)}: there are {', '.join(OPERATIONS)}")
     if arguments.csv is not None and not arguments.csv.parent.is_dir():
         raise ValueError(f"--csv {arguments.csv}: there is no folder {arguments.csv.parent}")
-    if (reason := kernels.no_triton()) is not None:
+    if (reason := no_triton()) is not None:
         raise ValueError(reason)
     wanted = [
         (case, sm)

@@ -354,7 +354,8 @@ def compile_cases() -> list[Case]:
             made = _product_cases(gram_distances_fwd_kernel, table, form, {"SPLIT": split_up})
             for found in made:
                 on = tuple(sm for sm in found.architectures if (sm not in FROM_SHARED_MEMORY) == others)
-                cases.append(dataclasses.replace(found, architectures=on))
+                if on:
+                    cases.append(dataclasses.replace(found, architectures=on))
     for form, only in (("", False), (" anchor", True)):
         cases += _product_cases(gram_distances_bwd_features_kernel, FEATURE_TILES, form, {"ANCHOR_ONLY": only})
     cases += _product_cases(gram_distances_bwd_background_kernel, FEATURE_TILES, "", {})

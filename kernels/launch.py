@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.resources import ARCHITECTURES, Case
 
 FROM_SHARED_MEMORY = (90, 100, 103)  # compute capabilities with warpgroup products
 COMPUTE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
@@ -107,4 +107,8 @@ def case(
     aligned = (*(name for name in signature if name.endswith("_ptr")), *sixteen)
     label += " ragged" if ragged else ""
     core = not (ragged or "bf16" in label or "channels last" in label)
-    return Case(label, kernel, signature, constexprs, warps, stages, tensor_cores, aligned=aligned, core=core)
+    # bfloat16 differs from float16 in conversions only: it is compiled for one architecture beside it.
+    architectures = (90,) if "bf16" in label else ARCHITECTURES
+    return Case(
+        label, kernel, signature, constexprs, warps, stages, tensor_cores, architectures, aligned=aligned, core=core
+    )
