@@ -299,7 +299,8 @@ def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool =
     absent = {"std_ptr": norm, "x_ptr": not norm, "fg_weight_ptr": not norm, "fg_bias_ptr": not norm}
     absent |= {"part_ptr": not split, "part_lse_ptr": not split, "splits": not split}
     absent |= {"d_key_ptr": "k" not in name, "d_value_ptr": "v" not in name}
-    core = sm != 86 and chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
+    usual = chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
+    core = usual and (sm == 90 or (sm != 86 and not (norm or split or dtype == "bf16")))
     return _compiled(label, kernel, dtype, constants, absent, warps, stages, chosen.kind != "ieee", CLASSES[sm], core)
 
 
