@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 GAIN = 0.98  # a candidate is taken if it needs less than this share of the table's time: less than that is noise
 BATCH, FOREGROUND = 16, 0.2
-SIDES = {64: 128, 128: 64, 256: 32, 512: 16}  # pixels of a map's side by channels, as in the decoder
+SIDES = {64: 128, 128: 64, 512: 32}  # pixels of a map's side by channels: where the decoder spends most of its time
 TURNS = 0.05  # seconds of a candidate's turns
 # Largest error of outputs, and of gradients. TF32 rounds operands to 2^-11, bfloat16 to 2^-9 of a value.
 GATE = {"half": (3e-2, 6e-2), "tf32": (1e-2, 2e-2), "ieee": (1e-3, 1e-2)}

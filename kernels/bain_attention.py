@@ -284,9 +284,8 @@ def cases_of(
         yield _case(chosen, name, sm, f"{label} {name}", dtype)
         if kind == "half" and keys == KEYS[0]:
             yield _case(chosen, name, sm, f"{label} {name} bf16", "bf16")
-        if name == "fwd":
-            yield _case(chosen, name, sm, f"{label} fwd norm", dtype, norm=True)
-            yield _case(chosen, name, sm, f"{label} fwd split", dtype, split=True)
+            for form in ("norm", "split") if name == "fwd" else ():
+                yield _case(chosen, name, sm, f"{label} fwd {form}", dtype, **{form: True})
 
 
 def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool = False, split: bool = False) -> Case:

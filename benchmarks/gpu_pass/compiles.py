@@ -48,6 +48,7 @@ def cases_of_stage(stage: str) -> list[tuple[Case, int]]:
         (case, copies)
         for kind, keys, channels, copies in lines(stage, plan)
         for case in bain_attention.cases_of(SM, kind, channels, keys)
+        if "bf16" not in case.label  # it is among the copies
     ] + [(case, 1) for case in [*packing, *others]]
 
 

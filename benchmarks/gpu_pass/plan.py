@@ -45,7 +45,7 @@ class Plan:
     colors: int = 256
     pictures: Sequence[int] = (256, 512, 1024)
     network: tuple[int, int, int] = (64, 8, 1)  # base channels, levels, batch
-    tuned: Sequence[Attention] = ((128, 64, 64), (64, 64, 128), (32, 64, 256))
+    tuned: Sequence[Attention] = ((128, 64, 64), (64, 64, 128), (32, 64, 512))
     preset: str = "paper"
     steps: int = 7
 
