@@ -191,7 +191,7 @@ def _numbers(compiled: Any, log: str) -> tuple[int, int, int, int, str, int, boo
 
 
 def _numbers_of_log(compiled: Any, log: str) -> tuple[int, int, int, int, str, int, bool]:
-    """The same without the loop's instructions: disassembling takes 0.45 s, half of what a small kernel takes in all."""
+    """The same without the loop: disassembling takes 0.45 s, half of what a small kernel takes in all."""
     registers = max(int(count) for count in re.findall(r"Used (\d+) registers", log))
     stack = max(int(count) for count in re.findall(r"(\d+) bytes stack frame", log))
     return (

@@ -21,8 +21,8 @@ from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Confi
 from scsco_fast.kernels.candidates import Candidate, as_line, problems, timed
 
 KEY = (90, "half", 64, 64)
-START = Config(64, 64, 64, 64, 4, 2)
-OTHER, BEST = START._replace(stages=3), START._replace(warps=8)
+START = Config(128, 64, 64, 64, 8, 2)
+OTHER, BEST = START._replace(stages=3), START._replace(warps=4)
 
 
 def test_table_has_every_line_and_reads_back(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_screening_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
             return [f"{block} rows spill on sm_{self.sm}"]
 
     monkeypatch.setattr("scsco_fast.kernels.resources.measure", Found)
-    assert set(problems(Candidate(KEY, "fwd", START, "-"))) == {"64 rows spill on sm_90"}
+    assert set(problems(Candidate(KEY, "fwd", START, "-"))) == {"128 rows spill on sm_90"}
 
 
 @pytest.mark.slow
@@ -141,6 +141,6 @@ def test_a_trial_is_a_row() -> None:
     trial = Trial("dkv", START, 0.01, 0.5)
     row = row_of(KEY, trial, where)
     assert (row.mode, row.ms, row.error, row.gate) == ("backward", 0.5, 0.01, 6e-2)
-    assert (row.detail, row.batch, row.size) == ("90 half 64 64 dkv 64,64,64,64,4,2", 16, 128)
+    assert (row.detail, row.batch, row.size) == ("90 half 64 64 dkv 128,64,64,64,8,2", 16, 128)
     wrong = row_of(KEY, trial._replace(ms=None, error=math.nan, reason="wrong"), where)
     assert (wrong.ms, wrong.error, wrong.note) == (None, None, "wrong")
