@@ -125,7 +125,7 @@ def _loose(tile: Tile, precision: str) -> Tile:
     # Without 16-byte loads a thread holds more addresses: with the whole blocks, 255 registers and up to 240 bytes
     # spilled.
     if precision == "ieee":
-        return tile._replace(warps=4) if tile.block_n > 32 else tile
+        return tile._replace(block_m=32, block_n=32, warps=4)
     block_n = 32 if tile.block_n > tile.block_m else min(tile.block_n, 64)
     block_k, warps = max(16, tile.block_k // 2), min(tile.warps, 8)
     return tile._replace(block_m=min(tile.block_m, 64), block_n=block_n, block_k=block_k, warps=warps)

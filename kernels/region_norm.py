@@ -99,8 +99,8 @@ def plane_meta(pixels: int, itemsize: int) -> dict[str, Any]:
 
 
 def _options(warps: int) -> dict[str, Any]:
-    """With 16 warps every register is allowed, or ptxas spills 8 bytes to stay at 64 of them (sm_80)."""
-    return {"num_warps": warps, "maxnreg": 128 if warps == 16 else None}
+    """Every register is allowed, or ptxas spills 8 bytes to stay at 64 (16 warps), 96 (4 warps) or 168 of them."""
+    return {"num_warps": warps, "maxnreg": min(255, 2048 // warps)}
 
 
 def supports(x: Tensor) -> str | None:
