@@ -120,7 +120,8 @@ __global__ void __launch_bounds__(kPackThreads, 2)
   }
 }
 
-// Background mean of a channel, and the power of two in (2 sigma, 4 sigma] times `headroom`; 1 if sigma is 0.
+// Background mean of a channel, and the power of two in (2 sigma, 4 sigma] times `headroom`. The latter is 1 if sigma is
+// 0 or not finite, and at most 2^50: the square of units must be a float32.
 __device__ __forceinline__ void pivot_and_unit(Global<const float> sums, int64_t image, int channel, int channels,
                                                int n_bg, float shift, float headroom, float& pivot, float& unit) {
   float first = 0, second = 0;
@@ -134,9 +135,8 @@ __device__ __forceinline__ void pivot_and_unit(Global<const float> sums, int64_t
   first /= count;
   const float sigma = sqrtf(fmaxf(second / count - first * first, 0.0f));
   pivot = shift + first;
-  // Outside this range the squares of units leave float32; such channels are constant or not finite.
-  const bool usable = sigma > 1e-15f && sigma < 1e15f;
-  unit = usable ? __int_as_float(__float_as_int(sigma) & 0x7f800000) * 4.0f * headroom : 1.0f;
+  const bool usable = sigma > 1e-15f && sigma < INFINITY;
+  unit = usable ? fminf(__int_as_float(__float_as_int(sigma) & 0x7f800000) * 4.0f * headroom, 0x1p50f) : 1.0f;
 }
 
 // Reads PLACES pixels of kChannels channels into `stage`, [place, channel]; 0 outside the map. Neighbouring threads
@@ -295,8 +295,8 @@ Packed pack(const Tensor& query, const Tensor& key, const Tensor& value, const R
   const int blocks = ceil_div(shape.channels, kChannels);
   LAUNCH((bain_attention_moments_kernel), dim3(kSplits, blocks, batch), kPackThreads, 0, value, input_map(value),
          regions, global<float>(sums), shape);
-  // |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^16 for any number of pixels.
-  const double headroom = std::exp2(std::max(0.0, std::ceil(std::log2(double(pixels)) / 2) - 9));
+  // |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^14 for any number of pixels.
+  const double headroom = std::exp2(std::max(0.0, std::ceil(std::log2(double(pixels)) / 2) - 8));
   const PackArguments from{input_map(query),           input_map(key),
                            input_map(value),           regions,
                            global<const float>(sums),  global<float>(packed.pivot),

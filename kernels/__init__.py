@@ -17,6 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 MAX_CHANNELS = 512
 MAX_KEY_CHANNELS = 256
 MAX_IMAGES = 65535  # of a grid's second and third dimension
+MAX_PIXELS = 2**31 - 8192  # a pixel's number is 32 bits wide, and a block may begin before the last and end past it
 
 
 def interpreted() -> bool:
@@ -75,6 +76,9 @@ def refusal(operation: str, *tensors: "Tensor") -> str | None:
             return f"{name} inputs: the Triton kernels serve {', '.join(DTYPES)}"
         if max(tensor.shape[:-3]) > MAX_IMAGES:
             return f"{max(tensor.shape[:-3])} images: the Triton kernels serve at most {MAX_IMAGES}"
+        pixels = tensor.shape[-2] * tensor.shape[-1]
+        if pixels > MAX_PIXELS:
+            return f"{pixels} pixels in an image: the Triton kernels serve at most {MAX_PIXELS}"
     channels = max(tensor.shape[-3] for tensor in tensors)
     if channels > MAX_CHANNELS:
         return f"{channels} channels: the Triton kernels serve at most {MAX_CHANNELS}"

@@ -8,9 +8,9 @@ queries or keys, which is read on the device, end at once. The pictures and the 
 docs/kernels/bain_attention.md.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,10 +32,8 @@ from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Confi
 from scsco_fast.kernels.launch import common_dtype, on_device, precision, rows
 from scsco_fast.kernels.packing import BLOCK_C as PACK_BLOCK_C
 from scsco_fast.kernels.packing import BLOCK_P as PACK_BLOCK_P
-from scsco_fast.kernels.packing import SPLITS as PACK_SPLITS
-from scsco_fast.kernels.packing import STAGES as PACK_STAGES
-from scsco_fast.kernels.packing import WARPS as PACK_WARPS
 from scsco_fast.kernels.packing import (
+    FUSED_OPTIONS,
     Affine,
     argument_type,
     bain_attention_moments_kernel,
@@ -43,6 +41,9 @@ from scsco_fast.kernels.packing import (
     channels_last,
     pack,
 )
+from scsco_fast.kernels.packing import SPLITS as PACK_SPLITS
+from scsco_fast.kernels.packing import STAGES as PACK_STAGES
+from scsco_fast.kernels.packing import WARPS as PACK_WARPS
 from scsco_fast.kernels.packing_gradients import BLOCK_P as GRADIENT_BLOCK_P
 from scsco_fast.kernels.packing_gradients import (
     NORM_BLOCK_P,
@@ -66,7 +67,7 @@ def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     return refusal("bain_attention", value, query, key)
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Plan:
     """Padded widths, and the configuration of every kernel, of one call."""
 
@@ -352,4 +353,5 @@ def _packing_cases() -> Iterator[Case]:
             absent |= {"std_ptr": norm, "sums_ptr": fused, "largest_ptr": dtype == "fp32"}
             words = (dtype, "norm" if norm else "", "channels last" if last else "", "fused" if fused else "")
             label = " ".join(word for word in words if word)
-            yield _compiled(label, kernel, dtype, constants, absent, warps, PACK_STAGES)
+            made = _compiled(label, kernel, dtype, constants, absent, warps, PACK_STAGES)
+            yield dataclasses.replace(made, options=FUSED_OPTIONS) if fused else made

@@ -8,7 +8,8 @@ row's number is its pixel's place in the region order: queries first, excluded p
              channel; from the back, for each key v' and v'^2 in turn, in the dtype of rows
     scalars  (B, N + 2 width) float32: log2 of each query's sum of exponentials; pivot and unit of every channel
 
-v' = (v - pivot) / unit. Rows that nobody owns, and columns past the channels, hold anything.
+v' = (v - pivot) / unit. Rows that nobody owns hold anything. In keys' and queries' rows the columns past the channels
+are zeros, because products sum over them; those of the queries' moments hold anything.
 """
 
 import torch

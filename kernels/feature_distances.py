@@ -1,11 +1,13 @@
 """Mean absolute differences between one feature map and several others; the one map is read once for all of them."""
 
+import dataclasses
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels import refusal
+from scsco_fast.kernels import MAX_PIXELS, refusal
 from scsco_fast.kernels.launch import case, empty, on_device, pointers, require, rows, split
 from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import sum_cases, sum_parts
@@ -14,7 +16,8 @@ PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs
 SPLITS = 256  # at most, of one image: bounds the buffer of partial sums
 OTHERS = 8  # at once: a tile is (others, channels, pixels); one that is not there costs no memory traffic
 TILES = {"flat": (1, 512), "channels last": (64, 8)}  # channels, pixels
-WARPS = 4
+# With 4 warps, or where the compiler is free to aim at more threads, one of the two Tritons spills 8 to 12 bytes.
+OPTIONS = {"num_warps": 8, "maxnreg": 255}
 
 
 @triton.jit
@@ -124,7 +127,7 @@ def _layout(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, str]:
     """
     channels, pixels = f.shape[1:]
     raster = f.stride(2) == o.stride(3) == 1 and (channels == 1 or f.stride(1) == o.stride(2) == pixels)
-    if raster and channels * pixels < 2**31:  # a pixel's number is 32 bits wide
+    if raster and channels * pixels <= MAX_PIXELS:
         return f.flatten(1).unsqueeze(1), o.flatten(2).unsqueeze(2), "flat"
     return f, o, "flat" if f.stride(2) == 1 or pixels == 1 else "channels last"
 
@@ -137,7 +140,7 @@ def _launch(f: Tensor, o: Tensor) -> tuple[Tensor, Tensor, tuple[float, ...], in
     columns = triton.cdiv(pixels, block_n)
     blocks = triton.cdiv(channels, block_c) * columns
     each = triton.cdiv(blocks, split(batch, blocks, PROGRAMS, SPLITS))
-    meta = {"BLOCK_J": OTHERS, "BLOCK_C": block_c, "BLOCK_N": block_n, "num_warps": WARPS}
+    meta = {"BLOCK_J": OTHERS, "BLOCK_C": block_c, "BLOCK_N": block_n, **OPTIONS}
     sizes = (o.shape[1], channels, pixels, columns, each, 1 / (channels * pixels))
     return f, o, sizes, triton.cdiv(blocks, each), meta
 
@@ -188,9 +191,10 @@ def compile_cases() -> list[Case]:
             constants |= {"BLOCK_J": OTHERS, "BLOCK_C": block_c, "BLOCK_N": block_n}
             constants["stride_gj"] = 1
             for ragged in (False, True):
-                label = f"{dtype} {layout}"
-                cases.append(case(label, feature_distances_fwd_kernel, types, constants, WARPS, ragged=ragged))
+                label, warps = f"{dtype} {layout}", OPTIONS["num_warps"]
+                cases.append(case(label, feature_distances_fwd_kernel, types, constants, warps, ragged=ragged))
                 for only in (False, True):
                     form, flags = f"{label} anchor" if only else label, constants | {"ANCHOR_ONLY": only}
-                    cases.append(case(form, feature_distances_bwd_kernel, types, flags, WARPS, ragged=ragged))
-    return cases + sum_cases()
+                    cases.append(case(form, feature_distances_bwd_kernel, types, flags, warps, ragged=ragged))
+    options = {"maxnreg": OPTIONS["maxnreg"]}
+    return [*(dataclasses.replace(made, options=options) for made in cases), *sum_cases()]

@@ -121,8 +121,8 @@ def updated(before: Iterable[Row], now: Iterable[Row], cases: Iterable[Case]) ->
 PAGE = f"""# What every kernel configuration needs
 
 Every configuration of every Triton kernel, compiled ahead of time without a GPU by Triton {{versions}}. This page is
-made from `benchmarks/kernel_resources.csv`, which has a row for each configuration, architecture and Triton that was
-compiled: all of compute capability 9.0, and of the others those that the tables below count. The commands compile all:
+made from `benchmarks/kernel_resources.csv`, which has a row for each configuration, architecture and Triton. The
+commands that compile them all:
 
 ```
 {PROGRAM} --csv benchmarks/kernel_resources.csv                # the installed Triton

@@ -28,6 +28,8 @@ BLOCK_P = 64
 BLOCK_C = 32
 WARPS = 4
 STAGES = 2
+# Where a program forms the moments itself: to stay at 168 registers sm_100's compiler spills 8 bytes.
+FUSED_OPTIONS = {"maxnreg": 255}
 
 
 @triton.jit
@@ -157,15 +159,16 @@ def bain_attention_moments_kernel(
 
 @triton.jit
 def _pivot_and_unit(first, second, shift, n_bg, headroom):
-    """Background mean of each channel, and the power of two in (2 sigma, 4 sigma] times `headroom`; 1 if sigma is 0."""
+    """Background mean of each channel, and the power of two in (2 sigma, 4 sigma] times `headroom`.
+
+    The latter is 1 if sigma is 0 or not finite, and at most 2^50: the square of units must be a float32.
+    """
     count = tl.maximum(n_bg, 1).to(tl.float32)
     first, second = first / count, second / count
     sigma = tl.sqrt(tl.maximum(second - first * first, 0.0))
     exponent = sigma.to(tl.int32, bitcast=True) & 0x7F800000
-    unit = exponent.to(tl.float32, bitcast=True) * 4.0 * headroom
-    # Outside this range the squares of units leave float32; such channels are constant or not finite.
-    usable = (sigma > 1e-15) & (sigma < 1e15)
-    return shift + first, tl.where(usable, unit, 1.0)
+    unit = tl.minimum(exponent.to(tl.float32, bitcast=True) * 4.0 * headroom, 2.0**50)
+    return shift + first, tl.where((sigma > 1e-15) & (sigma < float("inf")), unit, 1.0)
 
 
 @triton.jit
@@ -326,8 +329,6 @@ def pack(
     q, k, v, y = rows(query), rows(key), rows(value), rows(outputs[0])
     x = None if norm is None else rows(norm[0])
     pixels, key_columns, columns = v.shape[2], packed.shape[2], moments.shape[2] // 2
-    # |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^16 for any number of pixels.
-    headroom = 2.0 ** max(0, math.ceil(math.log2(pixels) / 2) - 9)
     tiles = {"SPLITS": SPLITS, "BLOCK_P": BLOCK_P, "BLOCK_C": BLOCK_C, "LAST": channels_last(v)}
     tiles |= {"num_warps": WARPS, "num_stages": STAGES}
     sums = None if pixels <= FUSED_PIXELS else value.new_empty((batch, 2, SPLITS, channels), dtype=torch.float32)
@@ -340,7 +341,7 @@ def pack(
         *(q, k, v, x, *((None,) * 4 if norm is None else norm[1]), order, counts, sums),
         *(packed, moments.view(packed.dtype), moments, scalars, y, None if outputs[1] is None else rows(outputs[1])),
         *(*q.stride(), *k.stride(), *v.stride(), *((0, 0, 0) if x is None else x.stride()), *y.stride()),
-        *(headroom, pixels, q.shape[1], channels),
+        *(headroom_of(pixels), pixels, q.shape[1], channels),
         KEY_WIDTH=key_columns,
         WIDTH=columns,
         NEGATE=negate,
@@ -348,7 +349,13 @@ def pack(
         NORM=norm is not None,
         TF32=tf32,
         **tiles,
+        **(FUSED_OPTIONS if sums is None else {}),
     )
+
+
+def headroom_of(pixels: int) -> float:
+    """Further factor of the unit: |v - pivot| <= sigma sqrt(n), so v'^2 stays below 2^14 for any number of pixels."""
+    return 2.0 ** max(0, math.ceil(math.log2(pixels) / 2) - 8)
 
 
 def channels_last(rows: Tensor) -> bool:

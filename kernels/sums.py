@@ -21,7 +21,13 @@ def sum_parts_kernel(part_ptr, out_ptr, parts, BLOCK: tl.constexpr):
 
 
 def sum_parts(parts: Tensor) -> Tensor:
-    """The sums over the last dimension, at most `MOST`, of contiguous float32; no launch where it is 1."""
+    """The sums over the last dimension, at most `MOST`, of contiguous float32; no launch where it is 1.
+
+    Raises:
+        ValueError: there are more parts.
+    """
+    if parts.shape[-1] > MOST:
+        raise ValueError(f"{parts.shape[-1]} partial sums: at most {MOST} are added up, so take fewer splits or tiles")
     if parts.shape[-1] == 1:
         return parts.squeeze(-1)
     out = empty(tuple(parts.shape[:-1]), parts, torch.float32)

@@ -68,7 +68,7 @@ def bain_norm(
     check_same("the shape of normalised", tuple(normalised.shape), "value", tuple(value.shape))
     check_device("normalised", normalised, "value is", value.device)
     parameters = check_parameters(value, fg_weight, fg_bias, bg_weight, bg_bias)
-    chosen = choose(backend, "bain_attention", value, query, key)
+    chosen = choose(backend, "bain_attention", value, query, key, normalised)
     if chosen != "triton":
         mean, std = bain_attention(query, key, value, level, scale, eps, chosen)
         return affine(normalised, mean, std, level.foreground, level.valid, *parameters)

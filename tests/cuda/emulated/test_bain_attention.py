@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attention_oracle import KINDS, assert_accurate, both
+from attention_oracle import KINDS, assert_accurate, assert_digits_kept_over_many_keys, both
 from attention_oracle import inputs as attention_inputs
 from oracle import assert_matches, make_mask, random, run
 from torch import Tensor
@@ -88,6 +88,10 @@ def test_every_kind_of_product(kind: str, size: int, keys: int, channels: int) -
         assert all(torch.equal(a, b) for a, b in zip(*(both(kernels, tensors, level) for _ in range(2)), strict=True))
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_float16_gradients_over_many_keys() -> None:
+    assert_digits_kept_over_many_keys(kernels)
 
 
 @pytest.mark.parametrize("rise", [0.02, 0.5, -0.5])

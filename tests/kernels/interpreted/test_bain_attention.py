@@ -7,14 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attention_oracle import rounded
+from attention_oracle import assert_digits_kept_over_many_keys, rounded
 from oracle import assert_matches, make_mask, random, run
 from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.eager import bain_attention as eager
+from scsco_fast.kernels import MAX_PIXELS, packing, refusal
 from scsco_fast.kernels import bain_attention as kernels
-from scsco_fast.kernels import packing
 from scsco_fast.regions import RegionLevel, Regions
 
 DTYPES = [torch.float32, torch.float16]
@@ -188,6 +188,26 @@ def test_float16_gradients_of_any_size(scale: float) -> None:
     assert float((d_value - truth).abs().max() / truth.abs().max()) < 2 * torch.finfo(torch.float16).eps
 
 
+def test_float16_gradients_over_many_keys() -> None:
+    assert_digits_kept_over_many_keys(kernels)
+
+
+@pytest.mark.parametrize("pixels", [1, 2**16, 2**18 - 1, 2**18, 2**18 + 1, 2**22, MAX_PIXELS])
+def test_the_square_of_one_outlier_fits_float16(pixels: int) -> None:
+    """A lone pixel of n is sqrt(n) deviations from the mean, and the unit is more than two."""
+    assert (math.sqrt(pixels) / (2 * packing.headroom_of(pixels))) ** 2 <= 2**14
+
+
+def test_values_of_any_size_under_float16_queries() -> None:
+    query, key, value = inputs(1, 4, 5, torch.float16)
+    mask = make_mask("block", 1, 4, 5)
+    for size in (1e-10, 1.0, 1e10, 1e16):
+        results = sf.ops.bain_attention(query, key, size * value.float(), mask, backend="triton")
+        wide = sf.ops.bain_attention(query, key, size * value.float(), mask, backend="eager")
+        for ours, truth in zip(results, wide, strict=True):
+            assert float((ours - truth).abs().max()) <= 4 * torch.finfo(torch.float16).eps * float(truth.abs().max())
+
+
 @pytest.mark.parametrize(("dtype", "offset", "spread"), [(torch.float32, 1e3, 1.0), (torch.float16, 1e3, 300.0)])
 def test_large_values_keep_their_deviation(dtype: torch.dtype, offset: float, spread: float) -> None:
     """Without the pivot float32 loses six digits; without the unit float16 squares overflow."""
@@ -248,3 +268,9 @@ def test_what_is_not_served_is_named(keys: int, channels: int, dtype: torch.dtyp
     assert reason in str(kernels.supports(*tensors))
     with pytest.raises(ValueError, match=reason):
         kernels.forward(*tensors, level.order, level.counts, 1.0, 1e-5)
+
+
+def test_images_past_32_bits_of_pixels_are_named() -> None:
+    far = torch.empty(1, 1, 2**16, 2**15, device="meta")
+    assert "2147483648 pixels in an image" in str(refusal("bain_attention", far, far, far))
+    assert refusal("bain_attention", *(far[..., :-1],) * 3) is None
