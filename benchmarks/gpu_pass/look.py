@@ -66,8 +66,8 @@ def start_build(plan: Plan) -> Iterator[Record]:
         log = plan.cache / "build.log"
         with log.open("w") as file:
             command = ["nice", sys.executable, "-c", BUILD.format(target=target)]
-            # A session of its own: it goes on when this stage's processes are ended.
-            subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+            # A session of its own: it goes on when this stage's processes are ended. In a folder that stays, as well.
+            subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True, cwd=plan.cache)
         yield {"library": f"its build has begun, log in {log}"}
     else:
         yield {"library": str(found.path)}

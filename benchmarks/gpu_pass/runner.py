@@ -1,6 +1,7 @@
 """Runs the items of a stage in processes of their own, with a deadline for each, and saves what they answer at once."""
 
 import json
+import math
 import os
 import selectors
 import signal
@@ -14,11 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from scsco_fast.benchmarks.gpu_pass.journal import Journal
+from scsco_fast.benchmarks.gpu_pass.journal import Journal, trim
 
-START_SECONDS = 90.0  # torch is imported and a context is made
+START_SECONDS = 90.0  # torch is imported and a context is made; gpu_pass.sh's start_limit
 END_SECONDS = 5.0  # a killed process may take
 STARTS = 4  # processes that may end before they are ready
+LOOK_SECONDS = 1.0  # between looks at the log's size
+LINES = 20  # of the log, where no process was ready
+UNMATCHED = "unmatched"  # the status of a stage of which no item is wanted
 Say = Callable[[str], None]
 
 
@@ -56,11 +60,17 @@ class Settings:
 
 
 class Runner:
-    """One stage."""
+    """One stage.
 
-    def __init__(self, settings: Settings, journal: Journal, seconds: float, say: Say) -> None:
-        self.settings, self.journal, self.say = settings, journal, say
-        self.end = time.monotonic() + seconds
+    Its `seconds` begin when the first process is ready: importing torch is not the items' fault. `within` is for all.
+    """
+
+    def __init__(
+        self, settings: Settings, journal: Journal, seconds: float, say: Say, within: float = math.inf
+    ) -> None:
+        self.settings, self.journal, self.say, self.seconds = settings, journal, say, seconds
+        self.last = time.monotonic() + within
+        self.end = min(self.last, time.monotonic() + START_SECONDS + LOOK_SECONDS)
         self.workers: list[Worker] = []
         self.selector = selectors.DefaultSelector()
         self.statuses: Counter[str] = Counter()
@@ -72,25 +82,42 @@ class Runner:
         """Measure the items whose name is wanted; how many ended how."""
         try:
             self._list()
-            done = self.journal.finished()
             names = [name for phase in self.phases for name, _, _ in phase["items"] if wanted(name)]
-            left = [name for name in names if name not in done]
-            self.say(f"{self.settings.stage}: {len(left)} items, {len(names) - len(left)} were done before")
-            for phase in self.phases:
-                self._phase(phase, set(left))
-            missing = [name for name in left if name not in self.ended]
-            if missing:
-                self.statuses["left out"] += len(missing)
-                self.journal.append({"status": "left out", "items": missing, "reason": self._why_left_out()})
+            if not self.phases:
+                self._never_ready()
+            elif not names:
+                self.statuses[UNMATCHED] += 1
+            else:
+                self._measure(names)
         finally:
             for worker in list(self.workers):
                 self._end(worker)
         return self.statuses
 
+    def _measure(self, names: Sequence[str]) -> None:
+        """The items of these names that are not finished."""
+        done = self.journal.finished()
+        left = [name for name in names if name not in done]
+        self.say(f"{self.settings.stage}: {len(left)} items, {len(names) - len(left)} were done before")
+        for phase in self.phases:
+            self._phase(phase, set(left))
+        missing = [name for name in left if name not in self.ended]
+        if missing:
+            self.statuses["left out"] += len(missing)
+            self.journal.append({"status": "left out", "items": missing, "reason": self._why_left_out()})
+
     def _why_left_out(self) -> str:
         if self.failed_starts >= STARTS:
             return f"{STARTS} processes ended before they were ready; log.txt says why"
         return "the stage's time was over"
+
+    def _never_ready(self) -> None:
+        """Nobody could name the items: without a GPU, for example. That is a failure; the log has its reason."""
+        reason = self._why_left_out() if self.failed_starts >= STARTS else "no process was ready in time"
+        lines = self.settings.log.read_text(errors="replace").splitlines()[-LINES:]
+        self.statuses["left out"] += 1
+        self.journal.append({"status": "left out", "items": "all", "reason": reason, "log": lines})
+        self.say(f"{self.settings.stage}: left out, {reason}: " + (lines[-1][:200] if lines else "the log is empty"))
 
     # --- phases -------------------------------------------------------------------------------------------------------
 
@@ -102,6 +129,7 @@ class Runner:
             self._wait()
             for worker in list(self.workers):
                 self._look_at(worker)
+        self.end = min(self.last, time.monotonic() + self.seconds)
 
     def _phase(self, phase: dict[str, Any], left: Collection[str]) -> None:
         items = [item for item in phase["items"] if item[0] in left]
@@ -124,8 +152,8 @@ class Runner:
                 self._start()
                 continue
             for worker in self.workers:
-                if worker.ready and worker.job is None and waiting:
-                    self._give(worker, waiting.popleft())
+                if worker.ready and worker.job is None and waiting and self._give(worker, waiting[0]):
+                    waiting.popleft()
             self._wait()
             for worker in list(self.workers):
                 self._look_at(worker)
@@ -155,18 +183,22 @@ class Runner:
         self.workers.append(worker)
         self.selector.register(reading, selectors.EVENT_READ, worker)
 
-    def _give(self, worker: Worker, job: Job) -> None:
+    def _give(self, worker: Worker, job: Job) -> bool:
+        """Whether the process took it."""
         assert worker.process.stdin is not None
-        worker.job, worker.until = job, time.monotonic() + job.seconds
         try:
             worker.process.stdin.write(json.dumps([job.item, job.part]) + "\n")
             worker.process.stdin.flush()
         except OSError:  # it has died since; its pipe says so next
-            return
+            return False
+        worker.job, worker.until = job, time.monotonic() + job.seconds
+        return True
 
     def _wait(self) -> None:
-        """For an answer, the next deadline, or the stage's end."""
-        until = min([self.end, *(worker.until for worker in self.workers if worker.job or not worker.ready)])
+        """For an answer, the next deadline, the stage's end, or until the log may have grown too large."""
+        trim(self.settings.log)
+        soon = time.monotonic() + LOOK_SECONDS
+        until = min([self.end, soon, *(worker.until for worker in self.workers if worker.job or not worker.ready)])
         for key, _ in self.selector.select(max(0.0, until - time.monotonic())):
             worker: Worker = key.data
             found = os.read(worker.answers, 2**20)

@@ -55,11 +55,16 @@ def main(stage: str, out: str, cache: str, rehearse: str, pipe: str) -> None:
                 items[name].warm[part]()
         except Exception as error:
             status, failure = "failed", {"error": describe(error)}
+        seconds = round(time.monotonic() - start, 2)
+        try:
+            tidy(plan.device)
+        except Exception as error:
+            # A kernel's error can show only here. It is this item's: the next is handed out after the answer.
+            status, failure = "failed", failure or {"error": describe(error)}
         usable = status != "failed" or plan.rehearsing or device_works()
-        answer("end", status=status, seconds=round(time.monotonic() - start, 2), usable=usable, **failure)
+        answer("end", status=status, seconds=seconds, usable=usable, **failure)
         if not usable:
             return
-        tidy(plan.device)
 
 
 def describe(error: BaseException) -> str:
@@ -80,10 +85,12 @@ def device_works() -> bool:
 
 
 def tidy(device: str) -> None:
+    """Wait for what an item launched, and give its memory back."""
     import torch
 
     gc.collect()
     if device == "cuda":
+        torch.cuda.synchronize()
         torch.cuda.empty_cache()
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import numpy
 import triton
 
 from scsco_fast.benchmarks import rows
-from scsco_fast.benchmarks.gpu_pass import STAGES
+from scsco_fast.benchmarks.gpu_pass import STAGES, look
 from scsco_fast.benchmarks.gpu_pass.collect import collect
-from scsco_fast.benchmarks.gpu_pass.journal import Journal, code_digest, read, trim
+from scsco_fast.benchmarks.gpu_pass.journal import LOG_BYTES, Journal, code_digest, read, trim
+from scsco_fast.benchmarks.gpu_pass.plan import plan_of
 from scsco_fast.cuda import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,12 +31,14 @@ PASS = ROOT / "benchmarks/gpu_pass"
 # The stage `look`, but with items of this test's own.
 STAND_IN = """
 import dataclasses
+import gc
 import os
 import signal
 import time
 from functools import partial
 
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase
+from scsco_fast.benchmarks.gpu_pass.journal import LOG_BYTES
 
 
 def fine(plan):
@@ -67,16 +71,65 @@ def slow(plan, index):
         time.sleep(600)
 
 
+class Late:
+    def __init__(self):
+        self.itself = self  # so that only the collector frees it
+
+    def __del__(self):
+        time.sleep(0.5)  # time enough to be given the next item
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def dies_late(plan):
+    Late()
+    yield {}
+
+
+def fails_late(plan):
+    def collect():
+        gc.collect = kept
+        raise RuntimeError("an illegal memory access was encountered")
+
+    kept, gc.collect = gc.collect, collect
+    yield {}
+
+
+def innocent(plan):
+    yield {}
+
+
+def prints(plan):
+    log, deadline = plan.out / "log.txt", time.monotonic() + 30
+    print("x" * LOG_BYTES + "end", flush=True)
+    seen = largest = log.stat().st_size
+    while seen > LOG_BYTES + 1000 and time.monotonic() < deadline:
+        time.sleep(0.1)
+        seen = log.stat().st_size
+    yield {"largest": largest, "then": seen}
+
+
 def phases(plan):
+    if os.environ["STAND_IN"] == "broken":
+        raise RuntimeError("no GPU is to be seen")
     if os.environ["STAND_IN"] == "slow":
         return [Phase([Item(f"slow {index}", 60.0, partial(slow, plan, index)) for index in range(8)])]
+    if os.environ["STAND_IN"] == "late":
+        functions = {"dies": dies_late, "after it": innocent, "fails": fails_late, "then": innocent, "prints": prints}
+        return [Phase([Item(name, 40.0, partial(function, plan)) for name, function in functions.items()])]
     warm = [partial(time.sleep, 600)]
     odd = [fails, hangs, dies, wrong]
     items = [Item(function.__name__, 0.5, partial(function, plan)) for function in odd]
     items.append(Item("warm hangs", 0.5, partial(fine, plan), warm))
     return [Phase(items), Phase([Item(f"fine {index}", 60.0, partial(fine, plan)) for index in range(4)], True)]
 """
-Start = Callable[[str], "subprocess.Popen[str]"]
+Start = Callable[..., "subprocess.Popen[str]"]
+# In place of Python: notes where it runs, with what, and how; STAND_IN says what a stage does.
+FAKE = """#!/usr/bin/env bash
+[ "$1" = -m ] || exec {python} "$@"
+for name in PWD PYTHONPATH SCSCO_CACHE_DIR TRITON_CACHE_DIR 0; do echo "$name=${{!name}}"; done >>{notes}
+echo "arguments=$*" >>{notes}
+eval "${{STAND_IN:-}}"
+"""
 
 
 @pytest.fixture
@@ -96,9 +149,10 @@ def start(tmp_path: Path) -> Start:
     options = ["--seconds", "120", "--cache", str(tmp_path / "cache"), "--rehearse"]
     command = [sys.executable, "-m", "scsco_fast.benchmarks.gpu_pass", str(tmp_path / "out"), "look", *options]
 
-    def begin(what: str) -> "subprocess.Popen[str]":
+    def begin(what: str, *more: str) -> "subprocess.Popen[str]":
         environment = {**os.environ, "PYTHONPATH": str(tmp_path / "tree"), "STAND_IN": what}
-        return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([*command, *more], env=environment, cwd=tmp_path, text=True, **pipes)
 
     return begin
 
@@ -128,6 +182,55 @@ def test_items_that_fail_hang_or_die_are_written_and_the_others_are_measured(sta
 
 
 @pytest.mark.slow
+def test_an_error_that_shows_late_is_its_own_items_and_the_log_stays_small(start: Start, tmp_path: Path) -> None:
+    process = start("late")
+    text = process.communicate(timeout=180)[0]
+    records = read(tmp_path / "out/look.jsonl")
+    wanted = {"dies": "died", "after it": "done", "fails": "failed", "then": "done", "prints": "done"}
+    assert ends(records) == wanted, text
+    failure = next(record for record in records if record["status"] == "failed")
+    assert "illegal memory access" in failure["error"]
+    sizes = next(record for record in records if "largest" in record)
+    assert sizes["then"] <= LOG_BYTES + 1000 < sizes["largest"] + 1000
+
+
+@pytest.mark.slow
+def test_a_stage_whose_processes_do_not_start_is_a_failure(start: Start, tmp_path: Path) -> None:
+    process = start("broken")
+    text = process.communicate(timeout=180)[0]
+    assert process.returncode == 1
+    assert "RuntimeError: no GPU is to be seen" in text
+    (record,) = read(tmp_path / "out/look.jsonl")
+    assert record["status"] == "left out"
+    assert "before they were ready" in record["reason"]
+    assert record["log"][-1] == "RuntimeError: no GPU is to be seen"
+
+
+@pytest.mark.slow
+def test_names_that_match_nothing_are_a_failure(start: Start, tmp_path: Path) -> None:
+    process = start("slow", "--only", "no such item")
+    lines = process.communicate(timeout=120)[0].splitlines()
+    assert process.returncode == 1
+    assert len(lines) == 1
+    assert "no item has a name in which --only 'no such item' is found" in lines[0]
+    process = start("slow", "--only", "a(b")
+    lines = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 2
+    assert len(lines) == 1
+    assert "is no regular expression" in lines[0]
+
+
+@pytest.mark.slow
+def test_the_stages_time_begins_when_a_process_is_ready(start: Start, tmp_path: Path) -> None:
+    """Importing torch takes longer than this stage has; what holds for all of it ends it."""
+    process = start("slow", "--seconds", "1", "--only", "slow [01]")
+    assert "2 done" in process.communicate(timeout=120)[0]
+    process = start("slow", "--seconds", "60", "--within", "0.1")
+    assert "no process was ready in time" in process.communicate(timeout=60)[0]
+    assert process.returncode == 1
+
+
+@pytest.mark.slow
 def test_a_killed_stage_loses_one_item(start: Start, tmp_path: Path) -> None:
     process, path = start("slow"), tmp_path / "out/look.jsonl"
     deadline = time.monotonic() + 120
@@ -144,6 +247,10 @@ def test_a_killed_stage_loses_one_item(start: Start, tmp_path: Path) -> None:
     assert not any(is_running(pid) for pid in measuring)  # nothing stays on the GPU, though its item would have
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache/go on").touch()
+    # The folder is emptied, and the files that were taken away are put back.
+    (tmp_path / "out").rename(tmp_path / "earlier")
+    (tmp_path / "out").mkdir()
+    shutil.copy(tmp_path / "earlier/look.jsonl", path)
     again = start("slow")
     assert "5 items, 3 were done before" in again.communicate(timeout=120)[0]
     assert again.returncode == 0
@@ -187,6 +294,144 @@ def test_wrong_arguments_say_what_is_wanted() -> None:
         run = subprocess.run([ROOT / "benchmarks/gpu_pass.sh", *arguments], capture_output=True, text=True, check=False)
         assert run.returncode == 2
         assert "usage: benchmarks/gpu_pass.sh" in run.stderr
+
+
+class Shell:
+    """Calls gpu_pass.sh in a folder of its own, with a stand-in for Python that notes how it is called."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.notes = folder, folder / "notes.txt"
+        fake = folder / "fake"
+        fake.write_text(FAKE.format(python=sys.executable, notes=self.notes))
+        fake.chmod(0o755)
+        (folder / "linked").symlink_to(fake)
+
+    def start(self, *arguments: str, **variables: str) -> "subprocess.Popen[str]":
+        environment = {**os.environ, "PYTHON": "./linked", "SCSCO_PASS_CACHE": "cache", **variables}
+        command = [str(ROOT / "benchmarks/gpu_pass.sh"), *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        return subprocess.Popen(command, env=environment, cwd=self.folder, text=True, **pipes)
+
+    def run(self, *arguments: str, **variables: str) -> tuple[int, str]:
+        process = self.start(*arguments, **variables)
+        text = process.communicate(timeout=60)[0]
+        return process.returncode, text
+
+    def noted(self, name: str) -> list[str]:
+        """What the stand-in saw, call by call."""
+        lines = self.notes.read_text().splitlines() if self.notes.exists() else []
+        return [line.partition("=")[2] for line in lines if line.startswith(f"{name}=")]
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_relative_paths_are_of_the_callers_folder(shell: Shell, tmp_path: Path) -> None:
+    code, text = shell.run("out", "look", PYTHONPATH="other triton:/absolute", SCSCO_CACHE_DIR="carried")
+    assert code == 0, text
+    tree, *others = shell.noted("PYTHONPATH")[0].split(":")
+    assert others == [f"{tmp_path}/other triton", "/absolute"]
+    assert shell.noted("SCSCO_CACHE_DIR") == [f"{tmp_path}/carried"]
+    assert shell.noted("TRITON_CACHE_DIR") == [f"{tmp_path}/cache/triton"]
+    # A link that is followed would lead out of a virtual environment.
+    assert shell.noted("0") == [f"{tmp_path}/./linked"]
+    assert shell.noted("PWD") == [tree]
+
+
+def test_the_tree_of_links_outlives_the_shell(shell: Shell, tmp_path: Path) -> None:
+    """The build of the CUDA library goes on in it; and what is no longer in the checkout leaves it."""
+    assert shell.run("out", "look")[0] == 0
+    tree = Path(shell.noted("PWD")[0])
+    assert tree.parent == tmp_path / "cache"
+    kernels, stale = tree / "scsco_fast/kernels", tree / "scsco_fast/stale.py"
+    assert kernels.readlink() == ROOT / "kernels"
+    made = kernels.lstat().st_mtime_ns
+    stale.symlink_to(ROOT / "scsco_fast/stale.py")
+    (tree / "scsco_fast/train").unlink()
+    (tree / "scsco_fast/train").symlink_to(tmp_path)
+    assert shell.run("out", "look")[0] == 0
+    assert kernels.lstat().st_mtime_ns == made  # another pass may be using it
+    assert not stale.is_symlink()
+    assert (tree / "scsco_fast/train").readlink() == ROOT / "train"
+    assert shell.run("--rehearse", "out", "look")[0] == 0
+    assert not (tree / "sitecustomize.py").exists()
+
+
+def test_the_library_is_built_in_a_folder_that_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[dict[str, Any]] = []
+    monkeypatch.setattr(look.subprocess, "Popen", lambda command, **options: begun.append(options))
+    monkeypatch.setattr("scsco_fast.cuda.library.find", lambda target: None)
+    (record,) = look.start_build(plan_of(tmp_path / "out", tmp_path, rehearse=True))
+    assert "has begun" in record["library"]
+    assert begun[0]["cwd"] == tmp_path
+    assert begun[0]["start_new_session"]
+
+
+def test_what_a_call_may_take_is_kept(shell: Shell, tmp_path: Path) -> None:
+    code, text = shell.run("out", "train", "tune", SCSCO_PASS_SECONDS="15")
+    assert code == 1
+    assert re.search("train: left out, 1[345] s are left of SCSCO_PASS_SECONDS=15", text)
+    assert "tune: left out" in (tmp_path / "out/log.txt").read_text()
+    assert not shell.noted("arguments")
+    assert shell.run("out", "train", "look", SCSCO_PASS_SECONDS="180")[0] == 0
+    train, glance = (arguments.split(" --within ")[1].split()[0] for arguments in shell.noted("arguments"))
+    assert 160 <= int(train) <= 170
+    assert glance == "120"
+    code, text = shell.run("out", "look", SCSCO_PASS_SECONDS="ten")
+    assert code == 2
+    assert text.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_stage_that_does_not_end_is_killed_in_the_calls_time(shell: Shell) -> None:
+    begun = time.monotonic()
+    hangs = "trap '' TERM; while :; do sleep 1; done"
+    code, text = shell.run("out", "look", "tune", STAND_IN=hangs, SCSCO_PASS_SECONDS="22")
+    assert code == 1
+    assert len(shell.noted("arguments")) == 1
+    assert "tune: left out" in text
+    assert time.monotonic() - begun < 26
+
+
+def test_wrong_arguments_of_a_stage_end_the_pass(shell: Shell) -> None:
+    assert shell.run("out", "look", "tune", STAND_IN="exit 2")[0] == 2
+    assert len(shell.noted("arguments")) == 1
+    assert shell.run("out", "look", "tune", STAND_IN="exit 1")[0] == 1
+    assert len(shell.noted("arguments")) == 3
+
+
+def test_two_passes_at_once_have_two_folders(shell: Shell) -> None:
+    process = shell.start("out", "look", STAND_IN="until [ -e ../../go ]; do sleep 0.1; done")
+    deadline = time.monotonic() + 30
+    while not shell.noted("arguments") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    code, text = shell.run("./out", "tune")
+    assert code == 2
+    assert text.count("\n") == 1
+    assert "another pass is writing to" in text
+    assert shell.run("other", "tune")[0] == 0
+    (shell.folder / "go").touch()
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert shell.run("out", "tune")[0] == 0
+
+
+def test_a_python_that_is_not_there_is_named(shell: Shell) -> None:
+    code, text = shell.run("out", "look", PYTHON="./none")
+    assert code == 2
+    assert "./none cannot run" in text
+
+
+@pytest.mark.slow
+def test_the_tests_are_run_from_the_tree_of_links(shell: Shell, tmp_path: Path) -> None:
+    code, text = shell.run("out", "pytest", "--", "-k", "no_such_test", PYTHON=sys.executable)
+    assert code == 1, text  # pytest's 5: none was chosen
+    assert " deselected" in text
+    assert "error" not in text.splitlines()[-1]
+    assert " deselected" in (tmp_path / "out/log.txt").read_text()
+    assert shell.run("out", "look", "pytest")[0] == 2
 
 
 # A few items of each stage; `build` of the stage cuda takes a minute where no library is in the cache.
