@@ -108,6 +108,8 @@ def timed(row: Row, timing: Timing | Exception, count: Count, ceiling: Ceiling) 
         return replace(row, note=reason(timing))
     seconds = timing.ms / 1e3
     row = replace(row, ms=timing.ms, ms_20=timing.low, ms_80=timing.high, gbs=count.nbytes / seconds / 1e9)
+    if timing.events:
+        row = replace(row, note=f"timed by events, launching included: {timing.events}")
     least = {"memory": count.nbytes / ceiling.copy}
     if count.flop is not None:
         row = replace(row, tflops=count.flop / seconds / 1e12)
@@ -128,4 +130,5 @@ def describe(row: Row) -> str:
     if row.ms is None:
         return f"{label}: {row.note}"
     share = "" if row.share is None else f", {row.share:.1%} of the {row.bound} ceiling"
-    return f"{label}: {row.ms:.3f} ms ({row.ms_20:.3f} to {row.ms_80:.3f}){share}"
+    note = f"; {row.note}" if row.note else ""
+    return f"{label}: {row.ms:.3f} ms ({row.ms_20:.3f} to {row.ms_80:.3f}){share}{note}"

@@ -3,9 +3,10 @@
 A `Work` is one function in one mode with several sets of inputs. Works of one case take turns, so that whatever else
 the machine does, and however warm it is, meets all of them; each turn takes the next set of inputs, so that no cache
 holds the answer. On a GPU a work is captured in a CUDA graph over all its sets, which takes launching out of the time;
-what cannot be captured is timed by events after the cache was overwritten.
+what cannot be captured is timed by events after the cache was overwritten, and its timing says why.
 """
 
+import copy
 import itertools
 import os
 import statistics
@@ -32,6 +33,7 @@ class Timing:
     ms: float
     low: float
     high: float
+    events: str = ""  # why a GPU's work was timed by events, launching included, and not in a CUDA graph
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,13 @@ class Work:
     def forward(self, index: int) -> tuple[Tensor, ...]:
         outputs = self.function(*self.sets[index])
         return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    def with_new_leaves(self, count: int) -> "Work":
+        """The same work on the first sets, whose tensors share memory with these and have no history."""
+        other = copy.copy(self)
+        other.sets = [[t.detach().requires_grad_(t.requires_grad) for t in tensors] for tensors in self.sets[:count]]
+        other.held = ()
+        return other
 
     def prepare(self, index: int) -> None:
         """What a backward needs and its time does not include."""
@@ -90,12 +99,13 @@ def sets_that_fill_a_cache(tensors: Sequence[Tensor]) -> int:
 def take_turns(works: Mapping[str, Work], seconds: float) -> dict[str, Timing | Exception]:
     """The timing of each work, or why it failed; together about `seconds`, but for at least three turns of each."""
     turns: dict[str, Callable[[int], float]] = {}
+    events: dict[str, str] = {}
     found: dict[str, Timing | Exception] = {}
     times: dict[str, list[float]] = {}
     spent = 0.0
     for name, work in works.items():
         try:
-            turns[name] = device_turn(work) if on_gpu(work) else partial(host_turn, work)
+            turns[name], events[name] = device_turn(work) if on_gpu(work) else (partial(host_turn, work), "")
             times[name] = [turns[name](0)]
             if times[name][0] < SLOW_MS:  # what took less may still have been warming up
                 times[name] = [turns[name](1)]
@@ -108,13 +118,13 @@ def take_turns(works: Mapping[str, Work], seconds: float) -> dict[str, Timing | 
     for index, (name, turn) in itertools.product(range(1, rounds), turns.items()):
         times[name].append(turn(index))
         works[name].held = ()
-    return found | {name: summary(times[name]) for name in turns}
+    return found | {name: summary(times[name], events[name]) for name in turns}
 
 
-def summary(times: Sequence[float]) -> Timing:
+def summary(times: Sequence[float], events: str = "") -> Timing:
     ordered = sorted(times)
     fifth = len(ordered) // 5
-    return Timing(statistics.median(ordered), ordered[fifth], ordered[-1 - fifth])
+    return Timing(statistics.median(ordered), ordered[fifth], ordered[-1 - fifth], events)
 
 
 def on_gpu(work: Work) -> bool:
@@ -130,19 +140,22 @@ def host_turn(work: Work, index: int) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def device_turn(work: Work) -> Callable[[int], float]:
-    """A function that times one run on the GPU: a graph of all sets, or single runs with an overwritten cache."""
+def device_turn(work: Work) -> tuple[Callable[[int], float], str]:
+    """A function that times one run on the GPU: a graph of all sets, or single runs with an overwritten cache; and why
+    it is the latter."""
     for index in range(2):  # what is compiled or loaded at the first call
         work.prepare(index % len(work.sets))
         work.run(index % len(work.sets))
     torch.cuda.synchronize()
     work.held = ()
+    before = torch.cuda.current_stream()
     try:
         graph, count = capture(work)
-    except Exception:
+    except Exception as problem:
+        torch.cuda.set_stream(before)  # a capture that ends in an error leaves its stream current (torch 2.11)
         torch.cuda.synchronize()
-        cache = torch.empty(CACHE["cuda"], dtype=torch.uint8, device="cuda")
-        return partial(event_turn, work, cache)
+        cache = torch.empty(CACHE["cuda"], dtype=torch.uint8, device=work.sets[0][0].device)
+        return partial(event_turn, work, cache), f"{type(problem).__name__}: {' '.join(str(problem).split())[:120]}"
     replays = max(1, int(TURN_MS / max(elapsed(graph.replay), 1e-3)))
 
     def replay() -> None:
@@ -152,11 +165,15 @@ def device_turn(work: Work) -> Callable[[int], float]:
     def turn(_: int) -> float:
         return elapsed(replay) / (replays * count)
 
-    return turn
+    return turn, ""
 
 
 def capture(work: Work) -> tuple[torch.cuda.CUDAGraph, int]:
-    """A graph that runs the work once for each of the sets, or of as many as memory allows, and their number."""
+    """A graph that runs the work once for each of the sets, or of as many as memory allows, and their number.
+
+    A backward waits for the stream on which a leaf was first used. So leaves are new here, and used on the capturing
+    stream alone: waiting for another, the default one above all, ends a capture with an error.
+    """
     count = len(work.sets)
     if work.mode == "backward":
         count = max(1, min(count, int(torch.cuda.mem_get_info()[0] / 8 / max(device_peak(work, 0), 1))))
@@ -164,6 +181,7 @@ def capture(work: Work) -> tuple[torch.cuda.CUDAGraph, int]:
     stream.wait_stream(torch.cuda.current_stream())
     held: list[tuple[Tensor, ...]] = []
     with torch.cuda.stream(stream):
+        work = work.with_new_leaves(count)
         for index in range(count):
             if work.mode == "backward":
                 held.append(work.forward(index))
@@ -177,8 +195,15 @@ def capture(work: Work) -> tuple[torch.cuda.CUDAGraph, int]:
                 work.backward(held[index], index, keep=True)
             else:
                 work.run(index)
-    graph.held = held  # type: ignore[attr-defined]  # what a replayed backward reads
+    graph.held = held, work  # type: ignore[attr-defined]  # what a replayed backward reads
     return graph, count
+
+
+def captures_backward(device: str) -> str | None:
+    """Why a backward cannot be captured in a CUDA graph here, so that it would be timed by events; None if it can."""
+    tensors = [torch.rand(64, 64, device=device, requires_grad=True) for _ in range(2)]
+    work = Work(torch.mm, [tensors], "backward")
+    return device_turn(work)[1] or None
 
 
 def event_turn(work: Work, cache: Tensor, index: int) -> float:
@@ -216,6 +241,7 @@ def device_peak(work: Work, index: int) -> float:
     before = torch.cuda.memory_allocated()
     work.run(index)
     torch.cuda.synchronize()
+    work.held = ()
     return torch.cuda.max_memory_allocated() - before
 
 
@@ -255,7 +281,8 @@ def measure_ceiling(device: str, dtypes: Sequence[torch.dtype], quick: bool = Fa
     length, side = (2**24, 256) if quick else (2**30, 8192) if gpu else (2**28, 2048)
     target = torch.empty(length, dtype=torch.uint8, device=device)
     with torch.no_grad():
-        copied = fastest(lambda source: target.copy_(source), [torch.zeros_like(target)])
+        source = torch.randint(256, (length,), dtype=torch.uint8, device=device)  # zeros copy faster on some GPUs
+        copied = fastest(lambda source: target.copy_(source), [source])
         rates = {}
         for dtype in dtypes:
             operands = [torch.randn(side, side, device=device).to(dtype) for _ in range(2)]
@@ -266,5 +293,5 @@ def measure_ceiling(device: str, dtypes: Sequence[torch.dtype], quick: bool = Fa
 def fastest(function: Callable[..., Any], tensors: list[Tensor]) -> float:
     """Milliseconds of the fastest of many turns: a ceiling is what the machine can do."""
     work = Work(function, [tensors], "forward")
-    turn = device_turn(work) if on_gpu(work) else partial(host_turn, work)
+    turn = device_turn(work)[0] if on_gpu(work) else partial(host_turn, work)
     return min(turn(0) for _ in range(5))

@@ -24,7 +24,6 @@ from scsco_fast.errors import ScscoError
 if TYPE_CHECKING:
     from scsco_fast.kernels.bain_attention_table import Config, Key
 
-GAIN = 0.98  # a candidate is taken if it needs less than this share of the table's time: less than that is noise
 BATCH, FOREGROUND = 16, 0.2
 SIDES = {64: 128, 128: 64, 512: 32}  # pixels of a map's side by channels: where the decoder spends most of its time
 TURNS = 0.05  # seconds of a candidate's turns
@@ -42,12 +41,15 @@ class Where(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """What became of one candidate: `ms` of the forward or the backward, or the reason why it has none."""
+    """What became of one candidate: time of the forward or of the whole backward, or the reason why it has none."""
 
     kernel: str
     config: "Config"
     error: float | None = None
     ms: float | None = None
+    low: float | None = None  # 20 % and 80 % quantile
+    high: float | None = None
+    events: str = ""  # why it was timed by events, as in Timing
     reason: str = ""
 
 
@@ -75,7 +77,7 @@ def trial(key: "Key", kernel: str, config: "Config", where: Where, seconds: floa
         return found._replace(reason=reason(problem))
     if isinstance(timing, Exception):
         return found._replace(error=wrong, reason=reason(timing))
-    return found._replace(error=wrong, ms=timing.ms)
+    return found._replace(error=wrong, ms=timing.ms, low=timing.low, high=timing.high, events=timing.events)
 
 
 def compile_kernels(key: "Key", kernel: str, config: "Config", where: Where) -> None:
@@ -109,14 +111,20 @@ def matmul_precision(kind: str) -> Iterator[None]:
 
 
 def winner(trials: Iterable[Trial]) -> "Config | None":
-    """The fastest, or the first, the table's own, where none is faster by more than noise; None: none has a time."""
+    """The fastest, or the first, the table's own, where none is faster by more than noise; None: none has a time.
+
+    More than noise: its 80 % quantile is below the 20 % quantile of the table's own. A share of the time would not do,
+    because a gradient's kernel is timed within the whole backward. Only trials that were timed like the first are
+    compared: events include launching, CUDA graphs do not.
+    """
     found = [trial for trial in trials if trial.ms is not None]
+    found = [trial for trial in found if bool(trial.events) == bool(found[0].events)]
     if not found:
         return None
     first, best = found[0], min(found, key=lambda trial: trial.ms or 0.0)
-    assert first.ms is not None
-    assert best.ms is not None
-    return best.config if best.ms < GAIN * first.ms else first.config
+    assert first.low is not None
+    assert best.high is not None
+    return best.config if best.high < first.low else first.config
 
 
 def set_winner(key: "Key", kernel: str, config: "Config", path: Path, base: Path | None = None) -> None:
@@ -184,9 +192,11 @@ def row_of(key: "Key", trial: Trial, where: dict[str, Any]) -> Row:
         foreground=FOREGROUND,
         detail=f"{' '.join(map(str, key))} {trial.kernel} {_text(trial.config)}",
         ms=trial.ms,
+        ms_20=trial.low,
+        ms_80=trial.high,
         error=None if trial.error is None or trial.error != trial.error else trial.error,
         gate=GATE[key[1]][trial.kernel != "fwd"],
-        note=trial.reason,
+        note=trial.reason or (f"timed by events, launching included: {trial.events}" if trial.events else ""),
     )
 
 

@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan
 
 BUILD_SECONDS, CHECK_SECONDS = 150.0, 90.0
-TOOL = "compute-sanitizer"
+CHECK_MARGIN = 10.0  # a check is ended this long before its item's deadline, so that its report is kept
+TOOL, TOOL_PATH = "compute-sanitizer", f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"
 CHECKS = {"cuda": ("memcheck", "synccheck"), "triton": ("memcheck",)}
 VARIANTS = ("cuda", "triton")
 LINES = 40  # of a checker's report
@@ -27,8 +30,10 @@ def phases(plan: Plan) -> list[Phase]:
         for backend, names in CHECKS.items()
         for check in names
     ]
-    accurate = [item for phase in accuracy.phases(plan, "cuda") for item in phase.items]
-    return [Phase([build]), Phase(accurate, together=True), Phase(list(times(plan))), Phase(checks, together=True)]
+    accurate = [built_only(plan, item) for phase in accuracy.phases(plan, "cuda") for item in phase.items]
+    timed = [built_only(plan, item) if item.name.endswith(": cuda") else item for item in times(plan)]
+    checks = [item if item.name.endswith("triton") else built_only(plan, item) for item in checks]
+    return [Phase([build]), Phase(accurate, together=True), Phase(checks, together=True), Phase(timed)]
 
 
 def load(plan: Plan) -> Iterator[Record]:
@@ -36,8 +41,30 @@ def load(plan: Plan) -> Iterator[Record]:
     from scsco_fast import cuda
     from scsco_fast.cuda import library
 
-    path = library.load("emulated" if cuda.emulated() else "cuda")
+    missing_library(plan).write_text("its build was not finished")
+    try:
+        path = library.load("emulated" if cuda.emulated() else "cuda")
+    except Exception as problem:
+        missing_library(plan).write_text(str(problem))
+        raise
+    missing_library(plan).unlink()
     yield {"library": str(path), "about": library.describe()}
+
+
+def missing_library(plan: Plan) -> Path:
+    """Says why there is no library: every process that needs it would try to build it again, one after the other."""
+    return plan.cache / "no-cuda-library.txt"
+
+
+def built_only(plan: Plan, item: Item) -> Item:
+    """The same item, which fails at once where the library could not be built."""
+
+    def measure() -> Iterator[Record]:
+        if missing_library(plan).exists():
+            raise RuntimeError(f"no CUDA library: {missing_library(plan).read_text()}")
+        yield from item.measure()
+
+    return replace(item, measure=measure)
 
 
 def times(plan: Plan) -> Iterator[Item]:
@@ -59,12 +86,22 @@ def sanitized(plan: Plan, backend: str, check: str) -> Iterator[Record]:
 
     Torch's caching allocator hands out parts of large blocks, in which an access out of bounds is none: it is off.
     """
-    tool, program = shutil.which(TOOL), Path(__file__).resolve().parents[2] / "tests/kernels/every_kernel.py"
+    tool, program = (
+        shutil.which(TOOL, path=TOOL_PATH),
+        Path(__file__).resolve().parents[2] / "tests/kernels/every_kernel.py",
+    )
     if tool is None or plan.rehearsing:
         yield {"note": f"{TOOL} is not there" if tool is None else "there is no GPU to check"}
         return
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, str(program), backend]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    report = (run.stdout + run.stderr).splitlines()
-    yield {"exit code": run.returncode, "report": report[-LINES:], "passed": run.returncode == 0}
+    with tempfile.TemporaryFile("w+") as output:
+        seconds = CHECK_SECONDS - CHECK_MARGIN
+        try:
+            run = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=seconds, check=False)
+            code: int | str = run.returncode
+        except subprocess.TimeoutExpired:
+            code = "out of time"
+        output.seek(0)
+        report = output.read().splitlines()
+    yield {"exit code": code, "report": report[-LINES:], "passed": code == 0}

@@ -16,6 +16,7 @@ from scsco_fast.benchmarks import rows
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan
 from scsco_fast.benchmarks.gpu_pass.problems import BATCH, OTHERS, matmul_precision, problem, ragged
+from scsco_fast.benchmarks.timing import captures_backward
 from scsco_fast.info import doctor
 from scsco_fast.ops.transfer_color import TRANSFERS
 
@@ -33,6 +34,7 @@ def phases(plan: Plan) -> list[Phase]:
         Item("doctor", SECONDS, lambda: iter([{"report": doctor()}])),
         *(Item(name, SECONDS, partial(launch, plan, name)) for name in ("bain_norm", "bain_attention", *OTHERS)),
         *(Item(f"transfer_color {method}", SECONDS, partial(recolor, plan, method)) for method in TRANSFERS),
+        Item("a backward in a CUDA graph", SECONDS, partial(captured, plan)),
     ]
     return [Phase(items, together=True)]
 
@@ -88,3 +90,12 @@ def recolor(plan: Plan, method: str) -> Iterator[Record]:
     result = sf.ops.transfer_color(picture, picture.flip(0), method, backend="triton")
     finite = bool(torch.isfinite(result).all())
     yield {"finite": finite, "passed": finite}
+
+
+def captured(plan: Plan) -> Iterator[Record]:
+    """Whether backwards are timed in CUDA graphs; by events their times would include launching."""
+    if plan.device != "cuda":
+        yield {"note": "there are no CUDA graphs on a CPU"}
+        return
+    reason = captures_backward(plan.device)
+    yield {"reason": reason, "passed": reason is None}

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import cache, lru_cache, partial
 
 import torch
+import torch._inductor.config as inductor
 
 from scsco_fast.benchmarks import end_to_end, operations, rows
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
@@ -117,6 +118,8 @@ def call(label: str, make: Maker, name: str) -> None:
     if variant is None:
         return
     tensors = variant.inputs(0)
+    # Up to twelve processes compile at once: without this each would start as many more as there are cores.
+    inductor.compile_threads = 1
     with torch.no_grad():
         outputs, _ = outputs_and_gradients(variant.function, tensors, ())
     if case.backward is not None and not variant.forward_only:

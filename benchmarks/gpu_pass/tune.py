@@ -53,21 +53,23 @@ def candidate(key: Key, kernel: str, config: Config, where: Where) -> Iterator[R
 
 def choose(plan: Plan, key: Key, kernel: str, configs: list[Config]) -> Iterator[Record]:
     """The fastest of what the candidates' items wrote down; of one that was timed twice the last time counts."""
-    times = read_times(plan.out / "tune.jsonl", key, kernel, plan.device)
-    trials = [Trial(kernel, config, ms=times.get(text(config))) for config in configs]
+    found = read_trials(plan.out / "tune.jsonl", key, kernel, plan.device)
+    trials = [found.get(text(config), Trial(kernel, config)) for config in configs]
     best = tuning.winner(trials)
     if best is None:
         yield {"winner": None, "passed": False}
         return
     tuning.set_winner(key, kernel, best, plan.out / TABLE, PATH)
-    yield {"winner": text(best), "ms": times[text(best)], "table's own ms": times.get(text(configs[0]))}
+    yield {"winner": text(best), "ms": found[text(best)].ms, "table's own ms": trials[0].ms}
 
 
-def read_times(path: Path, key: Key, kernel: str, device: str) -> dict[str, float]:
-    """Milliseconds by configuration, of this code on this device."""
-    code, found = code_digest(), dict[str, float]()
+def read_trials(path: Path, key: Key, kernel: str, device: str) -> dict[str, Trial]:
+    """Trials that have a time, by configuration, of this code on this device."""
+    code, found = code_digest(), dict[str, Trial]()
     for record in read(path):
         same = (record.get("code"), record.get("device")) == (code, device)
         if same and record.get("key") == list(key) and record.get("kernel") == kernel and record.get("ms"):
-            found[record["config"]] = record["ms"]
+            config = Config(*map(int, record["config"].split(",")))
+            numbers = {name: record[name] for name in ("ms", "low", "high", "events")}
+            found[record["config"]] = Trial(kernel, config, **numbers)
     return found

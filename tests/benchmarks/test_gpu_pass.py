@@ -487,3 +487,25 @@ def test_rows_of_a_gpu_are_collected_the_last_of_each_case(tmp_path: Path) -> No
         journal.append({"item": "one", "status": "record", "row": dataclasses.asdict(row) | {"ms": ms}})
         journal.append({"item": "one", "status": "done"})
     assert collect(tmp_path) == [dataclasses.replace(row, ms=2.0)]
+
+
+def test_items_that_need_a_library_fail_at_once_without_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build that failed is not tried again by each of them; Triton's items need none."""
+    from scsco_fast.benchmarks.gpu_pass import cuda as stage
+    from scsco_fast.cuda import library
+
+    plan = plan_of(tmp_path, tmp_path, rehearse=True)
+    monkeypatch.setattr(library, "load", lambda _: (_ for _ in ()).throw(RuntimeError("nvcc is not there")))
+    (build, *_), *others = (phase.items for phase in stage.phases(plan))
+    with pytest.raises(RuntimeError, match="nvcc is not there"):
+        list(build.measure())
+    named = {item.name: item for items in others for item in items}
+    first = next(name for name in named if name.endswith(": cuda"))
+    for name in (first, "memcheck cuda"):
+        with pytest.raises(RuntimeError, match="no CUDA library: nvcc is not there"):
+            list(named[name].measure())
+    assert list(named["memcheck triton"].measure())
+    monkeypatch.setattr(library, "load", lambda _: tmp_path)
+    monkeypatch.setattr(library, "describe", lambda: "")
+    assert list(build.measure())
+    assert not stage.missing_library(plan).exists()

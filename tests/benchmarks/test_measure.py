@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import scsco_fast as sf
 from scsco_fast.benchmarks import baselines, operations, rows, timing, truth
-from scsco_fast.benchmarks.measure import Session, measure
+from scsco_fast.benchmarks.measure import Session, describe, measure, timed
 from scsco_fast.benchmarks.operations import Case, Count, Variant
 from scsco_fast.benchmarks.timing import Ceiling, Work
 
@@ -123,6 +123,53 @@ def test_variants_take_turns_with_rotating_inputs(monkeypatch: pytest.MonkeyPatc
     assert [name for name, _ in calls[-6:]] == ["a", "b"] * 3
     assert [number for name, number in calls[-6:] if name == "a"] == [1, 2, 0]
     assert all(isinstance(value, timing.Timing) and value.low <= value.ms <= value.high for value in found.values())
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch.cuda without a GPU, and the streams that were made current."""
+    made_current: list[str] = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 2**20)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: "the default stream")
+    monkeypatch.setattr(torch.cuda, "set_stream", made_current.append)
+    return made_current
+
+
+def test_what_cannot_be_captured_says_so(streams: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_: Work) -> None:
+        raise RuntimeError("operation not permitted\nwhen stream is capturing")
+
+    (measured, *_) = measure(case_of(square), SESSION)
+    monkeypatch.setattr(timing, "capture", fails)
+    monkeypatch.setattr(timing, "on_gpu", lambda _: True)
+    monkeypatch.setattr(timing, "elapsed", lambda call: call() or 1.0)
+    work = Work(torch.exp, [[torch.zeros(4, requires_grad=True)]], "backward")
+    (found,) = timing.take_turns({"exp": work}, 0.0).values()
+    assert isinstance(found, timing.Timing)
+    assert found.events == "RuntimeError: operation not permitted when stream is capturing"
+    assert streams == ["the default stream"]
+    row = timed(measured, found, Count(8, 8), CEILING)
+    assert "timed by events, launching included: RuntimeError" in row.note
+    assert row.note in describe(row)
+
+
+def test_a_capture_finds_no_leaf_that_was_used_before(streams: list[str]) -> None:
+    """Neither its own, nor through what a measured peak left behind."""
+    tensors = [torch.zeros(4, requires_grad=True), torch.zeros(4)]
+    work = Work(torch.add, [tensors] * 3, "backward")
+    timing.device_peak(work, 0)
+    assert work.held == ()
+    fresh = work.with_new_leaves(2)
+    assert len(fresh.sets) == 2
+    assert len(work.sets) == 3
+    for new, old in zip(fresh.sets[0], tensors, strict=True):
+        assert new is not old
+        assert (new.is_leaf, new.requires_grad, new.data_ptr()) == (True, old.requires_grad, old.data_ptr())
+    (gradient,) = fresh.backward(fresh.forward(0), 0)
+    assert torch.equal(gradient, work.gradients[0])
 
 
 def test_peak_memory_is_what_tensors_take() -> None:
