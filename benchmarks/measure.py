@@ -109,7 +109,8 @@ def timed(row: Row, timing: Timing | Exception, count: Count, ceiling: Ceiling) 
     seconds = timing.ms / 1e3
     row = replace(row, ms=timing.ms, ms_20=timing.low, ms_80=timing.high, gbs=count.nbytes / seconds / 1e9)
     if timing.events:
-        row = replace(row, note=f"timed by events, launching included: {timing.events}")
+        said = f"timed by events, launching included: {timing.events}"
+        row = replace(row, note=f"{row.note}; {said}" if row.note else said)
     least = {"memory": count.nbytes / ceiling.copy}
     if count.flop is not None:
         row = replace(row, tflops=count.flop / seconds / 1e12)

@@ -113,18 +113,17 @@ def matmul_precision(kind: str) -> Iterator[None]:
 def winner(trials: Iterable[Trial]) -> "Config | None":
     """The fastest, or the first, the table's own, where none is faster by more than noise; None: none has a time.
 
-    More than noise: its 80 % quantile is below the 20 % quantile of the table's own. A share of the time would not do,
-    because a gradient's kernel is timed within the whole backward. Only trials that were timed like the first are
+    More than noise: a trial's 80 % quantile is below the 20 % quantile of the table's own. A share of the time would not
+    do, because a gradient's kernel is timed within the whole backward. Only trials that were timed like the first are
     compared: events include launching, CUDA graphs do not.
     """
     found = [trial for trial in trials if trial.ms is not None]
     found = [trial for trial in found if bool(trial.events) == bool(found[0].events)]
     if not found:
         return None
-    first, best = found[0], min(found, key=lambda trial: trial.ms or 0.0)
-    assert first.low is not None
-    assert best.high is not None
-    return best.config if best.high < first.low else first.config
+    own, *rivals = found
+    faster = [trial for trial in rivals if (trial.high or 0.0) < (own.low or 0.0)]
+    return min([own, *faster], key=lambda trial: trial.ms or 0.0).config
 
 
 def set_winner(key: "Key", kernel: str, config: "Config", path: Path, base: Path | None = None) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -38,17 +39,22 @@ def phases(plan: Plan) -> list[Phase]:
 
 def load(plan: Plan) -> Iterator[Record]:
     """The library that was carried along, or the one whose build `look` has begun, or one that is built now."""
-    from scsco_fast import cuda
     from scsco_fast.cuda import library
 
     missing_library(plan).write_text("its build was not finished")
     try:
-        path = library.load("emulated" if cuda.emulated() else "cuda")
+        path = library.load(target())
     except Exception as problem:
         missing_library(plan).write_text(str(problem))
         raise
     missing_library(plan).unlink()
     yield {"library": str(path), "about": library.describe()}
+
+
+def target() -> str:
+    from scsco_fast import cuda
+
+    return "emulated" if cuda.emulated() else "cuda"
 
 
 def missing_library(plan: Plan) -> Path:
@@ -57,10 +63,12 @@ def missing_library(plan: Plan) -> Path:
 
 
 def built_only(plan: Plan, item: Item) -> Item:
-    """The same item, which fails at once where the library could not be built."""
+    """The same item, which fails at once where the library could not be built and is not there by now."""
 
     def measure() -> Iterator[Record]:
-        if missing_library(plan).exists():
+        from scsco_fast.cuda import library
+
+        if missing_library(plan).exists() and library.find(target()) is None:
             raise RuntimeError(f"no CUDA library: {missing_library(plan).read_text()}")
         yield from item.measure()
 
@@ -96,11 +104,12 @@ def sanitized(plan: Plan, backend: str, check: str) -> Iterator[Record]:
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, str(program), backend]
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     with tempfile.TemporaryFile("w+") as output:
-        seconds = CHECK_SECONDS - CHECK_MARGIN
+        # A group of its own, because the tool's end is not that of the program it started.
+        run = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
         try:
-            run = subprocess.run(command, env=environment, stdout=output, stderr=output, timeout=seconds, check=False)
-            code: int | str = run.returncode
+            code: int | str = run.wait(CHECK_SECONDS - CHECK_MARGIN)
         except subprocess.TimeoutExpired:
+            os.killpg(run.pid, signal.SIGKILL)
             code = "out of time"
         output.seek(0)
         report = output.read().splitlines()
