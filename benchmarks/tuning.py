@@ -113,9 +113,9 @@ def matmul_precision(kind: str) -> Iterator[None]:
 def winner(trials: Iterable[Trial]) -> "Config | None":
     """The fastest, or the first, the table's own, where none is faster by more than noise; None: none has a time.
 
-    More than noise: a trial's 80 % quantile is below the 20 % quantile of the table's own. A share of the time would not
-    do, because a gradient's kernel is timed within the whole backward. Only trials that were timed like the first are
-    compared: events include launching, CUDA graphs do not.
+    More than noise: a trial's 80 % quantile is below the 20 % quantile of the table's own. A share of the time would
+    not do, because a gradient's kernel is timed within the whole backward. Only trials that were timed like the first
+    are compared: events include launching, CUDA graphs do not.
     """
     found = [trial for trial in trials if trial.ms is not None]
     found = [trial for trial in found if bool(trial.events) == bool(found[0].events)]
