@@ -30,10 +30,8 @@ from scsco_fast.kernels.bain_attention_kernels import (
 from scsco_fast.kernels.bain_attention_memory import allocate, key_width, map_like, value_width
 from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Config
 from scsco_fast.kernels.launch import common_dtype, on_device, precision, rows
-from scsco_fast.kernels.packing import BLOCK_C as PACK_BLOCK_C
-from scsco_fast.kernels.packing import BLOCK_P as PACK_BLOCK_P
 from scsco_fast.kernels.packing import (
-    FUSED_OPTIONS,
+    ALL_REGISTERS,
     Affine,
     argument_type,
     bain_attention_moments_kernel,
@@ -41,6 +39,8 @@ from scsco_fast.kernels.packing import (
     channels_last,
     pack,
 )
+from scsco_fast.kernels.packing import BLOCK_C as PACK_BLOCK_C
+from scsco_fast.kernels.packing import BLOCK_P as PACK_BLOCK_P
 from scsco_fast.kernels.packing import SPLITS as PACK_SPLITS
 from scsco_fast.kernels.packing import STAGES as PACK_STAGES
 from scsco_fast.kernels.packing import WARPS as PACK_WARPS
@@ -354,4 +354,5 @@ def _packing_cases() -> Iterator[Case]:
             words = (dtype, "norm" if norm else "", "channels last" if last else "", "fused" if fused else "")
             label = " ".join(word for word in words if word)
             made = _compiled(label, kernel, dtype, constants, absent, warps, PACK_STAGES)
-            yield dataclasses.replace(made, options=FUSED_OPTIONS) if fused else made
+            packs = kernel is bain_attention_pack_kernel
+            yield dataclasses.replace(made, options=ALL_REGISTERS) if packs and (fused or norm) else made
