@@ -28,7 +28,7 @@ BLOCK_P = 64
 BLOCK_C = 32
 WARPS = 4
 STAGES = 2
-# Where a program forms the moments or BAIN's output: at fewer registers up to 80 bytes are spilled on sm_86, 89 and 100.
+# Where a program forms moments or writes BAIN's output: at fewer registers sm_86, 89 and 100 spill up to 80 bytes.
 ALL_REGISTERS = {"maxnreg": 255}
 
 
