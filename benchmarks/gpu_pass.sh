@@ -129,6 +129,7 @@ run_stage() { # STAGE SECONDS ARGUMENTS: SECONDS is what it may take from its st
     case $stage in
         compiles)
             module=gpu_pass.compiles
+            unset TRITON_INTERPRET SCSCO_CUDA_EMULATION # of a stage before it
             set --
             ;;
         pytest)
