@@ -496,6 +496,7 @@ def test_items_that_need_a_library_fail_at_once_without_one(tmp_path: Path, monk
 
     plan = plan_of(tmp_path, tmp_path, rehearse=True)
     monkeypatch.setattr(library, "load", lambda _: (_ for _ in ()).throw(RuntimeError("nvcc is not there")))
+    monkeypatch.setattr(library, "find", lambda _: None)
     (build, *_), *others = (phase.items for phase in stage.phases(plan))
     with pytest.raises(RuntimeError, match="nvcc is not there"):
         list(build.measure())
