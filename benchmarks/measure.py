@@ -14,6 +14,7 @@ from scsco_fast.benchmarks.timing import (
     Timing,
     Work,
     gradients_of,
+    note_of,
     peak_mib,
     sets_that_fill_a_cache,
     take_turns,
@@ -108,9 +109,7 @@ def timed(row: Row, timing: Timing | Exception, count: Count, ceiling: Ceiling) 
         return replace(row, note=reason(timing))
     seconds = timing.ms / 1e3
     row = replace(row, ms=timing.ms, ms_20=timing.low, ms_80=timing.high, gbs=count.nbytes / seconds / 1e9)
-    if timing.events:
-        said = f"timed by events, launching included: {timing.events}"
-        row = replace(row, note=f"{row.note}; {said}" if row.note else said)
+    row = replace(row, note="; ".join(filter(None, (row.note, note_of(timing.events)))))
     least = {"memory": count.nbytes / ceiling.copy}
     if count.flop is not None:
         row = replace(row, tflops=count.flop / seconds / 1e12)

@@ -127,6 +127,11 @@ def summary(times: Sequence[float], events: str = "") -> Timing:
     return Timing(statistics.median(ordered), ordered[fifth], ordered[-1 - fifth], events)
 
 
+def note_of(events: str) -> str:
+    """What a row says of a time by events; "" where there is no reason for one."""
+    return f"timed by events, launching included: {events}" if events else ""
+
+
 def on_gpu(work: Work) -> bool:
     return work.sets[0][0].is_cuda
 

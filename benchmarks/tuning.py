@@ -18,7 +18,7 @@ from scsco_fast.benchmarks import operations, rows
 from scsco_fast.benchmarks.measure import error_of, reason
 from scsco_fast.benchmarks.operations import Case, Variant
 from scsco_fast.benchmarks.rows import Row
-from scsco_fast.benchmarks.timing import Work, sets_that_fill_a_cache, take_turns
+from scsco_fast.benchmarks.timing import Work, note_of, sets_that_fill_a_cache, take_turns
 from scsco_fast.errors import ScscoError
 
 if TYPE_CHECKING:
@@ -195,7 +195,7 @@ def row_of(key: "Key", trial: Trial, where: dict[str, Any]) -> Row:
         ms_80=trial.high,
         error=None if trial.error is None or trial.error != trial.error else trial.error,
         gate=GATE[key[1]][trial.kernel != "fwd"],
-        note=trial.reason or (f"timed by events, launching included: {trial.events}" if trial.events else ""),
+        note=trial.reason or note_of(trial.events),
     )
 
 

@@ -94,10 +94,8 @@ def sanitized(plan: Plan, backend: str, check: str) -> Iterator[Record]:
 
     Torch's caching allocator hands out parts of large blocks, in which an access out of bounds is none: it is off.
     """
-    tool, program = (
-        shutil.which(TOOL, path=TOOL_PATH),
-        Path(__file__).resolve().parents[2] / "tests/kernels/every_kernel.py",
-    )
+    tool = shutil.which(TOOL, path=TOOL_PATH)
+    program = Path(__file__).resolve().parents[2] / "tests/kernels/every_kernel.py"
     if tool is None or plan.rehearsing:
         yield {"note": f"{TOOL} is not there" if tool is None else "there is no GPU to check"}
         return

@@ -103,3 +103,10 @@ def test_module_equals_its_eager_self() -> None:
         results.append([y, *torch.autograd.grad(y.square().sum(), [x, *bain.parameters()])])
     for ours, theirs in zip(*results, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4 * float(theirs.detach().abs().max()))
+
+
+def test_a_float64_map_is_refused_and_not_computed_in_float32() -> None:
+    maps = inputs(1, 2, 3)
+    maps[3] = maps[3].double()
+    with pytest.raises(RuntimeError, match="float64 inputs"):
+        sf.ops.bain_norm(*maps[:4], make_mask("block", 1, 2, 3), backend="triton")
