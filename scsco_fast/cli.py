@@ -79,6 +79,16 @@ class EvaluateOptions:
     """Folder of any method's outputs: one for each composite, of its name, with any picture suffix."""
     identity: bool = False
     """Score the untouched composites, without a model."""
+    baseline: tuple[Literal["half-statistics", "half-mean", "full-statistics", "full-mean", "mean"], ...] = ()
+    """References without a network, scored on the same pictures. They move the foreground's colours towards the
+    background's, per channel: half-statistics half-way to its mean and deviation, half-mean (or mean) half-way to its
+    mean, full-statistics and full-mean all the way."""
+    untouched: bool = False
+    """Give the real pictures to the method instead of the composites. They need no correction, so whatever it changes
+    is damage, and 0 is right."""
+    repeat: int = 1
+    """Apply the model this many times, each time to its last output, and show the MSE after each: how far it drifts.
+    All other figures are those of the first time."""
     protocol: Literal["strict", "dovenet", "rainnet", "idih", "pctnet", "harmonizer"] = "strict"
     """How files are read and resized and what is averaged: docs/evaluation.md. Figures compare only within one."""
     resolution: str | None = None
@@ -501,7 +511,7 @@ def _resumed(rest: list[str]) -> tuple[Any, str]:
 def _evaluate(arguments: list[str]) -> int:
     if arguments[:1] == ["compare"]:
         return _compare(arguments[1:])
-    options = _parse(EvaluateOptions, arguments, "scsco evaluate")
+    options = _parse(EvaluateOptions, _gathered(arguments, "--baseline"), "scsco evaluate")
     _check_evaluated(options)
     _check_backend()
     from scsco_fast.evaluate import evaluate
@@ -518,6 +528,9 @@ def _evaluate(arguments: list[str]) -> int:
             model if model is None or resolution is not None else _at_full_resolution(model),
             dataset,
             protocol=options.protocol,
+            baselines=options.baseline,
+            untouched=options.untouched,
+            repeat=options.repeat,
             csv=options.csv,
             device="cpu" if resolution is None else device,
             batch_size=options.batch_size,
@@ -527,11 +540,12 @@ def _evaluate(arguments: list[str]) -> int:
         )
     if options.json is not None:
         result.write_json(options.json)
-    for table in (result.table(), result.published_table()):
+    tables = (result.table(), result.methods_table(), result.differences_table(), result.drift_table())
+    for table in (*tables, result.published_table()):
         if table is not None:
             _print_table(table)
     if result.scored != "identity":
-        print(result.improvement())
+        print(result.damage() if options.untouched else result.improvement())
     _write_examples(model, dataset, options)
     for path in (options.csv, options.json, options.strip, options.save):
         if path is not None:
@@ -556,6 +570,52 @@ def _check_evaluated(options: EvaluateOptions) -> None:
         raise ScscoError("--dataset iharmony4 needs --root, the folder of iHarmony4; or give it as --dataset DIR")
     if options.dataset == "synthetic" and options.predictions is not None:
         raise ScscoError("--predictions needs --dataset DIR: synthetic composites have no file names to match")
+    _check_input(options)
+
+
+def _check_input(options: EvaluateOptions) -> None:
+    """--repeat and --untouched, which need something that can be applied to a picture."""
+    if options.repeat < 1:
+        raise ScscoError(f"--repeat is {options.repeat}; wanted at least 1, which applies the model once")
+    identity = options.identity or options.model == "none"
+    without = "--predictions" if options.predictions is not None else "--identity" if identity else None
+    if options.repeat > 1 and without is not None:
+        raise ScscoError(
+            f"--repeat {options.repeat} gives a model's output back to it, but with {without} there is no model; "
+            f"leave --repeat out, or give --model FILE instead of {without}"
+        )
+    if options.untouched and options.predictions is not None:
+        raise ScscoError(
+            "--untouched gives real pictures to the method, but --predictions are outputs made of composites; "
+            "leave --untouched out, or give --model FILE instead of --predictions"
+        )
+    if options.untouched and identity and not options.baseline:
+        raise ScscoError(
+            "--untouched shows what a method does to real pictures, but with --identity there is no method; "
+            "give --model FILE or --baseline NAME"
+        )
+    if options.untouched and (options.strip is not None or options.save is not None):
+        raise ScscoError("--strip and --save show composites and what becomes of them; leave them out with --untouched")
+
+
+def _gathered(arguments: list[str], option: str) -> list[str]:
+    """The values of an option that is given several times behind one name; the last alone would count otherwise."""
+    if sum(argument.split("=")[0] == option for argument in arguments) < 2:
+        return arguments
+    kept: list[str] = []
+    values: list[str] = []
+    inside = False
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name == option:
+            inside = not value
+            values += [value] if value else []
+        elif inside and not argument.startswith("-"):
+            values.append(argument)
+        else:
+            inside = False
+            kept.append(argument)
+    return [*kept, option, *values]
 
 
 def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | None:

@@ -6,57 +6,23 @@ import csv
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluate import Row, cell
+from scsco_fast.evaluate import COLUMNS, cell
 from scsco_fast.files import replacing
 from scsco_fast.metrics import METRICS
+from scsco_fast.paired import LEVEL, RESAMPLES, Difference, mean_difference
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-Verdict = Literal["better", "worse", "noise"]
-
-RESAMPLES = 10_000
-LEVEL = 0.95  # of the interval
-# With n pictures all on one side the interval never holds 0; by chance that happens in 2^(1-n) of all cases: 6 % for 5,
-# 0.2 % for 10. Below, every difference is called noise.
-FEWEST_PICTURES = 10
-
-_LOWER_IS_BETTER = ("mse", "fmse")
-_BLOCK = 1 << 20  # drawn indices at a time: 16 MB, whatever the number of pictures and resamples
 _NAMES_SAID = 3
 _SAME = 1e-6  # relative: the composite's own MSE in both files
 _FIXED = ("width", "height")
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean over pictures of B's value less A's.
-
-    Attributes:
-        group: a subset, or "all".
-        metric: one of `METRICS`.
-        pictures: pairs in the mean; pairs without a finite difference are not.
-        left_out: how many those are.
-        difference: the mean, NaN where no pair is left.
-        low: lower end of the bootstrap percentile interval.
-        high: upper end.
-        verdict: of B against A; "noise" where the interval holds 0 or there are fewer than `FEWEST_PICTURES` pairs.
-    """
-
-    group: str
-    metric: str
-    pictures: int
-    left_out: int
-    difference: float
-    low: float
-    high: float
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -143,49 +109,18 @@ def compare(
     names = sorted(set(one.subsets))
     groups = [(name, change[subsets == name]) for name in (names if len(names) > 1 else [])]
     found = [
-        _difference(group, metric, values[:, index], resamples, seed)
+        mean_difference(metric, values[:, index], resamples, seed, group)
         for group, values in [*groups, ("all", change)]
         for index, metric in enumerate(METRICS)
     ]
     return Comparison(one.protocol, one.resolution, found)
 
 
-def bootstrap_interval(values: np.ndarray, resamples: int, seed: int) -> tuple[float, float]:
-    """The percentile interval, at `LEVEL`, of the mean of (N,) values; N is at least 1.
-
-    Examples:
-        >>> low, high = bootstrap_interval(np.arange(101.0), 1000, seed=0)
-        >>> low < 50 < high
-        True
-    """
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    step = max(1, _BLOCK // len(values))
-    for start in range(0, resamples, step):
-        drawn = rng.integers(len(values), size=(min(step, resamples - start), len(values)))
-        means[start : start + len(drawn)] = values[drawn].mean(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
-
-
-def _difference(group: str, metric: str, values: np.ndarray, resamples: int, seed: int) -> Difference:
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        return Difference(group, metric, 0, len(values), math.nan, math.nan, math.nan, "noise")
-    low, high = bootstrap_interval(finite, resamples, seed)
-    verdict: Verdict = "noise"
-    if len(finite) >= FEWEST_PICTURES and (low > 0 or high < 0):
-        verdict = "better" if (high < 0) == (metric in _LOWER_IS_BETTER) else "worse"
-    left_out = len(values) - len(finite)
-    return Difference(group, metric, len(finite), left_out, float(finite.mean()), low, high, verdict)
-
-
 def _read(path: str | os.PathLike[str]) -> _Scores:
     try:
         with open(path, newline="", encoding="utf-8") as file:
             reader = csv.DictReader(file)
-            wanted = [entry.name for entry in fields(Row)]
-            missing = [name for name in wanted if name not in (reader.fieldnames or [])]
+            missing = [name for name in COLUMNS if name not in (reader.fieldnames or [])]
             if missing:
                 raise ScscoError(f"{path}: has no column {missing[0]}; a file of scsco evaluate --csv is wanted")
             rows = list(reader)

@@ -10,13 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from generated_triplets import write_random_triplets
 from PIL import Image
 
 from scsco_fast import cli
+from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.errors import ScscoError
+from scsco_fast.harmonize import harmonize
+from scsco_fast.metrics import score
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.protocols import PROTOCOLS
 from scsco_fast.train import PRESETS
-from scsco_fast.weights import save_model
+from scsco_fast.triplets import Triplet, Triplets
+from scsco_fast.weights import load_model, save_model
 
 
 @pytest.fixture
@@ -93,6 +100,21 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["evaluate", "--identity", "--root", "x"], "--root belongs to --dataset iharmony4"),
         (["evaluate", "--identity", "--dataset", "/nowhere"], "/nowhere: no such folder"),
         (["evaluate", "--predictions", "/nowhere"], "--predictions needs --dataset DIR"),
+        (["evaluate", "--repeat", "0"], "--repeat is 0; wanted at least 1"),
+        (["evaluate", "--identity", "--repeat", "2"], "leave --repeat out, or give --model FILE instead of --identity"),
+        (["evaluate", "--model", "none", "--repeat", "2"], "there is no model"),
+        (
+            ["evaluate", "--predictions", "p", "--dataset", "d", "--repeat", "2"],
+            "leave --repeat out, or give --model FILE instead of --predictions",
+        ),
+        (
+            ["evaluate", "--predictions", "p", "--dataset", "d", "--untouched"],
+            "leave --untouched out, or give --model FILE instead of --predictions",
+        ),
+        (["evaluate", "--identity", "--untouched"], "give --model FILE or --baseline NAME"),
+        (["evaluate", "--untouched", "--strip", "s.png"], "leave them out with --untouched"),
+        (["evaluate", "--baseline", "median"], "invalid choice 'median' for argument '--baseline'"),
+        (["evaluate", "--baseline", "mean", "--baseline", "median"], "invalid choice 'median'"),
         (["evaluate", "compare"], "missing an argument"),
         (["evaluate", "compare", "/nowhere.csv", "/nowhere.csv"], "/nowhere.csv: cannot be read"),
         (["evaluate", "--model", "none", "--count", "0"], "--count is 0"),
@@ -213,6 +235,57 @@ def test_evaluate_without_a_model(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert cli.main(["evaluate", "--model", "none", "--count", "2", "--resolution", "32", "--save", str(saved)]) == 0
     assert "mean MSE" not in capsys.readouterr().out
     assert not list(saved.glob("*_output.png"))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["--baseline", "half-statistics", "mean"],
+        ["--baseline", "half-statistics", "--baseline", "mean"],
+        ["--baseline=half-statistics", "--baseline", "mean"],
+    ],
+)
+def test_evaluate_shows_every_baseline_that_is_named(
+    given: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "e.json"
+    arguments = ["evaluate", *given, "--identity", "--count", "2", "--resolution", "32", "--json", str(target)]
+    assert cli.main(arguments) == 0
+    assert json.loads(target.read_text())["baselines"] == ["half-statistics", "half-mean"]
+    text = capsys.readouterr().out
+    assert "half-statistics" in text
+    assert "half-mean" in text
+
+
+@pytest.mark.parametrize("resolution", ["32", "full"])
+def test_evaluate_real_pictures_again_and_again(
+    resolution: str, model_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_random_triplets(tmp_path / "data")
+    arguments = ["evaluate", "--model", model_file, "--dataset", str(tmp_path / "data"), "--resolution", resolution]
+    target = tmp_path / "rows.csv"
+    assert cli.main([*arguments, "--untouched", "--repeat", "2", "--csv", str(target)]) == 0
+    text = capsys.readouterr().out
+    assert "\ndamage to real pictures" in text
+    assert "mean MSE 0.00" not in text
+    with target.open() as file:
+        row = next(csv.DictReader(file))
+    members = IHarmony4(tmp_path / "data", "test").members
+    sample = Triplets(members, PROTOCOLS["strict"], None if resolution == "full" else 32)[0]
+    assert isinstance(sample, Triplet)
+    assert sample.name == row["name"]
+    model, output = load_model(model_file), sample.real
+    for column in ("mse", "repeat_2_mse"):
+        if resolution == "full":
+            pixels = output.permute(1, 2, 0).contiguous().numpy()
+            output = torch.from_numpy(harmonize(pixels, sample.mask[0].numpy(), model)).permute(2, 0, 1)
+        else:
+            with torch.inference_mode():
+                output = model(output[None], sample.mask[None])[0].clamp(0, 1)
+        wanted = score(output, sample.real, sample.mask)["mse"]
+        assert float(row[column]) == pytest.approx(wanted, rel=1e-4)
+        assert wanted > 0
+    assert row["composite_mse"] == "0.0"
 
 
 def test_harmonize_one(

@@ -4,17 +4,17 @@ import csv
 import json
 import math
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from scsco_fast import cli
-from scsco_fast.compare import FEWEST_PICTURES, Comparison, bootstrap_interval, compare
+from scsco_fast.compare import Comparison, compare
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluate import Row
+from scsco_fast.evaluate import COLUMNS
 from scsco_fast.metrics import METRICS
+from scsco_fast.paired import FEWEST_PICTURES, bootstrap_interval
 
 
 def write_table(
@@ -27,13 +27,13 @@ def write_table(
     """A CSV file with `values` per metric (1 where none are given), its rows in reversed order every second time."""
     rows = []
     for index in range(count):
-        row = {field.name: 1.0 for field in fields(Row)}
+        row = dict.fromkeys(COLUMNS, 1.0)
         row |= {"name": f"c{index}_1_1.jpg", "subset": subset(index), "width": 640, "height": 480}
         row |= {"protocol": "idih", "resolution": "256", "composite_mse": 100.0 + index}
         row |= {metric: column[index] for metric, column in values.items()}
         rows.append(row | changed)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [field.name for field in fields(Row)])
+        writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows if path.stem == "a" else rows[::-1])
     return path
@@ -134,9 +134,9 @@ def test_the_bootstrap_is_seeded_and_its_blocks_do_not_show(monkeypatch: pytest.
     wanted = bootstrap_interval(values, 1000, seed=3)
     assert bootstrap_interval(values, 1000, seed=3) == wanted
     assert bootstrap_interval(values, 1000, seed=4) != wanted
-    monkeypatch.setattr("scsco_fast.compare._BLOCK", 700)
+    monkeypatch.setattr("scsco_fast.paired._BLOCK", 700)
     assert bootstrap_interval(values, 1000, seed=3) == wanted
-    monkeypatch.setattr("scsco_fast.compare._BLOCK", 1)
+    monkeypatch.setattr("scsco_fast.paired._BLOCK", 1)
     assert bootstrap_interval(values, 1000, seed=3) == wanted
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from scsco_fast import evaluate as module
+from scsco_fast.baselines import BASELINES
+from scsco_fast.compare import compare
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 from scsco_fast.evaluate import Evaluation, Row, evaluate
@@ -65,6 +68,10 @@ def measured(model: module.Model | None, dataset: module.Samples, **options: Any
 def printed(evaluation: Evaluation) -> str:
     console = Console(file=io.StringIO(), width=300)
     console.print(evaluation.table())
+    console.print(evaluation.methods_table())
+    for table in (evaluation.differences_table(), evaluation.drift_table()):
+        if table is not None:
+            console.print(table)
     if evaluation.published_table() is not None:
         console.print(evaluation.published_table())
     return console.file.getvalue()  # type: ignore[attr-defined]
@@ -266,7 +273,7 @@ def test_memory_does_not_grow_with_the_dataset(generator: bool, tmp_path: Path) 
         few, many = peak(500), peak(2000)
     finally:
         tracemalloc.stop()
-    # A group that keeps its rows makes this 0.6 MB.
+    # Six numbers of each picture make this 0.1 MB; a group that keeps its rows, 0.6 MB.
     assert many - few < 200_000
     assert len((tmp_path / "2000.csv").read_text().splitlines()) == 1801
 
@@ -334,3 +341,201 @@ def test_a_model_that_answers_nonsense_is_an_error() -> None:
         evaluate(lambda composite, mask: composite * math.nan, Listed(ITEMS))
     with pytest.raises(ScscoError, match="protocol 'x'"):
         evaluate(None, Listed(ITEMS), protocol="x")
+
+
+def many(count: int = 12) -> Listed:
+    """Pictures of different errors; one of them is the real picture itself."""
+    return Listed([sample(f"{number}.jpg", "s", 1 + number % 7, 0.03 * number) for number in range(count)])
+
+
+def test_baselines_are_scored_on_the_same_pictures(tmp_path: Path) -> None:
+    evaluation, rows = measured(
+        halve_the_error, Listed(ITEMS), baselines=["mean", "full-statistics", "half-mean"], csv=tmp_path / "rows.csv"
+    )
+    assert evaluation.baselines == ("half-mean", "full-statistics")
+    good = [item for item in ITEMS if isinstance(item, Sample)]
+    with open(tmp_path / "rows.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    for row, item, line in zip(rows, good, written, strict=True):
+        for name in evaluation.baselines:
+            output = BASELINES[name](item.composite[None], item.mask[None])[0]
+            wanted = score(output, item.real, item.mask)
+            assert row.baselines[name] == pytest.approx(wanted, rel=1e-9)
+            for metric, value in wanted.items():
+                assert float(line[f"{name.replace('-', '_')}_{metric}"]) == pytest.approx(value, rel=1e-9)
+    assert list(written[0]) == [*module.COLUMNS, *evaluation.extra_columns]
+    group = next(summary for summary in evaluation.summaries() if summary.group == "HCOCO")
+    both = [rows[index].baselines["half-mean"]["mse"] for index in (0, 2)]
+    assert group.means["half_mean_mse"] == pytest.approx(sum(both) / 2)
+
+
+def test_each_method_is_summed_up_with_median_and_losses() -> None:
+    evaluation, rows = measured(halve_the_error, many(), baselines=["half-statistics"])
+    composite, baseline, model = evaluation.methods()
+    assert [entry.method for entry in evaluation.methods()] == ["composite", "half-statistics", "model"]
+    before = np.array([row.composite_mse for row in rows])
+    for entry, metrics in (
+        (composite, [(row.composite_mse, row.composite_psnr, row.composite_fmse) for row in rows]),
+        (baseline, [tuple(row.baselines["half-statistics"][m] for m in ("mse", "psnr", "fmse")) for row in rows]),
+        (model, [(row.mse, row.psnr, row.fmse) for row in rows]),
+    ):
+        mse, psnr, fmse = np.array(metrics).T
+        assert (entry.mse, entry.median_mse) == pytest.approx((mse.mean(), np.median(mse)))
+        assert entry.psnr == pytest.approx(psnr[np.isfinite(psnr)].mean())
+        assert (entry.fmse, entry.median_fmse) == pytest.approx((fmse.mean(), np.median(fmse)))
+        assert (entry.worse, entry.worse_share) == ((mse > before).sum(), (mse > before).mean())
+    # 0.05 too much where the composite is off by less than 0.025: the pictures with 0 and 0.03 / 2.
+    assert (model.worse, model.pictures) == (1, 12)
+    assert 0 < baseline.worse < 12
+    text = printed(evaluation)
+    assert "1 of 12 (8%)" in text
+    assert "the model less each reference" in text
+
+
+def test_differences_are_those_of_comparing_two_tables(tmp_path: Path) -> None:
+    """The same pairs, intervals and verdicts as `compare`, of a table whose output is the reference."""
+    evaluation, _ = measured(halve_the_error, many(), baselines=["half-mean"], csv=tmp_path / "model.csv")
+    evaluate(BASELINES["half-mean"], many(), csv=tmp_path / "half-mean.csv")
+    evaluate(None, many(), csv=tmp_path / "composite.csv")
+    found = {(name, entry.metric): entry for name, entry in evaluation.differences()}
+    assert list(found) == [(name, metric) for name in ("composite", "half-mean") for metric in ("mse", "psnr")]
+    for name in ("composite", "half-mean"):
+        compared = compare(tmp_path / f"{name}.csv", tmp_path / "model.csv")
+        for entry in compared.differences:
+            if entry.metric in ("mse", "psnr"):
+                ours = found[name, entry.metric]
+                assert (ours.pictures, ours.left_out, ours.verdict) == (entry.pictures, entry.left_out, entry.verdict)
+                assert (ours.difference, ours.low, ours.high) == pytest.approx(
+                    (entry.difference, entry.low, entry.high)
+                )
+    assert found["composite", "mse"].verdict == "better"
+
+
+def test_without_a_method_there_is_nothing_to_compare() -> None:
+    evaluation = evaluate(None, Listed(ITEMS), baselines=["mean"])
+    assert [entry.method for entry in evaluation.methods()] == ["composite", "half-mean"]
+    assert evaluation.differences() == evaluation.drift() == []
+    assert "half-mean" in printed(evaluation)
+
+
+def test_untouched_gives_the_real_picture_and_measures_what_is_changed(tmp_path: Path) -> None:
+    given: list[Tensor] = []
+
+    def darken(composite: Tensor, mask: Tensor) -> Tensor:
+        given.extend(composite)
+        return composite - 0.1 * mask * composite[:, :1].mean()
+
+    evaluation, rows = measured(darken, Listed(ITEMS), baselines=["mean"], untouched=True)
+    good = [item for item in ITEMS if isinstance(item, Sample)]
+    for seen, row, item in zip(given, rows, good, strict=True):
+        assert torch.equal(seen, item.real)
+        assert (row.composite_mse, row.composite_psnr) == (0, math.inf)
+        assert row.mse > 0
+        reference = BASELINES["half-mean"](item.real[None], item.mask[None])[0]
+        assert row.baselines["half-mean"]["mse"] == pytest.approx(score(reference, item.real, item.mask)["mse"])
+    mse, fmse = [row.mse for row in rows], [row.fmse for row in rows]
+    line = evaluation.damage()
+    assert f"MSE {np.mean(mse):.2f} (median {np.median(mse):.2f})" in line
+    assert f"foreground MSE {np.mean(fmse):.2f} (median {np.median(fmse):.2f})" in line
+    assert [(entry.method, entry.worse) for entry in evaluation.methods()] == [
+        ("real", 0),
+        ("half-mean", 3),
+        ("model", 3),
+    ]
+    assert ("real", "psnr") not in [(name, entry.metric) for name, entry in evaluation.differences()]
+    with pytest.raises(ScscoError, match="see damage"):
+        evaluation.improvement()
+    evaluation.write_json(tmp_path / "all.json")
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert (content["input"], content["improvement"], content["damage"]) == ("real", None, line)
+    assert content["published"] == []
+    assert "3 real pictures as input" in printed(evaluation)
+
+
+def test_a_repeated_model_gets_its_own_output() -> None:
+    """Each pass takes a twentieth of the range off the foreground, which stops at black."""
+
+    def darken(composite: Tensor, mask: Tensor) -> Tensor:
+        assert composite.min() >= 0
+        return composite - 0.05 * mask
+
+    item = sample("a", "s", 4, 0.0)
+    evaluation, rows = measured(darken, Listed([item]), repeat=8)
+    wanted = [
+        score((item.real - 0.05 * number * item.mask).clamp(0, 1), item.real, item.mask)["mse"]
+        for number in range(1, 9)
+    ]
+    assert [rows[0].mse, *rows[0].repeats] == pytest.approx(wanted, rel=1e-5)
+    drift = evaluation.drift()
+    assert [entry.repeat for entry in drift] == list(range(1, 9))
+    assert [entry.mse for entry in drift] == pytest.approx(wanted, rel=1e-5)
+    assert [entry.ratio for entry in drift] == pytest.approx([value / wanted[0] for value in wanted], rel=1e-5)
+    assert drift[1].ratio == pytest.approx(4, rel=1e-3)
+    assert evaluation.methods()[-1].mse == rows[0].mse
+
+
+def test_repeats_see_the_real_background_where_the_protocol_says_so() -> None:
+    """A model that ruins the background gets the real one back before it is applied again."""
+
+    def ruin(composite: Tensor, mask: Tensor) -> Tensor:
+        return composite.mean(dim=(2, 3), keepdim=True).expand_as(composite)
+
+    item = sample("a", "s", 4)
+    _, rows = measured(ruin, Listed([item]), repeat=2, protocol="rainnet")
+    background = torch.where(item.mask > 0.5, item.composite, item.real)
+    for value in (rows[0].mse, *rows[0].repeats):
+        output = ruin(background[None], item.mask[None])[0]
+        assert value == pytest.approx(score(output, item.real, item.mask, "rainnet")["mse"], rel=1e-6)
+        background = torch.where(item.mask > 0.5, output, item.real)
+
+
+def test_repeats_are_in_every_file(tmp_path: Path) -> None:
+    evaluation, rows = measured(halve_the_error, Listed(ITEMS), repeat=3, csv=tmp_path / "rows.csv")
+    with open(tmp_path / "rows.csv", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(float(line["repeat_2_mse"]), float(line["repeat_3_mse"])) for line in written] == [
+        row.repeats for row in rows
+    ]
+    evaluation.write_json(tmp_path / "all.json")
+    content = json.loads((tmp_path / "all.json").read_text())
+    assert [entry["mse"] for entry in content["drift"]] == [entry.mse for entry in evaluation.drift()]
+    assert [entry["method"] for entry in content["methods"]] == ["composite", "model"]
+    assert [(entry["reference"], entry["metric"]) for entry in content["differences"]] == [
+        ("composite", "mse"),
+        ("composite", "psnr"),
+    ]
+    assert "given back" in printed(evaluation)
+    once = evaluate(halve_the_error, Listed(ITEMS))
+    assert once.drift_table() is None
+    assert [entry.ratio for entry in once.drift()] == [1]
+
+
+def test_pictures_without_any_error_have_an_infinite_psnr() -> None:
+    perfect = [sample(name, "s", 3, shift=0.0) for name in "pq"]
+    evaluation = evaluate(None, Listed([*perfect]))
+    summary = evaluation.summaries()[-1]
+    assert (summary.means["psnr"], summary.means["mse"], summary.left_out["psnr"]) == (math.inf, 0, 2)
+    text = printed(evaluation)
+    assert "inf" in text
+    assert "nan" not in text
+    line = evaluate(lambda composite, mask: composite, Listed([*perfect])).improvement()
+    assert line.startswith("mean MSE 0.00 -> 0.00, mean PSNR inf -> inf dB over 2 pictures")
+    small = [sample("small", "s", 3, height=10)]  # smaller than the window of SSIM: undefined
+    assert math.isnan(evaluate(None, Listed([*small], size=None)).summaries()[-1].means["ssim"])
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        (halve_the_error, {"repeat": 0}, "repeat is 0; at least 1"),
+        (None, {"repeat": 2}, "no model to give its output to"),
+        (None, {"untouched": True}, "give a model or a baseline"),
+        (None, {"baselines": ["median"]}, "baseline 'median' is unknown"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    model: module.Model | None, options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ScscoError, match=message):
+        evaluate(model, Listed(ITEMS), csv=tmp_path / "rows.csv", **options)
+    assert list(tmp_path.iterdir()) == []

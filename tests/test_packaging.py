@@ -44,7 +44,7 @@ ORDER = (
         "nn",
         "negatives",
     ),
-    *("loss", "data", "protocols", "metrics", "triplets", "published", "evaluate", "compare"),
+    *("loss", "data", "protocols", "metrics", "triplets", "published", "baselines", "paired", "evaluate", "compare"),
     *("weights", "harmonize", "strips", "harmonize_files", "harmonize_folders", "export", "demo", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
