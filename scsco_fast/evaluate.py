@@ -386,8 +386,8 @@ class Evaluation:
 
         if self.repeat == 1 or not self.drift():
             return None
-        table = Table(title="the model's output given back to it: MSE to the real picture")
-        for name in ("repeat", "mean MSE", "median MSE", "mean / first"):
+        table = Table(title="output given back to the model")
+        for name in ("repeat", "mean MSE\nto the real", "median MSE\nto the real", "mean /\nfirst mean"):
             table.add_column(name, justify="right")
         for entry in self.drift():
             table.add_row(str(entry.repeat), f"{entry.mse:.2f}", f"{entry.median_mse:.2f}", f"{entry.ratio:.3f}")

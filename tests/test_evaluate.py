@@ -325,6 +325,9 @@ def test_published_rows_are_for_the_test_split_at_256() -> None:
     assert evaluation_of(["HCOCO"], split="train").published() == []
     assert evaluation_of(["HCOCO"], split=None).published() == []
     assert evaluation_of(["HCOCO"], resolution="full").published() == []
+    real = evaluation_of(["HCOCO"])
+    real.untouched = True
+    assert real.published() == []
 
 
 def test_an_evaluation_without_a_good_sample_is_an_error() -> None:
