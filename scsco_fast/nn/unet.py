@@ -13,7 +13,10 @@ from scsco_fast.regions import THRESHOLD, Regions
 
 NORMS = ("bain", "rain", "instance", "rainnet")
 IN_CHANNELS = (3, 4, 7)
-HEADS = ("direct", "residual")
+HEADS = ("direct", "residual", "affine")
+UPSAMPLINGS = ("transposed", "resize")
+ENCODER_NORMS = ("instance", "none")
+AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
 WORKING_SIZE = 256
 INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
@@ -70,10 +73,15 @@ class HarmonizationUNet(nn.Module):
         dropout: bool = True,
         project_value: bool = False,
         cosine: bool = False,
+        upsampling: str = "transposed",
+        encoder_norm: str = "instance",
     ) -> None:
         super().__init__()
         norms = (norm,) * (levels - 1) if isinstance(norm, str) else tuple(norm)
-        _check_options(in_channels, base_channels, levels, norms, head)
+        _check_options(in_channels, base_channels, levels, norms)
+        _check_choice("head", head, HEADS)
+        _check_choice("upsampling", upsampling, UPSAMPLINGS)
+        _check_choice("encoder_norm", encoder_norm, ENCODER_NORMS)
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "base_channels": base_channels,
@@ -84,11 +92,14 @@ class HarmonizationUNet(nn.Module):
             "dropout": dropout,
             "project_value": project_value,
             "cosine": cosine,
+            "upsampling": upsampling,
+            "encoder_norm": encoder_norm,
         }
         self.working_size = WORKING_SIZE
         self.levels = levels
         self.head = head
         self.in_channels = in_channels
+        self.encoder_norm = encoder_norm
         widths = [base_channels * min(2**level, 8) for level in range(levels)]
 
         self.down = nn.ModuleList(
@@ -97,9 +108,9 @@ class HarmonizationUNet(nn.Module):
         )
         # up[i] leads from level i + 1 to level i of the encoder, up[-1] from the bottleneck; up[0] to the picture.
         inputs = [2 * width for width in widths[:-1]] + [widths[-1]]
-        outputs = [3, *widths[:-1]]
+        outputs = [AFFINE_CHANNELS if head == "affine" else 3, *widths[:-1]]
         self.up = nn.ModuleList(
-            _initialised(nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=level == 0))
+            _initialised(_up(upsampling, wide, narrow, bias=level == 0))
             for level, (wide, narrow) in enumerate(zip(inputs, outputs, strict=True))
         )
         self.norm = nn.ModuleList(
@@ -108,6 +119,9 @@ class HarmonizationUNet(nn.Module):
         )
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
+        if encoder_norm == "none":
+            for convolution in self.down:
+                nn.init.kaiming_normal_(convolution.weight, 0.2)
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
         """Harmonize a batch.
@@ -127,15 +141,40 @@ class HarmonizationUNet(nn.Module):
             ValueError: shapes that do not belong together.
         """
         _check_inputs(composite, mask, valid)
+        blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
+        if self.head == "affine":
+            return composite + affine_change(self.coefficients(composite, mask, valid), composite) * blend
+        prediction = torch.tanh(self._predict(composite, mask, valid))
+        if self.head == "residual":
+            return composite + prediction * blend
+        return torch.lerp(composite, (prediction + 1) / 2, blend)
+
+    def coefficients(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Of an "affine" head the transform D, b of each pixel, `output = c + D c + b` for a colour c: (B, 12, H, W).
+
+        D[i, j] is at channel 3 i + j, and b at 9 to 11. A picture whose longer side exceeds `working_size` is reduced
+        to it for the network, and the coefficients are enlarged: they, not pixels, are what changes with the size.
+
+        Args, Raises: as of `forward`.
+        """
+        if self.head != "affine":
+            raise ValueError(f'only a network with head="affine" has coefficients; this one\'s head is {self.head!r}')
+        _check_inputs(composite, mask, valid)
+        size = composite.shape[-2:]
+        small = reduced_size(size, self.working_size)
+        if torch.compiler.is_exporting() or small == tuple(size):
+            raw = self._predict(composite, mask, valid)
+        else:
+            raw = _enlarge(self._predict(*_reduce(composite, mask, valid, small)), size)
+        return _about_grey(raw)
+
+    def _predict(self, composite: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
+        """The last convolution's maps at the size and in the dtype of the composite."""
         height, width = composite.shape[-2:]
         image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
         regions = Regions(foreground, known)
         prediction = self._decode(*self._encode(image, foreground, regions), regions)
-        prediction = torch.tanh(_crop(prediction, height, width).to(composite.dtype))
-        blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
-        if self.head == "residual":
-            return composite + prediction * blend
-        return torch.lerp(composite, (prediction + 1) / 2, blend)
+        return _crop(prediction, height, width).to(composite.dtype)
 
     def _encode(self, image: Tensor, mask: Tensor, regions: Regions) -> tuple[Tensor, list[Tensor]]:
         """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
@@ -150,7 +189,8 @@ class HarmonizationUNet(nn.Module):
             x = convolution(x)
             if level == self.levels - 1:
                 break
-            x = F.leaky_relu(x if level == 0 else F.instance_norm(x), 0.2)
+            normalised = level > 0 and self.encoder_norm == "instance"
+            x = F.leaky_relu(F.instance_norm(x) if normalised else x, 0.2)
             skips.append(x)
         return x, skips
 
@@ -166,6 +206,63 @@ class HarmonizationUNet(nn.Module):
             if at < GATED:
                 x = torch.sigmoid(self.gate[at](x)) * x
         return self.up[0](F.relu(x))
+
+
+class ConvolveEnlarge(nn.Conv2d):
+    """A 3x3 convolution, then bilinear enlargement by 2.
+
+    Instead of a transposed convolution of stride 2, whose four interleaved kernels leave checkerboards. Convolving
+    before enlarging costs 9/16 of that convolution's multiplications, and a convolution after it 9/4.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.interpolate(super().forward(input), scale_factor=2.0, mode="bilinear")
+
+
+def affine_change(coefficients: Tensor, colour: Tensor) -> Tensor:
+    """D c + b for coefficients (B, 12, H, W), as of `HarmonizationUNet.coefficients`, and colours c (B, 3, H, W)."""
+    change = coefficients[:, 9:]
+    for channel in range(3):
+        change = torch.addcmul(change, coefficients[:, channel:9:3], colour[:, channel : channel + 1])
+    return change
+
+
+def reduced_size(size: Sequence[int], longest: int) -> tuple[int, int]:
+    """Height and width with the longer side reduced to `longest` pixels; a smaller size stays as it is."""
+    scale = min(1.0, longest / max(size))
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def _about_grey(raw: Tensor) -> Tensor:
+    """Coefficients of c from those of c - 0.5, in which a matrix and an offset can be learned apart."""
+    offset = raw[:, 9:] - 0.5 * (raw[:, 0:9:3] + raw[:, 1:9:3] + raw[:, 2:9:3])
+    return torch.cat([raw[:, :9], offset], dim=1)
+
+
+def _reduce(
+    composite: Tensor, mask: Tensor, valid: Tensor | None, size: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Means over pixels; colours are means over valid pixels."""
+
+    def shrink(x: Tensor) -> Tensor:
+        return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+    if valid is None:
+        return shrink(composite), shrink(mask), None
+    known = valid.to(composite.dtype)
+    share = shrink(known)
+    colour = shrink(torch.where(known > THRESHOLD, composite, 0) * known) / share.clamp_min(1e-6)
+    return colour, shrink(mask * known) / share.clamp_min(1e-6), (share > 0).to(known.dtype)
+
+
+def _enlarge(raw: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(raw, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def _up(upsampling: str, wide: int, narrow: int, bias: bool) -> nn.Conv2d | nn.ConvTranspose2d:
+    if upsampling == "resize":
+        return ConvolveEnlarge(wide, narrow, 3, padding=1, bias=bias)
+    return nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=bias)
 
 
 def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
@@ -228,7 +325,12 @@ def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None
             raise ValueError(f"{name} must have the composite's batch and size {wanted}, got {tuple(tensor.shape)}")
 
 
-def _check_options(in_channels: int, base_channels: int, levels: int, norms: tuple[str, ...], head: str) -> None:
+def _check_choice(name: str, given: str, wanted: tuple[str, ...]) -> None:
+    if given not in wanted:
+        raise ValueError(f"{name} must be one of {', '.join(wanted)}, got {given!r}")
+
+
+def _check_options(in_channels: int, base_channels: int, levels: int, norms: tuple[str, ...]) -> None:
     if in_channels not in IN_CHANNELS:
         raise ValueError(f"in_channels must be 3, 4 (with the mask) or 7 (with matched colours), got {in_channels}")
     if base_channels < 1:
@@ -237,5 +339,3 @@ def _check_options(in_channels: int, base_channels: int, levels: int, norms: tup
         raise ValueError(f"levels must be 5 to 10, got {levels}")
     if len(norms) != levels - 1 or any(name not in NORMS for name in norms):
         raise ValueError(f"norm must be one of {', '.join(NORMS)}, or {levels - 1} of them, got {norms}")
-    if head not in HEADS:
-        raise ValueError(f"head must be one of {', '.join(HEADS)}, got {head!r}")

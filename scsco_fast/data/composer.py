@@ -1,0 +1,341 @@
+"""Composites made in batches on one device: photographs lie there as small pictures, and every step is a tensor operation.
+
+`scsco_fast.data.synthetic` draws one composite at a time with numpy; here a whole batch is cropped, varied, recoloured
+and spoilt together, without a step for which the host waits, so that a GPU makes its own composites and a CPU makes
+several times as many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from scsco_fast.data.photos import Photo, name_hash
+from scsco_fast.data.samples import Batch
+from scsco_fast.data.wide import drawn_shape
+from scsco_fast.errors import ScscoError
+from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
+from scsco_fast.reference.color import rgb_to_lab
+
+CANDIDATES = 6  # foregrounds kept of a photograph that was segmented
+DRAWN = 1  # drawn shapes for each of these
+
+# Shares of a batch, by place: which sample comes where is random, so fixed places are random samples.
+UNCHANGED = 0.10
+TRANSFERRED = 0.45  # a third by each of TRANSFERS; all others go through retouching curves alone
+AS_TAKEN = 0.7  # real pictures that stay as the camera made them
+
+FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
+LARGEST_FMSE = 16_000.0  # mean squared error of the foreground, 0-255 scale; real composites reach 10,044
+STRENGTHS = (0.4, 4.5)  # of retouching curves, log-uniform
+MEAN_DISTANCES = (6.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
+REFERENCES = 24  # regions of which the most similar one lends its colours
+REFERENCE_SIDE = 48
+
+
+class Store(NamedTuple):
+    """Photographs and foregrounds on a device.
+
+    Attributes:
+        pictures: (N, 3, S, S) uint8, each squeezed to a square.
+        masks: (M, 1, S, S) uint8, 255 on a foreground.
+        owner: (M,) int64, the photograph of each mask.
+        first, count: (N,) int64, where the masks of each photograph begin, and how many they are.
+        boxes: (M, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
+        areas: (M,) float32, share of the photograph.
+        moments: (M, 2, 6) float32, CIE Lab mean and deviation of the foreground and of the rest.
+    """
+
+    pictures: Tensor
+    masks: Tensor
+    owner: Tensor
+    first: Tensor
+    count: Tensor
+    boxes: Tensor
+    areas: Tensor
+    moments: Tensor
+
+    def to(self, device: str | torch.device) -> Store:
+        return Store(*(tensor.to(device) for tensor in self))
+
+
+def build_store(photos: Sequence[Photo], side: int) -> Store:
+    """Squeeze photographs to side x side, with up to `CANDIDATES` of their foregrounds and a drawn one for segmented ones.
+
+    Raises:
+        ScscoError: no photograph has a foreground of `FOREGROUND_RANGE`.
+    """
+    pictures, masks, owner = [], [], []
+    for photo in photos:
+        found = _foregrounds(photo, side)
+        if found:
+            owner += [len(pictures)] * len(found)
+            masks += found
+            pictures.append(_squeeze(photo.rgb, side).transpose(2, 0, 1))
+    if not masks:
+        raise ScscoError(f"none of the {len(photos)} photographs has a foreground to recolour; give them masks")
+    stacked, owners = torch.from_numpy(np.stack(masks)[:, None]), torch.tensor(owner)
+    images = torch.from_numpy(np.stack(pictures))
+    count = torch.bincount(owners, minlength=len(pictures))
+    inside = stacked[:, 0] > 127
+    return Store(
+        images,
+        stacked,
+        owners,
+        count.cumsum(0) - count,
+        count,
+        torch.stack([_box(mask) for mask in inside]),
+        inside.float().mean(dim=(1, 2)),
+        torch.cat([_moments(images[owners[rows]], stacked[rows]) for rows in torch.arange(len(masks)).split(64)]),
+    )
+
+
+def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(name_hash(photo.name))
+    order = rng.permutation(len(photo.candidates))[:CANDIDATES]
+    found = [_squeeze(photo.foreground(int(candidate)), side) for candidate in order]
+    if photo.smoothing > 0:  # segmented, not annotated
+        found += [drawn_shape(side, side, rng) for _ in range(DRAWN)]
+    low, high = FOREGROUND_RANGE
+    return [mask for mask in found if low / 2 < (mask > 127).mean() < 0.8]
+
+
+def _squeeze(array: np.ndarray, side: int) -> np.ndarray:
+    return np.asarray(Image.fromarray(array).resize((side, side), Image.Resampling.BILINEAR))
+
+
+def _box(inside: Tensor) -> Tensor:
+    rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
+    edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
+    return edges.float() / inside.shape[0]
+
+
+def _moments(pictures: Tensor, masks: Tensor) -> Tensor:
+    """(m, 2, 6) of (m, 3, S, S) and (m, 1, S, S) uint8."""
+    lab = rgb_to_lab(pictures.float().flatten(2) / 255)
+    inside = (masks > 127).flatten(2)
+    found = []
+    for region in (inside, ~inside):
+        size = region.sum(2, keepdim=True).clamp(min=1)
+        mean = (lab * region).sum(2, keepdim=True) / size
+        deviation = ((lab - mean).square() * region).sum(2, keepdim=True).div(size).sqrt()
+        found.append(torch.cat([mean, deviation], dim=1)[:, :, 0])
+    return torch.stack(found, dim=1)
+
+
+def compose(store: Store, batch_size: int, size: int, generator: torch.Generator) -> Batch:
+    """A batch of composites, drawn by `generator` (on the store's device) alone."""
+    draw = _Draw(generator, batch_size, store.pictures.device)
+    photo = draw.integers(len(store.pictures))
+    chosen = store.first[photo] + (draw.uniform(0, 1) * store.count[photo]).long()
+    real, soft = _cut(store, chosen, size, draw)
+    real = _vary(real, draw)
+    inside = soft > 0.5
+    recoloured = _recolour(real, inside, store, chosen, draw)
+    composite = _blend(real, recoloured, soft, inside, draw)
+    composite = _spoil(composite, real, draw)
+    mask = _misjudge(soft, draw)
+    names = [f"composite {row}" for row in range(batch_size)]
+    return Batch(composite, real, mask, names, ["synthetic"] * batch_size, [])
+
+
+class _Draw:
+    """Random numbers for each sample of a batch, (B,) or (B, n), on one device."""
+
+    def __init__(self, generator: torch.Generator, batch: int, device: torch.device) -> None:
+        self.generator, self.batch, self.device = generator, batch, device
+
+    def uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        values = torch.rand(self.batch, *shape, generator=self.generator, device=self.device)
+        return low + (high - low) * values
+
+    def normal(self, deviation: float, *shape: int) -> Tensor:
+        return deviation * torch.randn(self.batch, *shape, generator=self.generator, device=self.device)
+
+    def log_uniform(self, low: float, high: float, *shape: int) -> Tensor:
+        return torch.exp(self.uniform(float(np.log(low)), float(np.log(high)), *shape))
+
+    def integers(self, below: int, *shape: int) -> Tensor:
+        return (self.uniform(0, 1, *shape) * below).long().clamp(max=below - 1)
+
+    def happens(self, share: float) -> Tensor:
+        """(B, 1, 1, 1) bool."""
+        return (self.uniform(0, 1) < share)[:, None, None, None]
+
+
+def _column(values: Tensor) -> Tensor:
+    """(B,) or (B, n) to (B, 1 or n, 1, 1)."""
+    return values.reshape(len(values), -1, 1, 1)
+
+
+def _cut(store: Store, chosen: Tensor, size: int, draw: _Draw) -> tuple[Tensor, Tensor]:
+    """Crops (B, 3, size, size) in [0, 1], and masks (B, 1, size, size) in [0, 1]; flipped at random."""
+    box, area = store.boxes[chosen], store.areas[chosen]
+    middle = (box[:, :2] + box[:, 2:]) / 2
+    share = draw.log_uniform(*FOREGROUND_RANGE)
+    least = min(1.0, 0.75 * size / store.pictures.shape[-1])
+    extent = (area / share).sqrt()[:, None] * torch.exp(draw.uniform(-0.11, 0.11))[:, None] ** torch.tensor(
+        [1.0, -1.0], device=draw.device
+    )
+    extent = extent.clamp(least, 1.0)
+    start = (middle - extent * draw.uniform(0.25, 0.75, 2)).clamp(min=0)
+    start = torch.minimum(start, 1 - extent)
+    flip = torch.where(draw.uniform(0, 1) < 0.5, -1.0, 1.0)
+    # grid_sample's coordinates are -1 to 1 from edge to edge.
+    centre = 2 * (start + extent / 2) - 1
+    theta = torch.zeros(draw.batch, 2, 3, device=draw.device)
+    theta[:, 0, 0], theta[:, 1, 1] = extent[:, 0] * flip, extent[:, 1]
+    theta[:, :, 2] = centre
+    grid = F.affine_grid(theta, [draw.batch, 3, size, size], align_corners=False)
+    pixels = torch.cat([store.pictures[store.owner[chosen]], store.masks[chosen]], dim=1).float() / 255
+    cut = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return cut[:, :3].contiguous(), cut[:, 3:].contiguous()
+
+
+def _vary(real: Tensor, draw: _Draw) -> Tensor:
+    """Most real pictures as taken, the others as another camera or hour would show the same scene."""
+    varied = _retouch(real, draw, 0.6)
+    return torch.where(draw.happens(AS_TAKEN), real, varied)
+
+
+def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float) -> Tensor:
+    """Global curves of a retoucher, each with its own chance: exposure by stops and white balance in linear light,
+    gamma, contrast, saturation and hue, split tones, lifted blacks and lowered whites."""
+
+    def on(share: float) -> Tensor:
+        return (draw.uniform(0, 1) < share)[:, None].float()
+
+    stops = strength * draw.normal(0.7, 1) * on(0.7)
+    temperature, tint = strength * draw.normal(0.22, 1) * on(0.5), strength * draw.normal(0.08, 1) * on(0.5)
+    gains = stops * float(np.log(2)) + torch.cat([temperature, tint, -temperature], dim=1)
+    linear = rgb.clamp(0, 1).pow(2.2) * _column(gains.exp())
+    # A shoulder above 0.8, as of film, for half of them: highlights are compressed, not cut.
+    rolled = torch.where(linear > 0.8, 0.8 + 0.2 * torch.tanh((linear - 0.8) / 0.2), linear)
+    linear = torch.where(_column(on(0.5)) > 0, rolled, linear)
+    gamma = torch.exp(strength * draw.normal(0.3, 1) * on(0.5))
+    x = linear.clamp(1e-5, 1).pow(_column(gamma / 2.2))
+    contrast = torch.exp((strength * draw.normal(0.3, 1) + strength * draw.normal(0.06, 3)) * on(0.6))
+    pivot = torch.logit(_column(draw.uniform(0.25, 0.7, 1)))
+    x = torch.sigmoid(_column(contrast) * (torch.logit(x, 1e-4) - pivot) + pivot)
+    luma = (x * _LUMA.to(x)).sum(1, keepdim=True)
+    saturation = torch.exp(strength * draw.normal(0.3, 1) * on(0.6))
+    x = luma + (x - luma) * _column(saturation)
+    shadows, lights = strength * draw.normal(0.05, 3) * on(0.25), strength * draw.normal(0.05, 3) * on(0.25)
+    x = x + (1 - luma) ** 2 * _column(shadows) + luma**2 * _column(lights)
+    low, high = (strength * draw.normal(0.05, 1)).abs() * on(0.3), (strength * draw.normal(0.05, 1)).abs() * on(0.3)
+    return (_column(low) + _column(1 - low - high) * x).clamp(0, 1)
+
+
+_LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+
+
+def _recolour(real: Tensor, inside: Tensor, store: Store, chosen: Tensor, draw: _Draw) -> Tensor:
+    """The recoloured picture (inside the mask it counts): transfers at the batch's front, curves behind."""
+    curved = _retouch(real, draw, draw.log_uniform(*STRENGTHS, 1))
+    number = int(TRANSFERRED * draw.batch) // len(TRANSFERS)
+    reference, where = _similar(store, chosen, draw)
+    amount, again = _column(draw.uniform(0.5, 1.0)), draw.happens(0.3)
+    parts = []
+    for index, method in enumerate(TRANSFERS):
+        rows = slice(index * number, (index + 1) * number)
+        moved = transfer_color(real[rows], reference[rows], method, inside[rows].float(), reference_mask=where[rows])
+        moved = torch.lerp(real[rows], moved, amount[rows])
+        parts.append(moved)
+    rest = slice(len(TRANSFERS) * number, None)
+    parts.append(curved[rest])
+    recoloured = torch.cat(parts)
+    mild = _retouch(recoloured, draw, 0.6)
+    return torch.where(again & (torch.arange(draw.batch, device=draw.device) < rest.start)[:, None, None, None], mild, recoloured)
+
+
+def _similar(store: Store, chosen: Tensor, draw: _Draw) -> tuple[Tensor, Tensor]:
+    """For each foreground a region of another photograph with similar contrast, at a distance in mean that is drawn."""
+    others = draw.integers(len(store.masks), REFERENCES)
+    part = draw.integers(2, REFERENCES)
+    own = store.moments[chosen, 0][:, None]
+    theirs = store.moments[others, part]
+    mean = (theirs[..., :3] - own[..., :3]).norm(dim=2)
+    deviation = (theirs[..., 3:] - own[..., 3:]).norm(dim=2)
+    miss = (mean - draw.log_uniform(*MEAN_DISTANCES, 1)).abs() + deviation
+    miss = miss + 1e4 * (store.owner[others] == store.owner[chosen][:, None])
+    best = miss.argmin(dim=1, keepdim=True)
+    mask, part = others.gather(1, best)[:, 0], part.gather(1, best)[:, 0]
+    pixels = torch.cat([store.pictures[store.owner[mask]], store.masks[mask]], dim=1)
+    step = max(1, pixels.shape[-1] // REFERENCE_SIDE)
+    small = pixels[:, :, ::step, ::step].float() / 255
+    inside = small[:, 3:] > 0.5
+    return small[:, :3], torch.where(_column(part) == 0, inside, ~inside).float()
+
+
+def _blend(real: Tensor, recoloured: Tensor, soft: Tensor, inside: Tensor, draw: _Draw) -> Tensor:
+    """The composite: the change shrunk to a drawn size, along a soft outline; no change at all for some."""
+    change = recoloured - real
+    area = inside.sum(dim=(1, 2, 3)).clamp(min=1)
+    error = (change.square() * inside).sum(dim=(1, 2, 3)) / (3 * area) * 255**2
+    # One that is too large is shrunk to a size of its own: a clamp would pile them up at the limit.
+    wanted = torch.where(error > LARGEST_FMSE, LARGEST_FMSE * draw.uniform(0.25, 1), error)
+    change = change * _column((wanted / error.clamp(min=1e-6)).sqrt())
+    change = torch.where(draw.happens(UNCHANGED), 0, change)
+    return (real + change * soft).clamp(0, 1)
+
+
+def _misjudge(soft: Tensor, draw: _Draw) -> Tensor:
+    """The mask as the network gets it: exact for most, up to a pixel or two too large or too small for some."""
+    wide = F.max_pool2d(soft, 3, stride=1, padding=1)
+    narrow = -F.max_pool2d(-soft, 3, stride=1, padding=1)
+    wrong = torch.where(draw.happens(0.5), wide, narrow)
+    mask = (torch.where(draw.happens(0.25), wrong, soft) > 0.5).float()
+    return mask
+
+
+def _spoil(composite: Tensor, real: Tensor, draw: _Draw) -> Tensor:
+    """What happens to files: resized and compressed after the compositing."""
+    height = composite.shape[-1]
+    small = F.interpolate(composite, scale_factor=0.7, mode="bilinear", antialias=True)
+    resized = F.interpolate(small, size=(height, height), mode="bilinear", align_corners=False)
+    composite = torch.where(draw.happens(0.1), resized, composite)
+    squeezed = jpeg_like(composite, draw.uniform(0.1, 1.2))
+    composite = torch.where(draw.happens(0.3), squeezed, composite)
+    return (composite * 255).round() / 255
+
+
+_QUANTIZATION = torch.tensor(
+    [
+        [16, 11, 10, 16, 24, 40, 51, 61],
+        [12, 12, 14, 19, 26, 58, 60, 55],
+        [14, 13, 16, 24, 40, 57, 69, 56],
+        [14, 17, 22, 29, 51, 87, 80, 62],
+        [18, 22, 37, 56, 68, 109, 103, 77],
+        [24, 35, 55, 64, 81, 104, 113, 92],
+        [49, 64, 78, 87, 103, 121, 120, 101],
+        [72, 92, 95, 98, 112, 100, 103, 99],
+    ],
+    dtype=torch.float32,
+)
+
+
+def _dct() -> Tensor:
+    rows = torch.arange(8)[:, None]
+    matrix = torch.cos((2 * torch.arange(8) + 1) * rows * torch.pi / 16) / 2
+    matrix[0] /= 2**0.5
+    return matrix
+
+
+def jpeg_like(rgb: Tensor, scale: Tensor) -> Tensor:
+    """Quantize the 8x8 cosine transform as JPEG does, by its luma table times `scale` (B,) in every RGB channel."""
+    batch, channels, height, width = rgb.shape
+    padded = F.pad(rgb, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
+    blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
+    matrix = _dct().to(rgb)
+    table = _QUANTIZATION.to(rgb) * scale[:, None, None, None, None, None]
+    frequencies = matrix @ blocks @ matrix.T
+    table = table.clamp(min=1)
+    blocks = matrix.T @ ((frequencies / table).round() * table) @ matrix
+    pixels = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    return ((pixels[..., :height, :width] + 128) / 255).clamp(0, 1)
