@@ -6,8 +6,9 @@ is not its output but the *change* that it makes, as a local affine transform of
     D, b: network(small) - small = D small + b       around each small pixel
     output = picture + mask * (enlarge(D) picture + enlarge(b))
 
-so every detail of the full-size picture is recoloured and none is lost. Pixels where the mask is 0, and fully
-transparent ones, keep their exact values. At the working size the output is the network's own.
+A network with head="affine" predicts D and b itself; to the change of any other they are fitted. So every detail of
+the full-size picture is recoloured and none is lost. Pixels where the mask is 0, and fully transparent ones, keep their
+exact values. At the working size the output is the network's own.
 """
 
 import warnings
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
-from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.nn.unet import AFFINE_CHANNELS, HarmonizationUNet, reduced_size
 from scsco_fast.regions import THRESHOLD
 from scsco_fast.weights import shared_default_model
 
@@ -107,7 +108,7 @@ def _harmonize_array(
     except (MemoryError, RuntimeError) as error:
         if not _is_memory(error):
             raise
-        small = _small_size(mask.shape, _working_size(model, working_size))
+        small = reduced_size(mask.shape, _working_size(model, working_size))
         raise ScscoError(
             f"not enough memory to work at {small[1]}x{small[0]}; give a smaller working size (the model's own is "
             f"{model.working_size})"
@@ -123,27 +124,28 @@ def _predict(
     working_size: int | None,
     device: str | torch.device | None,
 ) -> Tensor:
-    """(1, 12, h, w) coefficients of the change at the working size, or (1, 3, h, w), the change, at full size.
+    """(1, 12, h, w) coefficients of the change at the working size, or (1, 3, H, W), the change, at full size.
 
-    They are continued smoothly outside of the foreground.
+    They are continued smoothly outside of the foreground, where an affine head's mean nothing.
     """
     if device is not None:
         model = model.to(device)
     like = next(model.parameters())
-    small = _small_size(weight.shape, _working_size(model, working_size))
+    small = reduced_size(weight.shape, _working_size(model, working_size))
     with torch.inference_mode():
         colour, region, usable = _shrunk(pixels, weight, valid, small)
         colour = colour.to(like.device, like.dtype)
         given = None if usable is None else usable.to(like.device, like.dtype)
-        output = _run(model, colour, region.to(like.device, like.dtype), given)
-        change = (output.clamp(0, 1).float() - colour.float()).cpu() * region
+        output = _run(model, colour, region.to(like.device, like.dtype), given, max(small)).float()
+        affine = output.shape[1] == AFFINE_CHANNELS
+        change = output.cpu() if affine else (output.clamp(0, 1) - colour.float()).cpu() * region
         if not bool(torch.isfinite(change).all()):
             raise ScscoError(
                 "the network's output holds NaN or infinite values; its weights or the picture are not usable"
             )
-        if small == weight.shape:
-            return extend(change, region)
-        return extend(_fit(colour.float().cpu(), change, region), region)
+        if small != weight.shape and not affine:
+            change = _fit(colour.float().cpu(), change, region)
+        return extend(change, region)
 
 
 def _fit(colour: Tensor, change: Tensor, region: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def _fit(colour: Tensor, change: Tensor, region: Tensor) -> Tensor:
     rows, columns = (_span(region[0, 0].any(dim=axis).numpy()) for axis in (1, 0))
     box = (..., slice(*rows), slice(*columns))
     radius = max(2, round(WINDOW * max(region.shape[-2:])))
-    coefficients = region.new_zeros(1, 12, *region.shape[-2:])
+    coefficients = region.new_zeros(1, AFFINE_CHANNELS, *region.shape[-2:])
     coefficients[box] = torch.cat(fit_local_affine(colour[box], change[box], region[box], radius), dim=1)
     return coefficients
 
@@ -228,11 +230,13 @@ def _is_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
-    """The network's output in eval mode; the model's own mode is restored."""
+def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tensor | None, size: int) -> Tensor:
+    """The network's output in eval mode, of an affine head its coefficients; the model's own mode is restored."""
     training = model.training
     model.eval()
     try:
+        if getattr(model, "head", None) == "affine":
+            return model.coefficients(composite, mask, valid, size)
         return model(composite, mask, valid)
     finally:
         model.train(training)
@@ -242,11 +246,6 @@ def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(x.shape[-2:]) == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _small_size(full: tuple[int, ...], long_side: int) -> tuple[int, int]:
-    scale = min(1.0, long_side / max(full))
-    return max(1, round(full[0] * scale)), max(1, round(full[1] * scale))
 
 
 def _working_size(model: HarmonizationUNet, wanted: int | None) -> int:

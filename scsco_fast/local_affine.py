@@ -71,12 +71,14 @@ def fit_local_affine(
 
 
 def extend(values: Tensor, known: Tensor) -> Tensor:
-    """Continue `values` (1, C, H, W) from where `known` (1, 1, H, W) is 1 to everywhere, by ever coarser means.
+    """Continue `values` (B, C, H, W) from where `known` (B, 1, H, W) is 1 to everywhere, by ever coarser means.
 
-    Without it a transform would fade out along the border of the mask when it is enlarged, and leave a rim.
+    Without it a transform would fade out along the border of the mask when it is enlarged, and leave a rim. An image
+    that is known nowhere becomes 0.
     """
-    if known.all() or max(known.shape[-2:]) == 1:
-        return values
+    # No look at the values: the host would wait for the device, and a compiled graph would break.
+    if max(known.shape[-2:]) == 1:
+        return values * known
     share = _halve(known)
     coarse = extend(_halve(values * known) / share.clamp_min(1e-6), (share > 0).to(known.dtype))
     filled = F.interpolate(coarse, size=values.shape[-2:], mode="bilinear", align_corners=False)
@@ -109,12 +111,20 @@ def enlarged_rows(
 
 
 def apply_local_affine(coefficients: Tensor, colour: Tensor) -> Tensor:
-    """The change of (3, H, W) colours: coefficients (12, H, W), D then b, or (3, H, W), b alone."""
-    if coefficients.shape[0] == 3:
+    """The change D c + b of colours c.
+
+    Args:
+        coefficients: (..., 12, H, W) with D[i, j] at channel 3 i + j and b at 9 to 11, or (..., 3, H, W), b alone.
+        colour: (..., 3, H, W).
+
+    Returns:
+        (..., 3, H, W).
+    """
+    if coefficients.shape[-3] == 3:
         return coefficients
-    change = coefficients[9:].clone()
+    change = coefficients[..., 9:, :, :].clone()
     for channel in range(3):
-        change.addcmul_(coefficients[channel:9:3], colour[channel])
+        change.addcmul_(coefficients[..., channel:9:3, :, :], colour[..., channel : channel + 1, :, :])
     return change
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.nn.norm import BAIN, COSINE_SCALE
+from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, RegionLevel, Regions, level_of
 
@@ -70,11 +71,18 @@ def attention_maps(model: nn.Module, composite: Tensor, mask: Tensor, points: Te
         (torch.Size([1, 2, 2]), torch.Size([1, 16, 16]))
     """
     found: dict[str, Tensor] = {}
+    size, seen = composite.shape[-2:], list(composite.shape[-2:])  # of the picture, and of the network's padded input
+    shown = size  # what of that input shows the picture
+    if isinstance(model, HarmonizationUNet):
+        shown = model.inner_size(size)
+        seen = [-(-side // 2**model.levels) * 2**model.levels for side in shown]
 
     def note(bain: BAIN, inputs: tuple[Any, ...], name: str) -> None:
         x, regions = inputs
         level = level_of(regions, x.shape[-2], x.shape[-1])
-        wanted = points * points.new_tensor(x.shape[-2:]) // points.new_tensor(composite.shape[-2:])
+        numerators = [part * side for part, side in zip(x.shape[-2:], shown, strict=True)]
+        denominators = [whole * side for whole, side in zip(size, seen, strict=True)]
+        wanted = points * points.new_tensor(numerators) // points.new_tensor(denominators)
         found[name] = attention_map(bain, x, level, _nearest(level.foreground, wanted))
 
     hooks = [

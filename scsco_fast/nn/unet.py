@@ -1,12 +1,14 @@
 """The generator: an attention U-Net whose decoder is normalised by foreground and background."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scsco_fast.local_affine import apply_local_affine, extend
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
@@ -17,8 +19,11 @@ HEADS = ("direct", "residual", "affine")
 UPSAMPLINGS = ("transposed", "resize")
 ENCODER_NORMS = ("instance", "none")
 AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
+WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole foreground
+LATER_OPTIONS = {"upsampling": "transposed", "encoder_norm": "instance"}  # a `config` names them only where they differ
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
 WORKING_SIZE = 256
+POOLED_EPS = 1e-5  # added to each variance, as in the norms
 INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
 
 
@@ -28,7 +33,8 @@ class HarmonizationUNet(nn.Module):
     `levels` convolutions of stride 2 (widths base * 1, 2, 4, 8, 8, ...), as many transposed convolutions, skip
     connections, and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the
     decoder is SCS-Co's. With in_channels=3, norm="rainnet" and head="direct" it is RainNet, which
-    `scsco_fast.nn.rainnet` loads.
+    `scsco_fast.nn.rainnet` loads. in_channels=7, the heads "residual" and "affine", upsampling="resize",
+    encoder_norm="none" and the options of BAIN are this project's, not the paper's (docs/method.md).
 
     Args:
         in_channels: 4: composite and mask; 3: composite only, as RainNet; 7: composite, mask, and the composite with
@@ -40,13 +46,25 @@ class HarmonizationUNet(nn.Module):
         norm: "bain", "rain", "instance", "rainnet" (`ReleasedRAIN`), or one of them per decoder level, levels - 1
             names from the coarsest to the finest.
         head: "direct": the network predicts the picture (tanh); "residual": a correction in [-1, 1] added to the
-            composite, which learns in minutes what the other learns in days.
+            composite, which learns in minutes what the other learns in days; "affine": twelve maps, a 3x3 matrix D and
+            an offset b for each pixel, and the output is `c + D c + b` of the composite's colour c. The decoder's maps
+            are added to one transform for the whole foreground, which the branch `whole` makes of the means and
+            deviations that all of the encoder's maps have in the foreground and in the background: RAIN and BAIN give
+            the foreground's features the background's mean, so what says that *all* of the foreground is too dark does
+            not pass the decoder. Such a network works at `working_size` pixels at most, and its transform is enlarged
+            to the size of a larger picture; see `coefficients`.
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value, cosine: BAIN's options of those names.
+        upsampling: "transposed": the decoder enlarges by transposed convolutions, as RainNet's does; "resize": by
+            `ConvolveEnlarge`, which leaves no checkerboards.
+        encoder_norm: "instance": instance norms at all levels of the encoder but the first and the last, as in RainNet;
+            "none": no norms in it, so that it sees absolute brightness and contrast. Its convolutions then start with
+            He's weights, which keep the scale of the features from level to level.
 
     Attributes:
-        config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network.
+        config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network. `upsampling` and
+            `encoder_norm` are in it only where they are not the defaults.
         working_size: longer side in pixels of the pictures that it was trained on; `harmonize` works at it.
 
     Raises:
@@ -92,9 +110,9 @@ class HarmonizationUNet(nn.Module):
             "dropout": dropout,
             "project_value": project_value,
             "cosine": cosine,
-            "upsampling": upsampling,
-            "encoder_norm": encoder_norm,
         }
+        later = {"upsampling": upsampling, "encoder_norm": encoder_norm}
+        self.config |= {name: value for name, value in later.items() if value != LATER_OPTIONS[name]}
         self.working_size = WORKING_SIZE
         self.levels = levels
         self.head = head
@@ -119,6 +137,7 @@ class HarmonizationUNet(nn.Module):
         )
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
+        self.whole = _whole_transform(4 * (in_channels + sum(widths))) if head == "affine" else None
         if encoder_norm == "none":
             for convolution in self.down:
                 nn.init.kaiming_normal_(convolution.weight, 0.2)
@@ -131,8 +150,7 @@ class HarmonizationUNet(nn.Module):
             mask: (B, 1, H, W) floating in [0, 1]; above 0.5 is foreground for the statistics; the output is blended
                 with it.
             valid: (B, 1, H, W), 0 where a pixel is to enter no statistic and to stay as it is (a transparent
-                background);
-                None: all pixels are valid.
+                background); None: all pixels are valid.
 
         Returns:
             (B, 3, H, W): network * mask + composite * (1 - mask), not clamped to [0, 1].
@@ -143,47 +161,102 @@ class HarmonizationUNet(nn.Module):
         _check_inputs(composite, mask, valid)
         blend = mask.to(composite.dtype) if valid is None else mask.to(composite.dtype) * valid
         if self.head == "affine":
-            return composite + affine_change(self.coefficients(composite, mask, valid), composite) * blend
-        prediction = torch.tanh(self._predict(composite, mask, valid))
+            coefficients = self.coefficients(composite, mask, valid)
+            colour = composite if valid is None else torch.where(valid > THRESHOLD, composite, 0)
+            change = apply_local_affine(coefficients, colour.to(coefficients.dtype))
+            return composite + (change * blend).to(composite.dtype)
+        prediction = torch.tanh(self._predict(composite, mask, valid).to(composite.dtype))
         if self.head == "residual":
             return composite + prediction * blend
         return torch.lerp(composite, (prediction + 1) / 2, blend)
 
-    def coefficients(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Of an "affine" head the transform D, b of each pixel, `output = c + D c + b` for a colour c: (B, 12, H, W).
+    def coefficients(
+        self, composite: Tensor, mask: Tensor, valid: Tensor | None = None, working_size: int | None = None
+    ) -> Tensor:
+        """Of an "affine" head the transform D, b of each pixel, `output = c + D c + b` for a colour c.
 
-        D[i, j] is at channel 3 i + j, and b at 9 to 11. A picture whose longer side exceeds `working_size` is reduced
-        to it for the network, and the coefficients are enlarged: they, not pixels, are what changes with the size.
+        A picture whose longer side exceeds the working size is reduced to it for the network: a reduced pixel is
+        foreground where most of what it covers is, and in an image without such a pixel wherever it covers any
+        foreground; its colour is the mean over valid pixels. The coefficients are continued from the foreground to
+        everywhere, since those of the background are trained for nothing, and then enlarged bilinearly: they, not
+        pixels, are what changes with the size. An exported network works at the size that it is given.
 
-        Args, Raises: as of `forward`.
+        Args:
+            composite, mask, valid: as of `forward`.
+            working_size: longer side in pixels at which the network works at most; None is `self.working_size`.
+
+        Returns:
+            (B, 12, H, W) in float32 or wider, also under autocast: D[i, j] at channel 3 i + j, and b at 9 to 11. Only
+            those of the foreground mean anything.
+
+        Raises:
+            ValueError: another head, or shapes that do not belong together.
+
+        Examples:
+            >>> import torch, scsco_fast as sf
+            >>> model = sf.HarmonizationUNet(base_channels=4, levels=5, head="affine").eval()
+            >>> composite, mask = torch.rand(1, 3, 50, 70), torch.zeros(1, 1, 50, 70)
+            >>> mask[..., 10:30, 20:40] = 1
+            >>> transform = model.coefficients(composite, mask)
+            >>> matrix, offset = transform[:, :9].unflatten(1, (3, 3)), transform[:, 9:]
+            >>> change = torch.einsum("bijhw,bjhw->bihw", matrix, composite) + offset
+            >>> torch.allclose(model(composite, mask), composite + change * mask, atol=1e-6)
+            True
         """
         if self.head != "affine":
-            raise ValueError(f'only a network with head="affine" has coefficients; this one\'s head is {self.head!r}')
+            raise ValueError(f'only a network with head="affine" has coefficients; this one has head={self.head!r}')
         _check_inputs(composite, mask, valid)
+        if torch.compiler.is_exporting():  # a graph for all sizes cannot decide on the size
+            return _about_grey(self._predict(composite, mask, valid))
         size = composite.shape[-2:]
-        small = reduced_size(size, self.working_size)
-        if torch.compiler.is_exporting() or small == tuple(size):
-            raw = self._predict(composite, mask, valid)
-        else:
-            raw = _enlarge(self._predict(*_reduce(composite, mask, valid, small)), size)
-        return _about_grey(raw)
+        small = self.inner_size(size, working_size)
+        if small == tuple(size):
+            return _about_grey(self._predict(composite, mask, valid))
+        composite, mask, valid = _reduce(composite, mask, valid, small)
+        transform = _about_grey(self._predict(composite, mask, valid))
+        transform = extend(transform, mask.to(transform.dtype))
+        return F.interpolate(transform, size=size, mode="bilinear", align_corners=False)
+
+    def inner_size(self, size: Sequence[int], working_size: int | None = None) -> tuple[int, int]:
+        """Height and width at which the network sees a picture of this size, before it is padded."""
+        if self.head != "affine":
+            return size[0], size[1]
+        return reduced_size(size, self.working_size if working_size is None else working_size)
 
     def _predict(self, composite: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
-        """The last convolution's maps at the size and in the dtype of the composite."""
+        """The last convolution's maps at the composite's size; an affine head's in float32 or wider."""
         height, width = composite.shape[-2:]
         image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
         regions = Regions(foreground, known)
-        prediction = self._decode(*self._encode(image, foreground, regions), regions)
-        return _crop(prediction, height, width).to(composite.dtype)
+        entry = self._entry(image, foreground, regions)
+        bottleneck, skips = self._encode(entry)
+        prediction = self._decode(bottleneck, skips, regions)
+        if self.whole is not None:
+            shared = self._for_the_whole([entry, *skips, bottleneck], regions)
+            prediction = prediction.to(_wide(composite.dtype)) + shared[:, :, None, None]
+        return _crop(prediction, height, width)
 
-    def _encode(self, image: Tensor, mask: Tensor, regions: Regions) -> tuple[Tensor, list[Tensor]]:
-        """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
+    def _for_the_whole(self, maps: list[Tensor], regions: Regions) -> Tensor:
+        """(B, 12): one transform for all of the foreground."""
+        assert self.whole is not None
+        pooled = torch.cat([_pooled(level, regions) for level in maps], dim=1)
+        device = pooled.device.type
+        exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+        with exact:
+            return self.whole(pooled.to(self.whole[-1].weight.dtype))
+
+    def _entry(self, image: Tensor, mask: Tensor, regions: Regions) -> Tensor:
+        """What the first convolution sees: (B, in_channels, H, W)."""
         x = image * 2 - 1
         if self.in_channels > 3:
             x = torch.cat([x, mask.to(x.dtype)], dim=1)
         if self.in_channels == 7:
             matched = torch.where(mask > THRESHOLD, region_norm(image, regions), image)
             x = torch.cat([x, matched.clamp(0, 1) * 2 - 1], dim=1)
+        return x
+
+    def _encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
         skips: list[Tensor] = []
         for level, convolution in enumerate(self.down):
             x = convolution(x)
@@ -211,26 +284,22 @@ class HarmonizationUNet(nn.Module):
 class ConvolveEnlarge(nn.Conv2d):
     """A 3x3 convolution, then bilinear enlargement by 2.
 
-    Instead of a transposed convolution of stride 2, whose four interleaved kernels leave checkerboards. Convolving
-    before enlarging costs 9/16 of that convolution's multiplications, and a convolution after it 9/4.
+    In place of a 4x4 transposed convolution of stride 2, whose four interleaved kernels leave checkerboards. Convolved
+    before it is enlarged, a map costs 9/16 of that convolution's multiplications; after it, 9/4 of them.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         return F.interpolate(super().forward(input), scale_factor=2.0, mode="bilinear")
 
 
-def affine_change(coefficients: Tensor, colour: Tensor) -> Tensor:
-    """D c + b for coefficients (B, 12, H, W), as of `HarmonizationUNet.coefficients`, and colours c (B, 3, H, W)."""
-    change = coefficients[:, 9:]
-    for channel in range(3):
-        change = torch.addcmul(change, coefficients[:, channel:9:3], colour[:, channel : channel + 1])
-    return change
-
-
 def reduced_size(size: Sequence[int], longest: int) -> tuple[int, int]:
     """Height and width with the longer side reduced to `longest` pixels; a smaller size stays as it is."""
-    scale = min(1.0, longest / max(size))
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+    if max(size) <= longest:
+        return size[0], size[1]
+    # Hashing fixes the size under torch.compile, which cannot reduce and enlarge in a graph for all sizes.
+    ((height, width),) = {tuple(size)}
+    scale = longest / max(height, width)
+    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def _about_grey(raw: Tensor) -> Tensor:
@@ -242,27 +311,54 @@ def _about_grey(raw: Tensor) -> Tensor:
 def _reduce(
     composite: Tensor, mask: Tensor, valid: Tensor | None, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Means over pixels; colours are means over valid pixels."""
+    """Composite, foreground and valid pixels (0 or 1) of a smaller size, in the composite's dtype."""
+    planes = torch.cat([composite, mask.to(composite.dtype)], dim=1).to(_wide(composite.dtype))
+    if valid is not None:
+        known = valid > THRESHOLD
+        planes = torch.cat([torch.where(known, planes, 0), known.to(planes.dtype)], dim=1)
+    planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
+    colour, covered = planes[:, :3], planes[:, 3:4]
+    share = torch.ones_like(covered) if valid is None else planes[:, 4:]
+    region = covered > THRESHOLD * share
+    vanished = ~region.flatten(1).any(dim=1)[:, None, None, None]
+    region = region | (vanished & (covered > 0))
+    colour = colour / share.clamp_min(1e-6)
+    usable = None if valid is None else ((share >= THRESHOLD) | region).to(composite.dtype)
+    return colour.to(composite.dtype), region.to(composite.dtype), usable
 
-    def shrink(x: Tensor) -> Tensor:
-        return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
 
-    if valid is None:
-        return shrink(composite), shrink(mask), None
-    known = valid.to(composite.dtype)
-    share = shrink(known)
-    colour = shrink(torch.where(known > THRESHOLD, composite, 0) * known) / share.clamp_min(1e-6)
-    return colour, shrink(mask * known) / share.clamp_min(1e-6), (share > 0).to(known.dtype)
-
-
-def _enlarge(raw: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(raw, size=tuple(size), mode="bilinear", align_corners=False)
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _up(upsampling: str, wide: int, narrow: int, bias: bool) -> nn.Conv2d | nn.ConvTranspose2d:
     if upsampling == "resize":
         return ConvolveEnlarge(wide, narrow, 3, padding=1, bias=bias)
     return nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=bias)
+
+
+def _whole_transform(inputs: int) -> nn.Sequential:
+    """From `_pooled` maps to one affine transform for all of the foreground; `HarmonizationUNet` says why."""
+    last = nn.Linear(WHOLE_WIDTH, AFFINE_CHANNELS)
+    nn.init.normal_(last.weight, 0.0, INIT_STD)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, WHOLE_WIDTH), nn.LeakyReLU(0.2), last)
+
+
+def _pooled(maps: Tensor, regions: Regions) -> Tensor:
+    """(B, 4 C): each channel's mean and deviation, sqrt(var + eps), over the foreground, then over the background.
+
+    In float32 or wider. An empty region has mean 0 and deviation sqrt(eps).
+    """
+    level = regions.at(maps.shape[-2], maps.shape[-1])
+    found = []
+    for region in (level.foreground, level.background):
+        weight = region.to(_wide(maps.dtype))
+        size = weight.sum(dim=(2, 3)).clamp_min(1)
+        mean = (maps * weight).sum(dim=(2, 3)) / size
+        centred = (maps - mean[:, :, None, None]) * weight
+        found += [mean, (centred.square().sum(dim=(2, 3)) / size + POOLED_EPS).sqrt()]
+    return torch.cat(found, dim=1)
 
 
 def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
