@@ -14,6 +14,9 @@ from scsco_fast.ops import feature_distances, gram_distances, masked_gram
 
 GRAMS = ("channel", "position")
 SELF_STYLES = ("feature", "gram")
+RECONSTRUCTIONS = ("l1", "foreground")
+LEAST_FOREGROUND = 1 / 64  # share of the picture: a smaller foreground weighs less, in proportion
+RMS_EPS = 1e-4  # (0.01)^2: an error of 2.5 grey levels or less counts quadratically
 RATIO_EPS = 1e-8
 
 Features = dict[str, Tensor]  # by layer
@@ -24,7 +27,7 @@ class SCSCoTerms(NamedTuple):
 
     Attributes:
         total: reconstruction + style_weight * (self_style + consistency).
-        reconstruction: mean |output - real|.
+        reconstruction: mean |output - real|, or the foregrounds' root mean square error.
         self_style: the foreground self-style ratio L_self, in [0, 1].
         consistency: the foreground-background style consistency ratio L_cons, in [0, 1].
         self_positive, self_negative: D(f, f+), and D(f, f-_k) averaged over k.
@@ -70,6 +73,11 @@ class SCSCoLoss(nn.Module):
         style_size: pictures whose longer side is larger are resized to it for the encoder; None: as they are.
         crop: let the encoder compute f, f+ and f-_k only where the mask reaches, in calls that are given `boxes`. The
             result is the same up to rounding (docs/training.md).
+        reconstruction: "l1", as above, or "foreground", this project's: the mean over the images of
+
+                sqrt(sum m |I^ - I|^2 / (3 max(sum m, H W / 64)) + 1e-4)
+
+            which does not let large foregrounds outweigh small ones.
 
     Raises:
         ValueError: an option that does not exist; the message names it.
@@ -96,8 +104,11 @@ class SCSCoLoss(nn.Module):
         layer_weights: Mapping[str, float] | None = None,
         style_size: int | None = None,
         crop: bool = True,
+        reconstruction: str = "l1",
     ) -> None:
         super().__init__()
+        if reconstruction not in RECONSTRUCTIONS:
+            raise ValueError(f"reconstruction must be one of {', '.join(RECONSTRUCTIONS)}, got {reconstruction!r}")
         if gram not in GRAMS:
             raise ValueError(f"gram must be one of {', '.join(GRAMS)}, got {gram!r}")
         if self_style not in SELF_STYLES:
@@ -117,6 +128,7 @@ class SCSCoLoss(nn.Module):
         self.layer_weights = dict(layer_weights or {name: 1 / len(layers) for name in layers})
         self.style_size = style_size
         self.crop = crop
+        self.reconstruction = reconstruction
 
     def forward(
         self,
@@ -138,7 +150,10 @@ class SCSCoLoss(nn.Module):
             boxes: `scsco_fast.foreground_boxes` of the mask, taken on the CPU; under torch.compile, which cannot read
                 them, the `mosaic` of them. None: the encoder computes whole images.
         """
-        reconstruction = (output - real).abs().mean()
+        if self.reconstruction == "l1":
+            reconstruction = (output - real).abs().mean()
+        else:
+            reconstruction = foreground_error(output, real, mask)
         if self.style_weight == 0 or self.encoder is None:
             zero = torch.zeros_like(reconstruction)
             return SCSCoTerms(reconstruction, reconstruction.detach(), *(zero,) * 6)
@@ -234,6 +249,13 @@ class SCSCoLoss(nn.Module):
         if self.style_size is None or longest <= self.style_size:
             return height, width
         return max(1, round(height * self.style_size / longest)), max(1, round(width * self.style_size / longest))
+
+
+def foreground_error(output: Tensor, real: Tensor, mask: Tensor) -> Tensor:
+    """Root mean square error of each foreground, averaged over the images; the formula is in `SCSCoLoss`."""
+    squares = ((output - real).square() * mask).sum(dim=(1, 2, 3))
+    area = mask.sum(dim=(1, 2, 3)).clamp_min(LEAST_FOREGROUND * mask.shape[-2] * mask.shape[-1])
+    return (squares / (3 * area) + RMS_EPS).sqrt().mean()
 
 
 def scaled(boxes: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

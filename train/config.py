@@ -25,6 +25,8 @@ ARCHITECTURE = (
     "project_value",
     "cosine",
     "dropout",
+    "upsampling",
+    "encoder_norm",
 )
 
 
@@ -43,8 +45,9 @@ class TrainConfig:
     resume: bool = False
     """Continue the run in `output` from its newest complete checkpoint."""
 
-    dataset: Literal["synthetic", "iharmony4", "packed"] = "synthetic"
-    """Composites made on the fly from photographs, the iHarmony4 data set, or a store that scsco prepare packed."""
+    dataset: Literal["synthetic", "composed", "iharmony4", "packed"] = "synthetic"
+    """Composites made from photographs, one by one (synthetic) or in batches on the device (composed), the iHarmony4
+    data set, or a store that scsco prepare packed."""
     photos: str = "builtin"
     """Source of the synthetic composites: a folder of photographs, or scikit-image's own."""
     root: str | None = None
@@ -75,8 +78,14 @@ class TrainConfig:
     """Down-sampling levels of the U-Net."""
     norm: str | tuple[str, ...] = "bain"
     """Decoder norm: "bain", "rain", "instance" or "rainnet", or levels - 1 of them from the coarsest to the finest."""
-    head: Literal["direct", "residual"] = "direct"
-    """The network predicts the picture, or a correction that is added to the composite."""
+    head: Literal["direct", "residual", "affine"] = "direct"
+    """The network predicts the picture, a correction that is added to the composite, or a colour transform of each
+    pixel."""
+    upsampling: Literal["transposed", "resize"] = "transposed"
+    """The decoder enlarges by transposed convolutions, or by a convolution and bilinear interpolation, which leave no
+    checkerboards."""
+    encoder_norm: Literal["instance", "none"] = "instance"
+    """Instance norms in the encoder, or none, so that it sees absolute colours and contrasts."""
     key_channels: int | None = None
     """Channels of BAIN's queries and keys; None is min(channels, 64)."""
     project_value: bool = False
@@ -86,6 +95,9 @@ class TrainConfig:
     dropout: bool = True
     """Dropout 0.5 in the decoder levels between the coarsest one and the three finest."""
 
+    reconstruction: Literal["l1", "foreground"] = "l1"
+    """Mean absolute error of the picture, or the root mean square error of each foreground, which gives small ones the
+    same weight."""
     style_weight: float = 0.01
     """Weight of the style contrastive loss (lambda); 0 leaves it, and VGG-16, out."""
     style_every: int = 1
@@ -171,7 +183,7 @@ class TrainConfig:
                 accepts, wanted = _BOUNDS[field.name]
                 if not accepts(converted):
                     raise ScscoError(f"{field.name} is {value!r}; wanted {wanted}")
-        if self.dataset != "synthetic" and self.root is None:
+        if self.dataset in ("iharmony4", "packed") and self.root is None:
             raise ScscoError('root is None; wanted the folder of iHarmony4 or of a store (or dataset "synthetic")')
         if self.batch_size % self.accumulate:
             raise ScscoError(f"accumulate is {self.accumulate}; wanted a divisor of batch_size {self.batch_size}")

@@ -467,6 +467,7 @@ def build_loss(config: TrainConfig) -> tuple[SCSCoLoss | None, str]:
         layer_weights=layer_weights,
         style_size=config.style_size,
         crop=config.style_crop,
+        reconstruction=config.reconstruction,
     )
     return loss, encoder.source
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
@@ -28,8 +29,11 @@ class Samples(Protocol):
     def __getitem__(self, index: int, /) -> Sample | BadSample: ...
 
 
-def build_dataset(config: TrainConfig) -> Samples:
+def build_dataset(config: TrainConfig) -> Samples | ComposedComposites:
     """The training samples that `config` names, without those that are held out for validation."""
+    if config.dataset == "composed":
+        store = build_store(load_photos(config.photos, "train"), config.size)
+        return ComposedComposites(store.to(config.device), config.size, config.batch_size, config.seed)
     if config.dataset == "synthetic":
         photos = load_photos(config.photos, "train")
         length = config.steps * config.batch_size
@@ -45,7 +49,7 @@ def build_validation(config: TrainConfig) -> Samples | None:
     """
     if config.validate_every is None:
         return None
-    if config.dataset == "synthetic":
+    if config.dataset in ("synthetic", "composed"):
         photos = load_photos(config.photos, "test")
         return SyntheticComposites(photos, config.size, config.validation_count, config.seed + 1, augment=False)
     return _part(_listed(config, augment=False), config, held_out=True)
@@ -166,9 +170,13 @@ class StepOrder(Sampler[list[int]]):
 
 
 def build_loader(
-    samples: Samples, config: TrainConfig, first: int, device: torch.device, processes: Processes
+    samples: Samples | ComposedComposites, config: TrainConfig, first: int, device: torch.device, processes: Processes
 ) -> Iterable[Batch | PackedBatch]:
     """This process's shares of the batches of the steps from `first` on, in order."""
+    if isinstance(samples, ComposedComposites):
+        share = config.batch_size // processes.world
+        rows = range(processes.rank * share, (processes.rank + 1) * share)
+        return samples.batches(range(first, config.steps), rows, threaded=config.workers > 0)
     order = StepOrder(
         len(samples),
         config.batch_size,

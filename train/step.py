@@ -88,12 +88,13 @@ class Objective(nn.Module):
     Args:
         model: the network.
         loss: SCSCoLoss; None leaves only its reconstruction term.
+        reconstruction: which one, in steps without style terms; `loss` has its own.
     """
 
-    def __init__(self, model: HarmonizationUNet, loss: SCSCoLoss | None) -> None:
+    def __init__(self, model: HarmonizationUNet, loss: SCSCoLoss | None, reconstruction: str = "l1") -> None:
         super().__init__()
         self.model, self.loss = model, loss
-        self.reconstruction = SCSCoLoss(None, style_weight=0.0)
+        self.reconstruction = SCSCoLoss(None, style_weight=0.0, reconstruction=reconstruction)
 
     def forward(
         self, composite: Tensor, real: Tensor, mask: Tensor, negatives: Tensor | None, mosaic: Mosaic | None
@@ -155,7 +156,7 @@ class TrainingStep:
         # Float16's gradients are computed times `scale`, which halves at an overflow and doubles after steps without.
         self.scale = torch.tensor(FIRST_SCALE if config.precision == "float16" else 1.0, device=self.device)
         self.scaled_steps = torch.tensor(0, device=self.device)
-        objective: Any = Objective(model, loss)
+        objective: Any = Objective(model, loss, config.reconstruction)
         if config.compile:
             objective = torch.compile(objective, fullgraph=True)
         self.objective = self.processes.wrap(objective, config.deterministic)

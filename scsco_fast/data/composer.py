@@ -1,4 +1,4 @@
-"""Composites made in batches on one device: photographs lie there as small pictures, and every step is a tensor operation.
+"""Composites made in batches on one device, where the photographs lie as small pictures.
 
 `scsco_fast.data.synthetic` draws one composite at a time with numpy; here a whole batch is cropped, varied, recoloured
 and spoilt together, without a step for which the host waits, so that a GPU makes its own composites and a CPU makes
@@ -7,7 +7,7 @@ several times as many.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from scsco_fast.data.ahead import ahead
 from scsco_fast.data.photos import Photo, name_hash
 from scsco_fast.data.samples import Batch
 from scsco_fast.data.wide import drawn_shape
@@ -23,18 +24,21 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
 from scsco_fast.reference.color import rgb_to_lab
 
+STORE_SCALE = 2  # sides of the stored pictures over those of the composites: crops of half of a picture are sharp
 CANDIDATES = 6  # foregrounds kept of a photograph that was segmented
-DRAWN = 1  # drawn shapes for each of these
+SHAPES = 1024  # drawn foregrounds, for any photograph
 
 # Shares of a batch, by place: which sample comes where is random, so fixed places are random samples.
-UNCHANGED = 0.10
+PART = 16  # composites made together
+UNCHANGED = 0.2
+DRAWN = 0.4  # drawn foregrounds, which differ less from what is around them than objects do
 TRANSFERRED = 0.45  # a third by each of TRANSFERS; all others go through retouching curves alone
 AS_TAKEN = 0.7  # real pictures that stay as the camera made them
 
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 LARGEST_FMSE = 16_000.0  # mean squared error of the foreground, 0-255 scale; real composites reach 10,044
-STRENGTHS = (0.4, 4.5)  # of retouching curves, log-uniform
-MEAN_DISTANCES = (6.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
+STRENGTHS = (0.7, 4.0)  # of retouching curves, log-uniform
+MEAN_DISTANCES = (10.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
 REFERENCES = 24  # regions of which the most similar one lends its colours
 REFERENCE_SIDE = 48
 
@@ -44,11 +48,11 @@ class Store(NamedTuple):
 
     Attributes:
         pictures: (N, 3, S, S) uint8, each squeezed to a square.
-        masks: (M, 1, S, S) uint8, 255 on a foreground.
-        owner: (M,) int64, the photograph of each mask.
-        first, count: (N,) int64, where the masks of each photograph begin, and how many they are.
-        boxes: (M, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
-        areas: (M,) float32, share of the photograph.
+        masks: (M + `SHAPES`, 1, S, S) uint8, 255 on a foreground: M of photographs, then drawn ones.
+        owner: (M,) int64, the photograph of each mask that is not drawn.
+        first, counts: (N,) int64, where the masks of each photograph begin, and how many they are.
+        boxes: (M + `SHAPES`, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
+        areas: (M + `SHAPES`,) float32, share of the photograph.
         moments: (M, 2, 6) float32, CIE Lab mean and deviation of the foreground and of the rest.
     """
 
@@ -56,7 +60,7 @@ class Store(NamedTuple):
     masks: Tensor
     owner: Tensor
     first: Tensor
-    count: Tensor
+    counts: Tensor
     boxes: Tensor
     areas: Tensor
     moments: Tensor
@@ -65,13 +69,18 @@ class Store(NamedTuple):
         return Store(*(tensor.to(device) for tensor in self))
 
 
-def build_store(photos: Sequence[Photo], side: int) -> Store:
-    """Squeeze photographs to side x side, with up to `CANDIDATES` of their foregrounds and a drawn one for segmented ones.
+def build_store(photos: Sequence[Photo], size: int) -> Store:
+    """Squeeze photographs to squares of `STORE_SCALE` * size, with up to `CANDIDATES` of their foregrounds each.
+
+    Segmented photographs get a drawn shape as well.
 
     Raises:
         ScscoError: no photograph has a foreground of `FOREGROUND_RANGE`.
     """
-    pictures, masks, owner = [], [], []
+    side = STORE_SCALE * size
+    pictures: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
+    owner: list[int] = []
     for photo in photos:
         found = _foregrounds(photo, side)
         if found:
@@ -80,19 +89,21 @@ def build_store(photos: Sequence[Photo], side: int) -> Store:
             pictures.append(_squeeze(photo.rgb, side).transpose(2, 0, 1))
     if not masks:
         raise ScscoError(f"none of the {len(photos)} photographs has a foreground to recolour; give them masks")
-    stacked, owners = torch.from_numpy(np.stack(masks)[:, None]), torch.tensor(owner)
+    shapes = [_shape(side, np.random.default_rng((name_hash("shapes"), index))) for index in range(SHAPES)]
+    stacked, owners = torch.from_numpy(np.stack(masks + shapes)[:, None]), torch.tensor(owner)
     images = torch.from_numpy(np.stack(pictures))
-    count = torch.bincount(owners, minlength=len(pictures))
+    counts = torch.bincount(owners, minlength=len(pictures))
     inside = stacked[:, 0] > 127
+    parts = torch.arange(len(masks)).split(64)
     return Store(
         images,
         stacked,
         owners,
-        count.cumsum(0) - count,
-        count,
+        counts.cumsum(0) - counts,
+        counts,
         torch.stack([_box(mask) for mask in inside]),
         inside.float().mean(dim=(1, 2)),
-        torch.cat([_moments(images[owners[rows]], stacked[rows]) for rows in torch.arange(len(masks)).split(64)]),
+        torch.cat([_moments(images[owners[rows]].float() / 255, stacked[rows] > 127) for rows in parts]),
     )
 
 
@@ -100,10 +111,25 @@ def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
     rng = np.random.default_rng(name_hash(photo.name))
     order = rng.permutation(len(photo.candidates))[:CANDIDATES]
     found = [_squeeze(photo.foreground(int(candidate)), side) for candidate in order]
-    if photo.smoothing > 0:  # segmented, not annotated
-        found += [drawn_shape(side, side, rng) for _ in range(DRAWN)]
-    low, high = FOREGROUND_RANGE
-    return [mask for mask in found if low / 2 < (mask > 127).mean() < 0.8]
+    return [mask for mask in found if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
+
+
+def _shape(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A drawn shape that is seen; half of the large ones reach over the frame, as a sky or a floor does."""
+    while True:
+        shape = drawn_shape(side, side, rng)
+        if rng.random() < 0.3:  # the lower or upper part, or a side, along a bent line
+            shape = np.rot90(_horizon(side, rng), int(rng.integers(4)))
+        if FOREGROUND_RANGE[0] < (shape > 127).mean() < 0.7:
+            return np.ascontiguousarray(shape)
+
+
+def _horizon(side: int, rng: np.random.Generator) -> np.ndarray:
+    along = np.linspace(0, 1, side)
+    line = rng.uniform(0.3, 0.8) + rng.normal(0, 0.15) * along
+    for order in range(1, 6):
+        line += rng.normal(0, 0.06 / order) * np.cos(np.pi * order * along + rng.uniform(0, 2 * np.pi))
+    return (np.linspace(0, 1, side)[:, None] > line).astype(np.uint8) * 255
 
 
 def _squeeze(array: np.ndarray, side: int) -> np.ndarray:
@@ -117,9 +143,8 @@ def _box(inside: Tensor) -> Tensor:
 
 
 def _moments(pictures: Tensor, masks: Tensor) -> Tensor:
-    """(m, 2, 6) of (m, 3, S, S) and (m, 1, S, S) uint8."""
-    lab = rgb_to_lab(pictures.float().flatten(2) / 255)
-    inside = (masks > 127).flatten(2)
+    """(m, 2, 6) of pictures (m, 3, S, S) in [0, 1] and masks (m, 1, S, S) bool."""
+    lab, inside = rgb_to_lab(pictures.flatten(2)), masks.flatten(2)
     found = []
     for region in (inside, ~inside):
         size = region.sum(2, keepdim=True).clamp(min=1)
@@ -129,20 +154,77 @@ def _moments(pictures: Tensor, masks: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
-def compose(store: Store, batch_size: int, size: int, generator: torch.Generator) -> Batch:
-    """A batch of composites, drawn by `generator` (on the store's device) alone."""
+def compose(store: Store, batch_size: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Composites and real pictures (B, 3, S, S) and masks (B, 1, S, S), drawn by `generator` (on the store's device).
+
+    Examples:
+        (see `ComposedComposites`)
+    """
     draw = _Draw(generator, batch_size, store.pictures.device)
     photo = draw.integers(len(store.pictures))
-    chosen = store.first[photo] + (draw.uniform(0, 1) * store.count[photo]).long()
-    real, soft = _cut(store, chosen, size, draw)
+    own = store.first[photo] + (draw.uniform(0, 1) * store.counts[photo]).long()
+    drawn = len(store.owner) + draw.integers(len(store.masks) - len(store.owner))
+    chosen = torch.where(draw.uniform(0, 1) < DRAWN, drawn, own)
+    real, soft = _cut(store, photo, chosen, size, draw)
     real = _vary(real, draw)
     inside = soft > 0.5
-    recoloured = _recolour(real, inside, store, chosen, draw)
+    recoloured = _recolour(real, inside, store, photo, draw)
     composite = _blend(real, recoloured, soft, inside, draw)
-    composite = _spoil(composite, real, draw)
+    composite = _spoil(composite, draw)
     mask = _misjudge(soft, draw)
-    names = [f"composite {row}" for row in range(batch_size)]
-    return Batch(composite, real, mask, names, ["synthetic"] * batch_size, [])
+    return composite, real, mask
+
+
+class ComposedComposites:
+    """The batches of a run: a resumed run sees what it would have seen, however many processes share a batch.
+
+    A batch is made in parts of `PART` composites. Part i of step t depends on (seed, t, i) alone, and a process makes
+    only the parts that it has rows of.
+
+    Args:
+        store: photographs on the device where the batches are wanted.
+        size: side of the square composites in pixels.
+        batch_size: composites in a batch.
+        seed: not negative.
+
+    Examples:
+        >>> photo = Photo("ramp", np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (1, 64, 3)),
+        ...               np.pad(np.ones((24, 24), np.uint16), 20), ((1,),))
+        >>> composites = ComposedComposites(build_store([photo], 32), size=32, batch_size=4, seed=0)
+        >>> batch = composites.batch(7)
+        >>> batch.composite.shape, bool((batch.composite == composites.batch(7).composite).all())
+        (torch.Size([4, 3, 32, 32]), True)
+    """
+
+    def __init__(self, store: Store, size: int, batch_size: int, seed: int) -> None:
+        self.store, self.size, self.batch_size, self.seed = store, size, batch_size, seed
+
+    def __len__(self) -> int:
+        """Number of foregrounds; of composites there is no end."""
+        return len(self.store.masks)
+
+    def batch(self, step: int, rows: range | None = None) -> Batch:
+        """The composites of one step, or those of a range of its rows."""
+        rows = range(self.batch_size) if rows is None else rows
+        parts = range(rows.start // PART, (rows.stop - 1) // PART + 1)
+        made = [self._part(step, part) for part in parts]
+        inside = slice(rows.start - parts.start * PART, rows.stop - parts.start * PART)
+        composite, real, mask = (torch.cat([part[place] for part in made])[inside] for place in range(3))
+        names = [f"composite {row} of step {step + 1}" for row in rows]
+        return Batch(composite, real, mask, names, ["synthetic"] * len(names), [])
+
+    def _part(self, step: int, part: int) -> tuple[Tensor, Tensor, Tensor]:
+        generator = torch.Generator(self.store.pictures.device)
+        generator.manual_seed(int(np.random.SeedSequence((self.seed, step, part)).generate_state(1)[0]))
+        return compose(self.store, PART, self.size, generator)
+
+    def batches(self, steps: Iterable[int], rows: range, threaded: bool = False) -> Iterator[Batch]:
+        """The same rows of each step's batch, made by a thread that stays ahead if `threaded`."""
+
+        def make(step: int) -> Batch:
+            return self.batch(step, rows)
+
+        return ahead(make, steps) if threaded else map(make, steps)
 
 
 class _Draw:
@@ -174,7 +256,7 @@ def _column(values: Tensor) -> Tensor:
     return values.reshape(len(values), -1, 1, 1)
 
 
-def _cut(store: Store, chosen: Tensor, size: int, draw: _Draw) -> tuple[Tensor, Tensor]:
+def _cut(store: Store, photo: Tensor, chosen: Tensor, size: int, draw: _Draw) -> tuple[Tensor, Tensor]:
     """Crops (B, 3, size, size) in [0, 1], and masks (B, 1, size, size) in [0, 1]; flipped at random."""
     box, area = store.boxes[chosen], store.areas[chosen]
     middle = (box[:, :2] + box[:, 2:]) / 2
@@ -193,7 +275,7 @@ def _cut(store: Store, chosen: Tensor, size: int, draw: _Draw) -> tuple[Tensor, 
     theta[:, 0, 0], theta[:, 1, 1] = extent[:, 0] * flip, extent[:, 1]
     theta[:, :, 2] = centre
     grid = F.affine_grid(theta, [draw.batch, 3, size, size], align_corners=False)
-    pixels = torch.cat([store.pictures[store.owner[chosen]], store.masks[chosen]], dim=1).float() / 255
+    pixels = torch.cat([store.pictures[photo], store.masks[chosen]], dim=1).float() / 255
     cut = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
     return cut[:, :3].contiguous(), cut[:, 3:].contiguous()
 
@@ -235,11 +317,11 @@ def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float) -> Tensor:
 _LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
-def _recolour(real: Tensor, inside: Tensor, store: Store, chosen: Tensor, draw: _Draw) -> Tensor:
+def _recolour(real: Tensor, inside: Tensor, store: Store, photo: Tensor, draw: _Draw) -> Tensor:
     """The recoloured picture (inside the mask it counts): transfers at the batch's front, curves behind."""
     curved = _retouch(real, draw, draw.log_uniform(*STRENGTHS, 1))
     number = int(TRANSFERRED * draw.batch) // len(TRANSFERS)
-    reference, where = _similar(store, chosen, draw)
+    reference, where = _similar(store, photo, _moments(real, inside)[:, 0], draw)
     amount, again = _column(draw.uniform(0.5, 1.0)), draw.happens(0.3)
     parts = []
     for index, method in enumerate(TRANSFERS):
@@ -251,19 +333,21 @@ def _recolour(real: Tensor, inside: Tensor, store: Store, chosen: Tensor, draw: 
     parts.append(curved[rest])
     recoloured = torch.cat(parts)
     mild = _retouch(recoloured, draw, 0.6)
-    return torch.where(again & (torch.arange(draw.batch, device=draw.device) < rest.start)[:, None, None, None], mild, recoloured)
+    return torch.where(
+        again & (torch.arange(draw.batch, device=draw.device) < rest.start)[:, None, None, None], mild, recoloured
+    )
 
 
-def _similar(store: Store, chosen: Tensor, draw: _Draw) -> tuple[Tensor, Tensor]:
+def _similar(store: Store, photo: Tensor, own: Tensor, draw: _Draw) -> tuple[Tensor, Tensor]:
     """For each foreground a region of another photograph with similar contrast, at a distance in mean that is drawn."""
-    others = draw.integers(len(store.masks), REFERENCES)
+    others = draw.integers(len(store.owner), REFERENCES)
     part = draw.integers(2, REFERENCES)
-    own = store.moments[chosen, 0][:, None]
+    own = own[:, None]
     theirs = store.moments[others, part]
     mean = (theirs[..., :3] - own[..., :3]).norm(dim=2)
     deviation = (theirs[..., 3:] - own[..., 3:]).norm(dim=2)
     miss = (mean - draw.log_uniform(*MEAN_DISTANCES, 1)).abs() + deviation
-    miss = miss + 1e4 * (store.owner[others] == store.owner[chosen][:, None])
+    miss = miss + 1e4 * (store.owner[others] == photo[:, None])
     best = miss.argmin(dim=1, keepdim=True)
     mask, part = others.gather(1, best)[:, 0], part.gather(1, best)[:, 0]
     pixels = torch.cat([store.pictures[store.owner[mask]], store.masks[mask]], dim=1)
@@ -294,7 +378,7 @@ def _misjudge(soft: Tensor, draw: _Draw) -> Tensor:
     return mask
 
 
-def _spoil(composite: Tensor, real: Tensor, draw: _Draw) -> Tensor:
+def _spoil(composite: Tensor, draw: _Draw) -> Tensor:
     """What happens to files: resized and compressed after the compositing."""
     height = composite.shape[-1]
     small = F.interpolate(composite, scale_factor=0.7, mode="bilinear", antialias=True)
@@ -329,7 +413,7 @@ def _dct() -> Tensor:
 
 def jpeg_like(rgb: Tensor, scale: Tensor) -> Tensor:
     """Quantize the 8x8 cosine transform as JPEG does, by its luma table times `scale` (B,) in every RGB channel."""
-    batch, channels, height, width = rgb.shape
+    height, width = rgb.shape[-2:]
     padded = F.pad(rgb, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
     matrix = _dct().to(rgb)

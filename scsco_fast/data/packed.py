@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +25,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from scsco_fast.data.ahead import ahead
 from scsco_fast.data.crops import boxes_in_crops
 from scsco_fast.data.iharmony4 import draw_crop
 from scsco_fast.data.images import image_to_tensor
@@ -346,17 +345,7 @@ def read_ahead(
         batch = dataset.__getitems__(indices)
         return batch.pin_memory() if pin_memory else batch
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="read_ahead")
-    pending: deque[Future[PackedBatch]] = deque()
-    try:
-        for indices in order:
-            pending.append(pool.submit(read, indices))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return ahead(read, order, depth)
 
 
 _verify = verify  # the constructor's argument has the same name

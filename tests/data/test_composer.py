@@ -1,0 +1,140 @@
+"""Composites made in batches: what is changed, what is not, and how much."""
+
+import numpy as np
+import pytest
+import torch
+
+from scsco_fast.data import composer
+from scsco_fast.data.composer import ComposedComposites, Store, build_store, compose, jpeg_like
+from scsco_fast.data.photos import Photo
+from scsco_fast.errors import ScscoError
+
+SIZE = 32
+
+
+def photo(name: str, seed: int) -> Photo:
+    """Coloured noise on a gradient, with a disc as its object."""
+    rng = np.random.default_rng(seed)
+    ramp = np.linspace(30, 200, 80)[:, None, None] * rng.uniform(0.4, 1.0, 3)
+    rgb = np.clip(ramp + rng.normal(0, 15, (80, 100, 3)), 0, 255).astype(np.uint8)
+    rows, columns = np.mgrid[:80, :100]
+    return Photo(name, rgb, ((rows - 40) ** 2 + (columns - 50) ** 2 < 20**2).astype(np.uint16), ((1,),))
+
+
+@pytest.fixture(scope="module")
+def store() -> Store:
+    return build_store([photo(f"photo {seed}", seed) for seed in range(6)], SIZE)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def unspoilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the resizing and compression after compositing, and with exact masks."""
+    monkeypatch.setattr(composer, "_spoil", lambda composite, draw: composite)
+    monkeypatch.setattr(composer, "_misjudge", lambda soft, draw: (soft > 0.5).float())
+
+
+def test_a_store_knows_its_foregrounds(store: Store) -> None:
+    assert store.pictures.shape == (6, 3, 64, 64)
+    assert store.counts.tolist() == [1] * 6
+    assert len(store.masks) == 6 + composer.SHAPES
+    # The disc: 40 of 80 rows and 40 of 100 columns, around the middle.
+    assert store.boxes[0].tolist() == pytest.approx([0.3, 0.25, 0.7, 0.75], abs=2 / 64)
+    assert store.areas[0].item() == pytest.approx(np.pi * 400 / 8000, rel=0.05)
+    inside = store.masks[:, 0] > 127
+    assert torch.allclose(store.areas, inside.float().mean(dim=(1, 2)))
+    assert store.areas.min() > composer.FOREGROUND_RANGE[0] / 2
+
+
+def test_moments_are_those_of_lab(store: Store) -> None:
+    from scsco_fast.reference.color import rgb_to_lab
+
+    lab = rgb_to_lab(store.pictures[:1].double().flatten(2) / 255)[0]
+    inside = (store.masks[0] > 127).flatten()
+    wanted = torch.cat([lab[:, inside].mean(1), lab[:, inside].std(1, correction=0)])
+    # Sums of 4096 float32 values of at most 100.
+    assert torch.allclose(store.moments[0, 0].double(), wanted, atol=1e-3)
+
+
+def test_composites_are_in_range_and_repeatable(store: Store) -> None:
+    batch = compose(store, 24, SIZE, generator())
+    again = compose(store, 24, SIZE, generator())
+    for tensor, same in zip(batch, again, strict=True):
+        assert torch.isfinite(tensor).all()
+        assert tensor.min() >= 0
+        assert tensor.max() <= 1
+        assert torch.equal(tensor, same)
+    assert not torch.equal(batch[1], compose(store, 24, SIZE, generator(1))[1])
+    assert set(batch[2].unique().tolist()) == {0.0, 1.0}
+
+
+def test_many_batches_are_finite(store: Store) -> None:
+    for seed in range(10):
+        assert all(torch.isfinite(tensor).all() for tensor in compose(store, 16, SIZE, generator(seed)))
+
+
+def test_outside_of_the_outline_nothing_changes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    unspoilt(monkeypatch)
+    composite, real, mask = compose(store, 64, SIZE, generator())
+    near = torch.nn.functional.max_pool2d(mask, 5, stride=1, padding=2) > 0  # the outline is soft
+    assert torch.equal(torch.where(near, 0, composite), torch.where(near, 0, real))
+
+
+def test_some_are_unchanged_and_the_others_are_spread_widely(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    unspoilt(monkeypatch)
+    errors = []
+    for seed in range(20):
+        composite, real, mask = compose(store, 64, SIZE, generator(seed))
+        squares = ((composite - real).square() * mask).sum(dim=(1, 2, 3)) * 255**2
+        errors.append(squares / (3 * mask.sum(dim=(1, 2, 3)).clamp(min=1)))
+    found = torch.cat(errors)
+    unchanged = (found == 0).float().mean().item()
+    # 1280 draws: five standard deviations of a share of 0.12 are 0.045.
+    assert unchanged == pytest.approx(composer.UNCHANGED, abs=0.045)
+    assert found.max() <= composer.LARGEST_FMSE * 1.001
+    assert found[found > 0].quantile(0.9) > 3000
+    assert found[found > 0].quantile(0.1) < 300
+
+
+def test_references_are_of_other_photographs(store: Store) -> None:
+    draw = composer._Draw(generator(), 256, torch.device("cpu"))
+    owner = torch.arange(256) % 6
+    pictures, _ = composer._similar(store, owner, store.moments[owner, 0], draw)
+    step = store.pictures.shape[-1] // pictures.shape[-1]
+    own = store.pictures[owner][:, :, ::step, ::step].float() / 255
+    assert not (pictures == own).flatten(1).all(1).any()
+
+
+def test_jpeg_like_keeps_what_has_no_detail_and_loses_the_finest() -> None:
+    flat = torch.full((1, 3, 20, 12), 128 / 255)
+    assert torch.allclose(jpeg_like(flat, torch.ones(1)), flat, atol=1e-6)
+    chequered = (torch.arange(16)[:, None] + torch.arange(16)) % 2 * 0.1 + 0.45
+    lost = jpeg_like(chequered.expand(1, 3, 16, 16), torch.full((1,), 2.0))
+    assert lost.std() < 0.2 * chequered.std()
+
+
+def test_finest_quantization_is_rounding() -> None:
+    """By a table of ones, each of 64 orthonormal coefficients is off by at most a half: 4 grey levels at most."""
+    picture = torch.rand(2, 3, 16, 24, generator=generator())
+    changed = jpeg_like(picture, torch.zeros(2))
+    assert 0 < (changed - picture).abs().max() * 255 <= 4
+
+
+def test_a_step_does_not_depend_on_the_others_or_on_the_thread(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(composer, "PART", 4)
+    composites = ComposedComposites(store, SIZE, 8, seed=3)
+    whole = [composites.batch(step) for step in range(4)]
+    for threaded in (False, True):
+        later = list(composites.batches(range(2, 4), range(2, 6), threaded))
+        for batch, wanted in zip(later, whole[2:], strict=True):
+            assert torch.equal(batch.composite, wanted.composite[2:6])
+            assert len(batch.names) == 4
+    assert not torch.equal(whole[0].composite, ComposedComposites(store, SIZE, 8, seed=4).batch(0).composite)
+
+
+def test_photographs_without_a_foreground_are_refused() -> None:
+    whole = Photo("whole", np.zeros((40, 40, 3), np.uint8), np.ones((40, 40), np.uint16), ((1,),))
+    with pytest.raises(ScscoError, match="none of the 1 photographs has a foreground"):
+        build_store([whole], SIZE)
