@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
-from scsco_fast.nn.unet import AFFINE_CHANNELS, HarmonizationUNet, reduced_size
+from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size
 from scsco_fast.regions import THRESHOLD
 from scsco_fast.weights import shared_default_model
 
@@ -178,7 +178,7 @@ def _shrunk(
     colour, fore_share = planes_small[:, :3], planes_small[:, 3:4]
     # Colours and regions are means over valid pixels, so transparent ones bleed in nowhere.
     valid_share = planes_small[:, 4:] if valid is not None else torch.ones_like(fore_share)
-    region = fore_share > valid_share / 2
+    region = fore_share > MAJORITY * valid_share
     if not region.any():  # a foreground smaller than a working pixel
         region = fore_share > 0
     usable = None if valid is None or valid.all() else ((valid_share >= 0.5) | region).float()

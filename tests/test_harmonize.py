@@ -15,6 +15,7 @@ from scsco_fast.harmonize import harmonize
 from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
 
+FLOAT32 = torch.finfo(torch.float32).eps
 MODULE = importlib.import_module("scsco_fast.harmonize")  # the package's name of it is the function
 
 
@@ -333,3 +334,152 @@ def test_enlarging_without_extension_would_leave_a_rim() -> None:
     extended = F.interpolate(extend(0.3 * known, known), size=64, mode="bilinear")[..., 16, 32]
     assert plain.item() < 0.2
     assert extended.item() == pytest.approx(0.3)
+
+
+@pytest.fixture
+def affine_model() -> HarmonizationUNet:
+    """An untrained network with an affine head that changes the foreground visibly; its working size is 64."""
+    torch.manual_seed(0)
+    options = {"in_channels": 7, "cosine": True, "upsampling": "resize", "encoder_norm": "none"}
+    model = HarmonizationUNet(base_channels=4, levels=5, head="affine", **options).eval()
+    with torch.no_grad():
+        for parameter in (*model.up[0].parameters(), *model.whole[-1].parameters()):
+            parameter.mul_(10)
+    model.working_size = 64
+    return model
+
+
+class Recolour(torch.nn.Module):
+    """Stands in for a network with an affine head: one transform in the foreground, and nonsense outside of it."""
+
+    head = "affine"
+    matrix = np.array([[0.2, -0.1, 0.05], [0.0, -0.3, 0.1], [-0.05, 0.1, 0.15]])
+    offset = np.array([0.05, 0.1, -0.08])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.working_size = 64
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.sizes: list[tuple[int, ...]] = []
+
+    def coefficients(
+        self, composite: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None, working_size: int
+    ) -> torch.Tensor:
+        assert max(composite.shape) <= working_size
+        self.sizes.append(tuple(composite.shape[-2:]))
+        constant = torch.from_numpy(np.concatenate([self.matrix.ravel(), self.offset])).float()
+        return torch.where(mask > 0, constant[:, None, None], 100.0)
+
+    def change(self, image: np.ndarray) -> np.ndarray:
+        return image @ self.matrix.T + self.offset
+
+
+def exact_and_allowed(model: HarmonizationUNet, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
+    """The model's own output in float64, and four times its error in float32 and four roundings more."""
+    composite, region = torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(mask)[None, None].double()
+    with torch.no_grad():
+        near = model(composite.float(), region.float()).double()
+        exact = model.double()(composite, region)
+    model.float()
+    allowed = 4 * float((near - exact).abs().max()) + 4 * FLOAT32
+    assert allowed < 1e-4
+    return exact.clamp(0, 1)[0].permute(1, 2, 0).numpy(), allowed
+
+
+@pytest.mark.parametrize(
+    "size", [(48, 64), (37, 53), (1, 40), (9, 5), (192, 144), (150, 211), (83, 401)], ids="{0[0]}x{0[1]}".format
+)
+def test_an_affine_head_is_applied_as_it_is(
+    size: tuple[int, int], affine_model: HarmonizationUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the working size and at any other one the result is the model's own, and nothing is fitted to it."""
+    monkeypatch.setattr(MODULE, "fit_local_affine", None)
+    image, mask = picture(*size) / 255, np.zeros(size, dtype=bool)
+    mask[: (size[0] + 1) // 2, : size[1] // 2] = True
+    mask |= disc(*size)
+    wanted, allowed = exact_and_allowed(affine_model, image, mask)
+    result = harmonize(image, mask, affine_model)
+    assert np.abs(result - wanted).max() <= allowed
+    assert np.abs(result - image)[mask].mean() > 0.01
+    assert np.array_equal(result[~mask], image[~mask])
+
+
+@pytest.mark.parametrize("size", [(64, 48), (61, 33), (192, 144), (193, 145), (500, 301), (64, 1)])
+@pytest.mark.parametrize("kind", ["disc", "line", "corner"])
+def test_an_affine_head_leaves_no_rim(size: tuple[int, int], kind: str) -> None:
+    """Every pixel of the mask, those along its border too, is changed by exactly the transform."""
+    image, mask = picture(*size) / 255, np.zeros(size, dtype=bool)
+    mask |= {"disc": disc(*size), "line": False, "corner": False}[kind]
+    mask[size[0] // 2, : (size[1] + 1) // 2] |= kind == "line"
+    mask[: size[0] // 3, : (size[1] + 1) // 3] |= kind == "corner"
+    if not mask.any():
+        mask[0, 0] = True
+    model = Recolour()
+    result = harmonize(image, mask, model)
+    wanted = np.where(mask[:, :, None], (image + model.change(image)).clip(0, 1), image)
+    # Twelve sums and products of numbers below 1, and the means that continue the transform.
+    assert np.abs(result - wanted).max() <= 16 * FLOAT32
+    assert max(model.sizes[0]) == min(64, max(size))
+
+
+@pytest.mark.parametrize("size", [(60, 60), (190, 190)])
+def test_an_affine_head_with_a_soft_mask_alpha_and_16_bits(size: tuple[int, int]) -> None:
+    image = picture(*size).astype(np.uint16) * 257
+    rgba = np.dstack([image, np.full(size, 65535, np.uint16)])
+    rgba[:, : size[1] // 3, 3] = 0
+    rgba[:, size[1] // 3 : size[1] // 2, 3] = 9  # hardly visible, but a pixel like any other
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    mask = (1.3 - np.hypot(y - size[0] / 2, x - size[1] / 2) / (0.3 * size[0])).clip(0, 1)
+    model = Recolour()
+    result = harmonize(rgba, mask, model)
+    unit = image / 65535
+    weight = np.where(rgba[:, :, 3] > 0, mask, 0)[:, :, None]
+    wanted = (unit + weight * model.change(unit)).clip(0, 1)
+    assert result.dtype == np.uint16
+    assert np.array_equal(result[:, :, 3], rgba[:, :, 3])
+    assert np.abs(result[:, :, :3] / 65535 - wanted).max() <= 0.5 / 65535 + 16 * FLOAT32
+    untouched = weight[:, :, 0] == 0
+    assert np.array_equal(result[untouched], rgba[untouched])
+    assert (result[~untouched] != rgba[~untouched]).any()
+
+
+@pytest.mark.parametrize("working_size", [None, 24])
+def test_what_is_behind_transparency_reaches_no_coefficient(
+    working_size: int | None, affine_model: HarmonizationUNet
+) -> None:
+    rgba = np.dstack([picture(60, 60), np.full((60, 60), 255, np.uint8)])
+    rgba[:, :20, 3] = 0
+    hidden = rgba.copy()
+    hidden[:, :20, :3] = 255
+    results = [harmonize(image, disc(60, 60), affine_model, working_size) for image in (rgba, hidden)]
+    assert np.array_equal(results[0][:, 20:], results[1][:, 20:])
+    assert np.array_equal(results[0][:, :20], rgba[:, :20])
+    assert not np.array_equal(results[0], rgba)
+
+
+def test_a_grey_picture_and_an_affine_head() -> None:
+    """The colour's change as luminance."""
+    image, mask, model = picture(130, 90)[:, :, 0] / 255, disc(130, 90), Recolour()
+    result = harmonize(image, mask, model)
+    change = model.change(np.dstack([image] * 3)) @ [0.299, 0.587, 0.114]
+    wanted = np.where(mask, (image + change).clip(0, 1), image)
+    assert np.abs(result - wanted).max() <= 16 * FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("options", "inner"), [({}, (64, 48)), ({"working_size": 100}, (100, 75)), ({"native": True}, (160, 120))]
+)
+def test_an_affine_head_works_at_the_size_that_is_asked_for(
+    options: dict, inner: tuple[int, int], affine_model: HarmonizationUNet
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    affine_model.down[0].register_forward_pre_hook(lambda module, given: seen.append(given[0].shape[-2:]))
+    harmonize(picture(160, 120), disc(160, 120), affine_model.train(), **options)
+    assert seen == [tuple(-(-side // 32) * 32 for side in inner)]
+    assert affine_model.training
+
+
+def test_a_diverged_affine_head_is_refused(affine_model: HarmonizationUNet) -> None:
+    torch.nn.init.constant_(affine_model.whole[-1].bias, float("inf"))
+    with pytest.raises(ScscoError, match="NaN or infinite"):
+        harmonize(picture(80, 80), disc(80, 80), affine_model)

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from oracle import FLOAT64, NoReading, NoWaiting
 
 from scsco_fast.harmonize import harmonize
-from scsco_fast.local_affine import apply_local_affine, enlarged_rows, fit_local_affine
+from scsco_fast.local_affine import apply_local_affine, enlarged_rows, extend, fit_local_affine
 
 MATRIX = torch.tensor([[0.5, 0.1, -0.2], [0.0, -0.3, 0.2], [0.2, 0.0, 0.4]], dtype=torch.float64)
 
@@ -132,3 +133,27 @@ def test_strips_are_the_whole(small: tuple[int, int], full: tuple[int, int]) -> 
         assert torch.allclose(part, whole[:, top:bottom, : columns[1]], atol=1e-6)
         covered += range(top, bottom)
     assert covered == list(range(*rows))
+
+
+def test_a_batch_is_extended_image_by_image_without_waiting() -> None:
+    """What is known stays, bit for bit; an image that is known nowhere becomes 0."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(4, 2, 21, 34, generator=generator)
+    known = (torch.rand(4, 1, 21, 34, generator=generator) > 0.9).float()
+    known[1], known[2] = 0, 1
+    with NoReading(), NoWaiting():
+        filled = extend(values, known)
+    for image in (0, 3):
+        assert torch.equal(filled[image : image + 1], extend(values[image : image + 1], known[image : image + 1]))
+    assert torch.equal(torch.where(known > 0, values, filled), filled)
+    assert not filled[1].any()
+    assert torch.equal(filled[2], values[2])
+
+
+def test_a_transform_is_applied_to_one_picture_or_a_batch() -> None:
+    coefficients, colour = torch.randn(2, 12, 5, 7).double(), torch.rand(2, 3, 5, 7).double()
+    wanted = torch.einsum("bijhw,bjhw->bihw", coefficients[:, :9].unflatten(1, (3, 3)), colour) + coefficients[:, 9:]
+    before = coefficients.clone()
+    torch.testing.assert_close(apply_local_affine(coefficients, colour), wanted, rtol=0, atol=FLOAT64)
+    torch.testing.assert_close(apply_local_affine(coefficients[0], colour[0]), wanted[0], rtol=0, atol=FLOAT64)
+    assert torch.equal(coefficients, before)

@@ -23,6 +23,9 @@ WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole 
 LATER_OPTIONS = {"upsampling": "transposed", "encoder_norm": "instance"}  # a `config` names them only where they differ
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
 WORKING_SIZE = 256
+# A reduced pixel is foreground where more than this of it is. An edge through its middle is a tie, which rounding must
+# not decide: it would be another one on another machine, all along the edge.
+MAJORITY = THRESHOLD + 1e-5
 POOLED_EPS = 1e-5  # added to each variance, as in the norms
 INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
 
@@ -176,10 +179,10 @@ class HarmonizationUNet(nn.Module):
         """Of an "affine" head the transform D, b of each pixel, `output = c + D c + b` for a colour c.
 
         A picture whose longer side exceeds the working size is reduced to it for the network: a reduced pixel is
-        foreground where most of what it covers is, and in an image without such a pixel wherever it covers any
-        foreground; its colour is the mean over valid pixels. The coefficients are continued from the foreground to
-        everywhere, since those of the background are trained for nothing, and then enlarged bilinearly: they, not
-        pixels, are what changes with the size. An exported network works at the size that it is given.
+        foreground where most of the valid pixels that it covers are, and in an image without such a pixel wherever it
+        covers any foreground; its colour is the mean over valid pixels. The coefficients are continued from the
+        foreground to everywhere, since those of the background are trained for nothing, and then enlarged bilinearly:
+        they, not pixels, are what changes with the size. An exported network works at the size that it is given.
 
         Args:
             composite, mask, valid: as of `forward`.
@@ -319,7 +322,7 @@ def _reduce(
     planes = F.interpolate(planes, size=size, mode="bilinear", align_corners=False, antialias=True)
     colour, covered = planes[:, :3], planes[:, 3:4]
     share = torch.ones_like(covered) if valid is None else planes[:, 4:]
-    region = covered > THRESHOLD * share
+    region = covered > MAJORITY * share
     vanished = ~region.flatten(1).any(dim=1)[:, None, None, None]
     region = region | (vanished & (covered > 0))
     colour = colour / share.clamp_min(1e-6)

@@ -1,11 +1,19 @@
 """The U-Net: RainNet's size and keys, any input size, options, the background, excluded pixels, one compiled graph."""
 
+import math
+
 import pytest
 import torch
-from oracle import make_mask
+from oracle import FLOAT64, NoReading, NoWaiting, make_mask
+from torch import Tensor, nn
 
 import scsco_fast as sf
+from scsco_fast.local_affine import extend
+from scsco_fast.nn import unet
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
+
+# What this project's own networks use of the later options.
+OURS = {"in_channels": 7, "cosine": True, "head": "affine", "upsampling": "resize", "encoder_norm": "none"}
 
 
 def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -41,7 +49,33 @@ def test_rainnet_checkpoints_load_and_nothing_partial_does() -> None:
             from_rainnet(broken)
 
 
-@pytest.mark.parametrize("head", ["direct", "residual"])
+def test_later_options_leave_a_network_without_them_as_it_was() -> None:
+    """Names of parameters and `config`, which is what a model file holds; outputs are held to RainNet's elsewhere."""
+    model = sf.HarmonizationUNet(base_channels=2, levels=5)
+    norm = ["foreground_gamma", "foreground_beta", "background_gamma", "background_beta", "query.weight", "key.weight"]
+    wanted = (
+        [f"down.{level}.weight" for level in range(5)] + [f"up.{level}.weight" for level in range(5)] + ["up.0.bias"]
+    )
+    wanted += [f"norm.{level}.{name}" for level in range(4) for name in norm]
+    wanted += [f"gate.{level}.{name}" for level in range(3) for name in ("weight", "bias")]
+    assert sorted(model.state_dict()) == sorted(wanted)
+    assert model.config == {
+        "in_channels": 4,
+        "base_channels": 2,
+        "levels": 5,
+        "norm": "bain",
+        "head": "direct",
+        "key_channels": None,
+        "dropout": True,
+        "project_value": False,
+        "cosine": False,
+    }
+    ours = small(**OURS)
+    assert (ours.config["upsampling"], ours.config["encoder_norm"]) == ("resize", "none")
+    assert type(sf.HarmonizationUNet(**ours.config).up[1]) is unet.ConvolveEnlarge
+
+
+@pytest.mark.parametrize("head", ["direct", "residual", "affine"])
 @pytest.mark.parametrize("size", [(32, 32), (33, 70), (1, 5), (64, 31)])
 def test_any_size_and_an_unchanged_background(size: tuple[int, int], head: str) -> None:
     composite, mask = inputs(*size)
@@ -88,22 +122,29 @@ def test_backends_agree_through_the_network() -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
-def test_excluded_pixels_are_left_alone_and_may_hold_anything() -> None:
+@pytest.mark.parametrize(
+    ("options", "working_size", "value"),
+    [({}, 256, 7.0), (OURS, 256, math.nan), (OURS, 24, math.inf), (OURS | {"in_channels": 4}, 24, -7.0)],
+)
+def test_excluded_pixels_are_left_alone_and_may_hold_anything(options: dict, working_size: int, value: float) -> None:
     composite, mask = inputs(40, 40)
     valid = torch.ones_like(mask)
     valid[..., 15:25, 15:25] = 0
-    model = small()
+    model = small(**options)
+    model.working_size = working_size
     clean = model(composite, mask, valid)
-    wild = torch.where(valid > 0.5, composite, 7.0)
+    wild = torch.where(valid > 0.5, composite, value)
     output = model(wild, mask, valid)
     seen = (valid > 0.5).expand_as(output)
     assert torch.equal(output[seen], clean[seen])
-    assert torch.equal(output[~seen], wild[~seen])
+    torch.testing.assert_close(output[~seen], wild[~seen], rtol=0, atol=0, equal_nan=True)
 
 
-def test_one_graph_under_autocast() -> None:
+@pytest.mark.parametrize(("options", "working_size"), [({"head": "residual"}, 256), (OURS, 256), (OURS, 32)])
+def test_one_graph_under_autocast(options: dict, working_size: int) -> None:
     torch._dynamo.reset()
-    model = small(head="residual")
+    model = small(**options)
+    model.working_size = working_size
     composite, mask = inputs(32, 48)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(composite, mask), model(composite, mask))
@@ -120,7 +161,9 @@ def test_one_graph_under_autocast() -> None:
         ({"levels": 4, "norm": "bain"}, "levels must be 5 to 10"),
         ({"norm": "batch"}, "norm must be one of bain, rain, instance"),
         ({"norm": ["bain"]}, "or 4 of them"),
-        ({"head": "both"}, "head must be one of direct, residual"),
+        ({"head": "both"}, "head must be one of direct, residual, affine"),
+        ({"upsampling": "nearest"}, "upsampling must be one of transposed, resize, got 'nearest'"),
+        ({"encoder_norm": "batch"}, "encoder_norm must be one of instance, none, got 'batch'"),
         ({"base_channels": 0}, "base_channels must be positive"),
     ],
 )
@@ -135,3 +178,200 @@ def test_bad_inputs_are_named() -> None:
         small()(mask, mask)
     with pytest.raises(ValueError, match="mask must have the composite's batch and size"):
         small()(composite, mask[..., :16])
+    with pytest.raises(ValueError, match="has coefficients; this one has head='residual'"):
+        small(head="residual").coefficients(composite, mask)
+    with pytest.raises(ValueError, match="mask must have the composite's batch and size"):
+        small(head="affine").coefficients(composite, mask[..., :16])
+
+
+@pytest.mark.parametrize("options", [{"head": "affine"}, OURS], ids=["paper's encoder and decoder", "ours"])
+def test_an_affine_head_by_hand(options: dict) -> None:
+    """From the decoder's last maps and the branch's twelve numbers: a matrix of c - 0.5, and an offset."""
+    model = small(**options).double()
+    composite, mask = (tensor.double() for tensor in inputs(33, 41, batch=2))
+    mask[0, 0, :5, :5] = 0.75
+    made: dict[str, Tensor] = {}
+    model.up[0].register_forward_hook(lambda module, given, output: made.update(maps=output.detach()))
+    model.whole.register_forward_hook(lambda module, given, output: made.update(whole=output.detach()))
+    with torch.no_grad():
+        output, coefficients = model(composite, mask), model.coefficients(composite, mask)
+    assert made["whole"].shape == (2, 12)
+    assert made["whole"].abs().min() > 0
+    raw = (made["maps"][..., :33, :41] + made["whole"][:, :, None, None]).permute(0, 2, 3, 1)  # (B, H, W, 12)
+    matrix, about_grey = raw[..., :9].reshape(2, 33, 41, 3, 3), raw[..., 9:]
+    colour = composite.permute(0, 2, 3, 1)
+    change = (matrix @ (colour - 0.5)[..., None])[..., 0] + about_grey
+    wanted = (colour + change * mask[:, 0, :, :, None]).permute(0, 3, 1, 2)
+    torch.testing.assert_close(output, wanted, rtol=0, atol=FLOAT64)
+    offset = about_grey - 0.5 * matrix.sum(-1)
+    torch.testing.assert_close(coefficients[:, :9], matrix.flatten(3).permute(0, 3, 1, 2), rtol=0, atol=FLOAT64)
+    torch.testing.assert_close(coefficients[:, 9:], offset.permute(0, 3, 1, 2), rtol=0, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("working_size", [256, 32])
+def test_an_affine_head_of_zeros_changes_nothing(working_size: int) -> None:
+    model = small(**OURS)
+    model.working_size = working_size
+    for parameter in (*model.up[0].parameters(), *model.whole[-1].parameters()):
+        nn.init.zeros_(parameter)
+    composite, mask = inputs(50, 70)
+    assert torch.equal(model(composite, mask), composite)
+
+
+@pytest.mark.parametrize("working_size", [256, 48])
+def test_gradients_reach_every_parameter_of_an_affine_head(working_size: int) -> None:
+    model = small(**OURS).train()
+    model.working_size = working_size
+    composite, mask = inputs(64, 64, batch=2)
+    (model(composite, mask) - composite).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.any(), name
+
+
+@pytest.mark.parametrize("size", [(67, 96), (96, 45), (33, 200)])
+def test_an_affine_head_works_at_its_working_size(size: tuple[int, int]) -> None:
+    """Means of colours, the majority of the mask, the transform continued from the foreground, and enlarged."""
+    model = small(**OURS).double()
+    model.working_size = 32
+    composite, mask = (tensor.double() for tensor in inputs(*size))
+    reduced = tuple(round(side * 32 / max(size)) for side in size)
+    assert model.inner_size(size) == reduced
+    colour, covered = (
+        nn.functional.interpolate(tensor, reduced, mode="bilinear", antialias=True) for tensor in (composite, mask)
+    )
+    inside = (covered > 0.5).double()
+    seen: list[Tensor] = []
+    model.down[0].register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    with torch.no_grad():
+        output = model(composite, mask)
+        assert seen[0].shape[-2:] == (32, 32)  # padded
+        torch.testing.assert_close(seen[0][:, 3:4, : reduced[0], : reduced[1]], inside, rtol=0, atol=0)
+        transform = extend(model.coefficients(colour, inside), inside)
+        transform = nn.functional.interpolate(transform, size, mode="bilinear")
+    matrix, offset = transform[:, :9].unflatten(1, (3, 3)), transform[:, 9:]
+    wanted = composite + (torch.einsum("bijhw,bjhw->bihw", matrix, composite) + offset) * mask
+    torch.testing.assert_close(output, wanted, rtol=0, atol=FLOAT64)
+    assert torch.equal(output[(mask == 0).expand_as(output)], composite[(mask == 0).expand_as(output)])
+    with torch.no_grad():
+        model.working_size = 200
+        at_full_size = model.coefficients(composite, mask)
+        model.working_size = 32
+        assert torch.equal(model.coefficients(composite, mask, working_size=200), at_full_size)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (63, 97), (31, 32)])
+def test_coefficients_of_the_background_leave_no_rim(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are trained for nothing. Here they are wild, and no pixel of the mask shows it, at any enlargement."""
+    model = small(**OURS).double()
+    model.working_size = 32
+    composite, mask = (tensor.double() for tensor in inputs(*size))
+    constant = torch.linspace(-0.3, 0.4, 12, dtype=torch.float64)[None, :, None, None]
+    monkeypatch.setattr(
+        model, "_predict", lambda composite, mask, valid: torch.where(mask > 0.5, constant, 1e3).expand(-1, 12, -1, -1)
+    )
+    change = torch.einsum("ij,bjhw->bihw", constant[0, :9, 0, 0].reshape(3, 3), composite - 0.5) + constant[:, 9:]
+    torch.testing.assert_close(model(composite, mask), composite + change * mask, rtol=0, atol=FLOAT64)
+
+
+def test_a_foreground_smaller_than_a_working_pixel_is_one() -> None:
+    """Each image for itself, and without the host waiting for the device."""
+    composite, mask = torch.rand(3, 3, 200, 160), torch.zeros(3, 1, 200, 160)
+    mask[0, 0, 50:150, 40:120] = 1
+    mask[:2, 0, 10, 150] = 1  # beside a block it vanishes; alone it is all that there is
+    with NoReading(), NoWaiting():
+        _, inside, valid = unet._reduce(composite, mask, None, (20, 16))
+    assert valid is None
+    assert inside[0, 0].nonzero().aminmax(dim=0).max.tolist() == [14, 11]
+    assert inside[0].sum() == 80
+    assert inside[1, 0, 1, 15] == 1
+    assert inside[1].sum() == 4  # the filter reaches two pixels each way
+    assert inside[2].sum() == 0
+    model = small(**OURS)
+    model.working_size = 20
+    with NoReading(), NoWaiting(), torch.no_grad():
+        output = model(composite, mask)
+    changed = (output != composite).any(dim=1, keepdim=True)
+    assert torch.equal(changed, mask > 0)
+
+
+def test_reduced_colours_are_means_over_valid_pixels() -> None:
+    """Of a picture whose excluded half is anything: the other half's colour, up to the border between them."""
+    composite, mask, valid = torch.full((1, 3, 80, 80), 0.25), torch.zeros(1, 1, 80, 80), torch.ones(1, 1, 80, 80)
+    valid[..., 37:] = 0
+    composite[..., 37:] = math.nan
+    mask[..., 8:72, 20:60] = 1
+    colour, inside, known = unet._reduce(composite, mask, valid, (20, 20))
+    assert torch.equal(known[0, 0, 0], (torch.arange(20) < 9).float())
+    torch.testing.assert_close(colour[..., :9], torch.full((1, 3, 20, 9), 0.25))
+    assert torch.isfinite(colour).all()
+    # Pixel 9 covers columns 36 to 39, of which 36 alone counts.
+    assert torch.equal(inside[0, 0, 10], ((torch.arange(20) >= 5) & (torch.arange(20) < 10)).float())
+    assert torch.equal(known[0, 0, 10], (torch.arange(20) < 10).float())
+    mask = torch.zeros(1, 1, 80, 80)
+    mask[..., 40, 36] = 1  # at the border, and alone
+    _, inside, known = unet._reduce(composite, mask, valid, (20, 20))
+    assert inside.any()
+    assert known[inside > 0].all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_coefficients_are_float32_or_wider(dtype: torch.dtype) -> None:
+    """The difference of an 8-bit level is 0.004, and bfloat16 tells 0.99 from 1 and nothing between."""
+    model, (composite, mask) = small(**OURS), inputs(40, 56)
+    model.working_size = 32
+    found: list[Tensor] = []
+    if dtype == torch.float64:
+        model, composite = model.double(), composite.double()
+    else:
+        model.whole.register_forward_hook(lambda module, given, output: found.extend([*given, output]))
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype != torch.float64):
+        coefficients, output = model.coefficients(composite, mask), model(composite, mask)
+    assert coefficients.dtype == torch.promote_types(dtype, torch.float32)
+    assert output.dtype == composite.dtype
+    assert all(tensor.dtype == torch.float32 for tensor in found)
+    if dtype != torch.float64:
+        low = small(**OURS).to(dtype)
+        low.working_size = 32
+        with torch.no_grad():
+            assert low.coefficients(composite.to(dtype), mask.to(dtype)).dtype == torch.float32
+            assert low(composite.to(dtype), mask.to(dtype)).dtype == dtype
+
+
+def test_pooled_statistics_are_those_of_each_region() -> None:
+    maps, mask = torch.randn(3, 5, 8, 6, dtype=torch.float64), make_mask("random", 3, 8, 6)
+    mask[2] = 0
+    pooled = unet._pooled(maps, sf.Regions(mask)).reshape(3, 4, 5)
+    for image in range(3):
+        for start, region in ((0, mask[image, 0] > 0.5), (2, mask[image, 0] <= 0.5)):
+            pixels = maps[image][:, region]
+            mean = pixels.mean(1) if region.any() else torch.zeros(5).double()
+            variance = pixels.var(1, correction=0) if region.any() else torch.zeros(5).double()
+            torch.testing.assert_close(pooled[image, start], mean, rtol=0, atol=FLOAT64)
+            torch.testing.assert_close(pooled[image, start + 1], (variance + 1e-5).sqrt(), rtol=0, atol=FLOAT64)
+
+
+def test_enlargement_after_a_convolution_leaves_no_checkerboard() -> None:
+    """A constant stays one away from the border, where a transposed convolution has four values in turn."""
+    torch.manual_seed(0)
+    ours, theirs = unet._up("resize", 4, 3, bias=True), unet._up("transposed", 4, 3, bias=True)
+    with torch.no_grad():
+        results = [layer(torch.ones(1, 4, 8, 8)) for layer in (ours, theirs)]
+    assert all(result.shape == (1, 3, 16, 16) for result in results)
+    spread = [(result[..., 4:-4, 4:-4].amax((2, 3)) - result[..., 4:-4, 4:-4].amin((2, 3))).max() for result in results]
+    scale = max(float(result.detach().abs().max()) for result in results)
+    assert spread[0] <= 36 * torch.finfo(torch.float32).eps * scale  # sums of 36 products in another order
+    assert spread[1] > 0.1 * scale
+
+
+def test_an_encoder_without_norms_sees_contrast() -> None:
+    """Three times the input is three times every feature; an instance norm makes it the same feature again."""
+    for encoder_norm in ("none", "instance"):
+        model = small(encoder_norm=encoder_norm).double()
+        x = 1e6 * torch.randn(1, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            (bottom, skips), (bottom_3, skips_3) = model._encode(x), model._encode(3 * x)
+        for level, (ours, theirs) in enumerate(zip((*skips_3, bottom_3), (*skips, bottom), strict=True)):
+            factor = 1 if encoder_norm == "instance" and level > 0 else 3
+            # The norm's eps, 1e-5, is nothing beside the variances here.
+            torch.testing.assert_close(ours, factor * theirs, rtol=0, atol=FLOAT64 * float(ours.abs().max()))
