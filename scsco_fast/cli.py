@@ -55,7 +55,8 @@ Train a model into a run folder: model.safetensors, metrics.csv, loss.png, Tenso
 
 presets:
   demo    minutes on two CPU cores, composites made from photographs that come with the installed packages
-  compact the model in the package, on the photographs of `python -m scsco_fast.data.debian photographs`
+  compact the model in the package, on a folder of photographs (docs/model-card.md): two and a half hours at most on two
+          CPU cores, with `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m scsco_fast train compact`
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
 `scsco train resume RUN` continues an interrupted run where it stopped; options change its settings.
@@ -74,7 +75,7 @@ class EvaluateOptions:
     """
 
     model: str | None = None
-    """Model file (model.safetensors of a run); "none" is the same as --identity."""
+    """Model file (model.safetensors of a run), "compact" (the default) or "compact-free"; "none" is --identity."""
     predictions: Path | None = None
     """Folder of any method's outputs: one for each composite, of its name, with any picture suffix."""
     identity: bool = False
@@ -212,7 +213,7 @@ class HarmonizeOptions:
     output: Path
     """File to write (its suffix is its format), or folder. Inputs are never overwritten."""
     model: Path | None = None
-    """Model file: model.safetensors of a run; if not given, the model in the package."""
+    """Model file: model.safetensors of a run; "compact" (the default) or "compact-free", the models in the package."""
     image: Path | None = None
     """The composite picture."""
     mask: Path | None = None
@@ -272,7 +273,7 @@ class ExportOptions:
     format: Literal["pt2", "onnx", "aoti"]
     """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
     model: Path | None = None
-    """Model file: model.safetensors of a run; if not given, the model in the package."""
+    """Model file: model.safetensors of a run; "compact" (the default) or "compact-free", the models in the package."""
     size: tuple[int, int] | None = None
     """Height and width of the pictures, one at a time; if not given, any; of aoti, the working size squared."""
 
@@ -285,7 +286,7 @@ class DemoOptions:
     """
 
     model: Path | None = None
-    """Model file: model.safetensors of a run; if not given, the model in the package."""
+    """Model file: model.safetensors of a run; "compact" (the default) or "compact-free", the models in the package."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""
     port: int = 7860

@@ -3,7 +3,8 @@
 A model file is a safetensors file: it holds no code, so opening a stranger's is safe. A file that does not match the
 network exactly is an error; nothing is ever loaded in part.
 
-The package holds one such file, which docs/model-card.md describes.
+The package holds two such files, "compact" and "compact-free", which docs/model-card.md describes. Their names stand
+for them wherever a model file is asked for.
 """
 
 import functools
@@ -23,8 +24,13 @@ FORMAT = 1
 ARCHITECTURE = "HarmonizationUNet"
 _SHOWN = 3  # names listed in an error
 
-SHIPPED = Path(__file__).parent / "models" / "compact.safetensors"
-SHIPPED_SHA256 = "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76"
+MODELS = Path(__file__).parent / "models"
+DEFAULT = "compact"
+# SHA-256 of the models in the package, by name.
+SHIPPED_SHA256 = {
+    DEFAULT: "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
+    "compact-free": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
+}
 
 
 def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -61,11 +67,16 @@ def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, A
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> HarmonizationUNet:
     """The network of a model file, with its weights, in eval mode on `device`. Its `working_size` is the file's.
 
+    Args:
+        path: a file, or "compact" or "compact-free", the models in the package (a file of that name comes first).
+
     Raises:
         ScscoError: no such file, not a model file, another architecture, or tensors that do not match exactly.
     """
     from safetensors.torch import load_file
 
+    if str(path) in SHIPPED_SHA256 and not Path(path).exists():
+        path = check_shipped(str(path))
     metadata = read_metadata(path)
     try:
         model = HarmonizationUNet(**metadata["config"])
@@ -80,21 +91,20 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Harmoniz
 
 
 def load_default_model(device: str | torch.device = "cpu") -> HarmonizationUNet:
-    """The network in the package, in eval mode on `device`: what is used where no model is given.
+    """The network "compact" in the package, in eval mode on `device`: what is used where no model is given.
 
-    1.1 million parameters, trained by this project on composites of freely licensed photographs; docs/model-card.md
-    says on which, how, and how well it does. Its file is compared with its checksum first.
+    Trained by this project; docs/model-card.md says on which photographs and under which terms, how, and how well it
+    does. `load_model("compact-free")` is its counterpart from freely licensed photographs alone. The file is compared
+    with its checksum first.
 
     Raises:
         ScscoError: the file is missing or another one than this version's.
 
     Examples:
-        >>> model = load_default_model()
-        >>> sum(parameter.numel() for parameter in model.parameters())
-        1093027
+        >>> load_default_model().config["norm"]
+        ['bain', 'bain', 'bain', 'rain']
     """
-    check_shipped()
-    return load_model(SHIPPED, device)
+    return load_model(check_shipped(DEFAULT), device)
 
 
 @functools.cache
@@ -103,20 +113,27 @@ def shared_default_model() -> HarmonizationUNet:
     return load_default_model()
 
 
-def check_shipped() -> None:
-    """Refuse a shipped model file that is missing, or whose bytes are not this version's.
+def shipped_file(name: str) -> Path:
+    """Where the model of that name lies in the package."""
+    return MODELS / f"{name}.safetensors"
+
+
+def check_shipped(name: str) -> Path:
+    """The file of a model in the package; one that is missing, or whose bytes are not this version's, is refused.
 
     Raises:
         ScscoError: in one line, with what to do.
     """
-    if not SHIPPED.is_file():
-        raise ScscoError(f"{SHIPPED}: the package's own model is missing; install scsco-fast again, or give a model")
-    found = hashlib.sha256(SHIPPED.read_bytes()).hexdigest()
-    if found != SHIPPED_SHA256:
+    path, wanted = shipped_file(name), SHIPPED_SHA256[name]
+    if not path.is_file():
+        raise ScscoError(f"{path}: the package's own model is missing; install scsco-fast again, or give a model")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != wanted:
         raise ScscoError(
-            f"{SHIPPED}: its SHA-256 is {found[:12]}..., this version's is {SHIPPED_SHA256[:12]}...; "
+            f"{path}: its SHA-256 is {found[:12]}..., this version's is {wanted[:12]}...; "
             "install scsco-fast again, or give a model"
         )
+    return path
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
@@ -161,7 +178,8 @@ def _check_kind(path: Path) -> None:
     if path.is_dir():
         raise ScscoError(f"{path}: a folder; pass the model file in it: {path / 'model.safetensors'}")
     if not path.is_file():
-        raise ScscoError(f"{path}: no such file; wanted a model.safetensors (`scsco train` writes one)")
+        names = " or ".join(SHIPPED_SHA256)
+        raise ScscoError(f"{path}: no such file; wanted a model.safetensors (`scsco train` writes one), or {names}")
     with path.open("rb") as file:
         magic = file.read(4)
     if magic.startswith((b"PK\x03\x04", b"\x80\x02\x8a")):

@@ -1,4 +1,4 @@
-"""Make a run's model the one in the package: python -m scsco_fast.train.ship RUN/model.safetensors [WORKING_SIZE].
+"""Make a run's model one of the package's: python -m scsco_fast.train.ship RUN/model.safetensors NAME [WORKING_SIZE].
 
 Writes it in float16, which halves the file, and says which checksum belongs into scsco_fast/weights.py.
 """
@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.weights import SHIPPED, load_model, read_metadata, save_model
+from scsco_fast.weights import SHIPPED_SHA256, load_model, read_metadata, save_model, shipped_file
 
 
-def ship(path: str | Path, target: Path = SHIPPED, working_size: int | None = None) -> str:
+def ship(path: str | Path, target: Path, working_size: int | None = None) -> str:
     """Write the model file `path` to `target` in float16 and return the SHA-256 of what was written.
 
     Args:
@@ -35,14 +35,16 @@ def main() -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.safetensors of a run")
+    parser.add_argument("name", choices=sorted(SHIPPED_SHA256), help="of the model in the package")
     parser.add_argument("working_size", type=int, nargs="?", help="long side at which it works; else its training size")
     options = parser.parse_args()
+    target = shipped_file(options.name)
     try:
-        digest = ship(options.model, working_size=options.working_size)
+        digest = ship(options.model, target, options.working_size)
     except ScscoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"wrote {SHIPPED}\nSHIPPED_SHA256 of scsco_fast/weights.py: {digest}\n")
+    sys.stdout.write(f"wrote {target}\nSHIPPED_SHA256 of {options.name} in scsco_fast/weights.py: {digest}\n")
     return 0
 
 

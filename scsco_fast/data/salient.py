@@ -19,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,11 @@ def write_masks(folder: Path, saliency: Saliency) -> tuple[int, int]:
         ScscoError: no such folder, or fewer than two photographs.
     """
     names = picture_names(folder)
+    paths = {name: (folder / MASKS_FOLDER / name).with_suffix(".png") for name in names}
+    shared = Counter(paths.values())
     written = 0
-    for name in names:
-        path = (folder / MASKS_FOLDER / name).with_suffix(".png")
-        if path.exists():
+    for name, path in paths.items():
+        if path.exists() or shared[path] > 1:  # home.jpg and home.png would have one mask
             continue
         try:
             rgb = read_picture(folder / name).rgb
