@@ -33,9 +33,12 @@ def make(**options: object) -> sf.HarmonizationUNet:
     return model
 
 
-@pytest.fixture(scope="module")
-def model() -> sf.HarmonizationUNet:
-    """A network with every kind of norm, and BAIN where it is sliced and where it is not."""
+@pytest.fixture(scope="module", params=["residual", "affine"])
+def model(request: pytest.FixtureRequest) -> sf.HarmonizationUNet:
+    """A network with every kind of norm, and BAIN where it is sliced and where it is not; and one with a transform."""
+    if request.param == "affine":
+        norms = ["bain", "instance", "rain", "bain"]
+        return make(norm=norms, head="affine", in_channels=7, upsampling="resize", encoder_norm="none")
     norms = ["instance", "rainnet", "bain", "bain"]
     return make(norm=norms, head="residual", in_channels=7, cosine=True, project_value=True)
 
@@ -72,6 +75,19 @@ def test_the_graph_holds_nothing_of_ours(program: torch.export.ExportedProgram) 
 def test_the_graph_computes_the_same(
     case: tuple[int, int, int, str], program: torch.export.ExportedProgram, model: sf.HarmonizationUNet
 ) -> None:
+    assert_same(program.module(), model, case)
+
+
+def test_an_exported_network_works_at_the_size_that_it_is_given(
+    program: torch.export.ExportedProgram, model: sf.HarmonizationUNet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An affine head's model reduces a picture to its working size; the graph takes the picture's own as such."""
+    case = (1, 100, 130, "block")
+    composite, mask = torch.rand(1, 3, 100, 130), make_mask("block", 1, 100, 130).float()
+    with torch.no_grad():
+        reduced = model(composite, mask)
+        monkeypatch.setattr(model, "working_size", 130)
+        assert torch.equal(model(composite, mask), reduced) == (model.head == "residual")
     assert_same(program.module(), model, case)
 
 
@@ -120,10 +136,11 @@ def test_onnx_computes_the_same(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("options", [{}, {"head": "affine", "upsampling": "resize", "encoder_norm": "none"}], ids=str)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
-def test_a_compiled_package_computes_the_same(tmp_path: Path) -> None:
+def test_a_compiled_package_computes_the_same(options: dict[str, object], tmp_path: Path) -> None:
     """Of a network with one sliced BAIN: compiling takes as long as the graph is."""
-    model = make(norm=["instance", "instance", "rain", "bain"])
+    model = make(norm=["instance", "instance", "rain", "bain"], **options)
     path = tmp_path / "model.pt2"
     export.export(model, path, "aoti", (37, 50))
     loaded = torch._inductor.aoti_load_package(str(path))

@@ -47,12 +47,40 @@ def test_round_trip_is_exact(small_model: HarmonizationUNet, model_file: Path) -
 
 
 @pytest.mark.parametrize(
-    "option", [{"norm": "rain"}, {"in_channels": 3}, {"norm": ["bain", "rain", "instance", "rain"]}]
+    "option",
+    [
+        {"norm": "rain"},
+        {"in_channels": 3},
+        {"norm": ["bain", "rain", "instance", "rain"]},
+        {"head": "affine", "upsampling": "resize", "encoder_norm": "none"},
+    ],
 )
 def test_options_survive(option: dict, tmp_path: Path) -> None:
     model = HarmonizationUNet(base_channels=4, levels=5, **option)
-    save_model(model, tmp_path / "m.safetensors")
-    assert load_model(tmp_path / "m.safetensors").config == model.config
+    save_model(model, tmp_path / "m.safetensors", {"working_size": 24})
+    loaded = load_model(tmp_path / "m.safetensors")
+    assert loaded.config == model.config
+    composite, mask = torch.rand(1, 3, 40, 50), torch.ones(1, 1, 40, 50)
+    mask[..., 20:] = 0
+    model.eval().working_size = 24
+    assert torch.equal(loaded(composite, mask), model(composite, mask))
+
+
+def test_a_file_from_before_the_later_options_loads(small_model: HarmonizationUNet, model_file: Path) -> None:
+    """Its configuration names none of them, and neither does that of a network without them today."""
+    config = {"in_channels": 4, "base_channels": 4, "levels": 5, "norm": "bain", "head": "residual"}
+    config |= {"key_channels": None, "dropout": True, "project_value": False, "cosine": False}
+    assert read_metadata(model_file)["config"] == config
+    rewrite(model_file, config=config)
+    loaded = load_model(model_file)
+    assert loaded.config == small_model.config
+    composite, mask = torch.rand(1, 3, 40, 50), torch.ones(1, 1, 40, 50)
+    assert torch.equal(loaded(composite, mask), small_model(composite, mask))
+
+
+def test_a_file_that_names_the_defaults_loads(small_model: HarmonizationUNet, model_file: Path) -> None:
+    rewrite(model_file, config={**small_model.config, "upsampling": "transposed", "encoder_norm": "instance"})
+    assert load_model(model_file).config == small_model.config
 
 
 def test_working_size_is_kept_when_saved_again(model_file: Path, tmp_path: Path) -> None:

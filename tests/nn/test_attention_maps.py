@@ -47,6 +47,37 @@ def test_point_is_in_the_foreground_nearest_the_centre() -> None:
     assert len(points) == 3  # an empty mask has a point too, which means nothing
 
 
+@pytest.mark.parametrize(
+    ("options", "size", "scale"),
+    [
+        ({}, (64, 64), 1.0),
+        ({}, (40, 48), 1.0),
+        ({"head": "affine"}, (40, 48), 1.0),
+        ({"head": "affine"}, (96, 80), 0.5),
+    ],
+)
+def test_points_are_those_of_the_picture_whatever_is_padded_or_reduced(
+    options: dict, size: tuple[int, int], scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full mask has a foreground pixel everywhere, so that each level's point is the one that was asked for."""
+    model = sf.HarmonizationUNet(base_channels=4, levels=5, **options).eval()
+    model.working_size = 48
+    found: list[tuple[int, list[int]]] = []
+
+    def note(bain: sf.BAIN, x: torch.Tensor, level: object, points: torch.Tensor) -> torch.Tensor:
+        found.append((x.shape[-1], points[0].tolist()))
+        return torch.zeros(0)
+
+    monkeypatch.setattr("scsco_fast.nn.attention_maps.attention_map", note)
+    row, column = size[0] - 3, size[1] // 2 + 5
+    attention_maps(model, torch.rand(1, 3, *size), torch.ones(1, 1, *size), torch.tensor([[row, column]]))
+    padded = -(-round(size[1] * scale) // 32) * 32
+    assert [width for width, _ in found] == [padded // 2**level for level in (4, 3, 2, 1)]
+    for width, point in found:
+        at = scale * width / padded
+        assert point == [int(row * at), int(column * at)]
+
+
 def test_maps_of_a_network_leave_it_as_it_was(small_model: sf.HarmonizationUNet) -> None:
     composite, mask = torch.rand(2, 3, 40, 48), make_mask("block", 2, 40, 48).float()
     before = small_model(composite, mask)

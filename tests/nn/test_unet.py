@@ -295,6 +295,15 @@ def test_a_foreground_smaller_than_a_working_pixel_is_one() -> None:
     assert torch.equal(changed, mask > 0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_edge_through_the_middle_of_a_reduced_pixel_is_background(dtype: torch.dtype) -> None:
+    """Whatever the rounding: row 22 of 45 lies half above row 75 of 150."""
+    mask = torch.zeros(1, 1, 150, 211, dtype=dtype)
+    mask[..., :75, :] = 1
+    _, inside, _ = unet._reduce(mask.expand(-1, 3, -1, -1), mask, None, (45, 63))
+    assert torch.equal(inside[0, 0], (torch.arange(45) < 22).to(dtype)[:, None].expand(45, 63))
+
+
 def test_reduced_colours_are_means_over_valid_pixels() -> None:
     """Of a picture whose excluded half is anything: the other half's colour, up to the border between them."""
     composite, mask, valid = torch.full((1, 3, 80, 80), 0.25), torch.zeros(1, 1, 80, 80), torch.ones(1, 1, 80, 80)
