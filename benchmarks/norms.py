@@ -1,20 +1,21 @@
-"""Instance norm, RAIN and BAIN in the decoder, without and with the style loss: python -m benchmarks.norms PHOTOGRAPHS.
+"""Instance norm, RAIN and BAIN, without and with the style loss, by the recipe of the model in the package.
 
-Trains the same small network 18 times, three seeds each, with the same steps on the same composites, and measures each
-on the same composites of photographs that none of them saw. One row per run goes to the CSV file as it ends; runs that
-are in it already are left out, so the program can be stopped and started again. `--table` prints what is in the file.
+    python -m benchmarks.norms PHOTOGRAPHS --steps 500 --real TRIPLETS
+    python -m benchmarks.norms --table
 
-The input is composite and mask (`in_channels=4`). The seven channels of the shipped model would give every norm the
-background's mean and contrast, which is what the norms are compared for.
+Each run is `scsco train compact` with another norm at all decoder levels that have BAIN in it, with or without the
+style loss, with fewer steps. It is measured at 256x256 by the protocol `strict`: on composites of unseen photographs,
+and, with --real, on real composites in iHarmony4's layout and on their untouched real photographs (damage). One row per
+run goes to the CSV file as it ends; runs that are in it already are left out, so the program can be stopped and started
+again.
 """
 
 import argparse
 import csv
+import dataclasses
 import itertools
-import logging
 import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -24,60 +25,38 @@ from typing import Any
 
 import torch
 
-from scsco_fast.data.photos import Photo, load_photos
+from scsco_fast.data.iharmony4 import IHarmony4
+from scsco_fast.data.photos import load_photos
 from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.evaluate import evaluate
-from scsco_fast.nn.vgg import find_weights
+from scsco_fast.protocols import protocol_named
 from scsco_fast.train import TrainConfig, train
+from scsco_fast.train.presets import PRESETS
+from scsco_fast.triplets import Triplets
 from scsco_fast.weights import load_model
 
 NORMS = ("instance", "rain", "bain")
 STYLE_WEIGHTS = (0.0, 0.01)
-SEEDS = (0, 1, 2)
+SIZE = 256
 TEST_SEED = 1000
 RESULTS = Path(__file__).parent / "results" / "norms.csv"
-KEYS = ("norm", "style_weight", "seed", "steps", "size", "base_channels", "batch_size")
-METRICS = ("mse", "psnr", "fmse", "ssim")
-COLUMNS = (
-    *KEYS,
-    *(f"composite_{name}" for name in METRICS),
-    *METRICS,
-    "test_composites",
-    "cpu_seconds",
-    "vgg",
-    "torch",
-)
-COLUMNS = (*COLUMNS, "machine")
-
-_photos: dict[str, list[Photo]] = {}
+KEYS = ("norm", "style_weight", "seed", "steps", "batch_size")
+SETS = ("unseen", "real")
+METRICS = ("composite_mse", "composite_psnr", "mse", "psnr")
+COLUMNS = (*KEYS, *(f"{name}_{metric}" for name in SETS for metric in METRICS), "damage_fmse", "cpu_seconds", "torch")
 
 
 def settings(norm: str, style_weight: float, seed: int, options: argparse.Namespace) -> TrainConfig:
-    return TrainConfig(
-        norm=norm,
+    """The recipe with one norm at the levels that have BAIN in it; the finest keeps RAIN unless none is wanted."""
+    recipe = PRESETS["compact"]
+    norms = tuple(norm if name == "bain" or norm == "instance" else name for name in recipe.norm)
+    return dataclasses.replace(
+        recipe,
+        photos=str(options.photographs),
+        norm=norms,
         style_weight=style_weight,
         seed=seed,
         steps=options.steps,
-        size=options.size,
-        base_channels=options.base_channels,
-        batch_size=options.batch_size,
-        in_channels=4,
-        levels=5,
-        head="residual",
-        cosine=True,
-        dropout=False,
-        wide=True,
-        lr=2e-3,
-        betas=(0.9, 0.999),
-        schedule="cosine",
-        warmup=20,
-        clip_norm=0.2,
-        ema_decay=0.99,
-        style_every=2,
-        negatives=3,
-        style_size=48,
-        vgg_layers=("relu2_2",),
-        vgg_weights="auto" if style_weight else "random",
         device="cpu",
         log_every=options.steps,
         picture_every=10**6,
@@ -85,37 +64,27 @@ def settings(norm: str, style_weight: float, seed: int, options: argparse.Namesp
     )
 
 
-def load(folder: str) -> None:
-    """Once per process: segmenting takes longer than a short run."""
+def measure(norm: str, config: TrainConfig, count: int, real: Path | None) -> dict[str, Any]:
+    """Train one network, measure it, and return its row."""
     torch.set_num_threads(1)
-    logging.getLogger("scsco_fast").setLevel(logging.ERROR)
-    _photos.update({split: load_photos(folder, split) for split in ("train", "test")})
-
-
-def measure(config: TrainConfig, count: int) -> dict[str, Any]:
-    """Train one network, measure it on unseen photographs, and return its row."""
     begun = time.process_time()
-    samples = SyntheticComposites(
-        _photos["train"], config.size, config.steps * config.batch_size, config.seed, augment=True, wide=True
-    )
     with tempfile.TemporaryDirectory() as folder:
-        config = TrainConfig.from_dict({**config.to_dict(), "output": f"{folder}/run"})
-        path = train(config, dataset=samples)
+        path = train(dataclasses.replace(config, output=f"{folder}/run", workers=0))
         model = load_model(path / "model.safetensors")
-    seconds = time.process_time() - begun
-    unseen = SyntheticComposites(_photos["test"], config.size, count, TEST_SEED, augment=False, wide=True)
-    means = evaluate(model, unseen, batch_size=16).summaries()[-1].means
-    row = {name: getattr(config, name) for name in KEYS}
-    row |= {name: f"{means[name]:.4f}" for metric in METRICS for name in (metric, f"composite_{metric}")}
-    vgg = find_weights() if config.style_weight else "none"
-    machine = f"{platform.machine()}, one thread"
-    return row | {
-        "test_composites": count,
-        "cpu_seconds": f"{seconds:.0f}",
-        "vgg": vgg,
-        "torch": str(torch.__version__),
-        "machine": machine,
-    }
+    row: dict[str, Any] = {name: getattr(config, name) for name in KEYS} | {"norm": norm}
+    row |= {"cpu_seconds": f"{time.process_time() - begun:.0f}", "torch": str(torch.__version__)}
+    photos = load_photos(config.photos, "test")
+    unseen = SyntheticComposites(photos, SIZE, count, TEST_SEED, augment=False, wide=True)
+    row |= _means("unseen", evaluate(model, unseen).summaries()[-1].means)
+    if real is not None:
+        triplets = Triplets(IHarmony4(str(real), split="test").members, protocol_named("strict"), SIZE)
+        row |= _means("real", evaluate(model, triplets).summaries()[-1].means)
+        row["damage_fmse"] = f"{evaluate(model, triplets, untouched=True).summaries()[-1].means['fmse']:.4f}"
+    return row
+
+
+def _means(name: str, means: Any) -> dict[str, str]:
+    return {f"{name}_{metric}": f"{means[metric]:.4f}" for metric in METRICS}
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -138,34 +107,40 @@ def append(path: Path, row: dict[str, Any]) -> None:
 def table(rows: list[dict[str, str]]) -> str:
     """Markdown: per norm and style weight the mean over seeds, and the smallest and largest."""
     lines = [
-        "| norm | style loss | MSE below composite, % | PSNR above, dB | fMSE below, % |",
-        "|---|---|---|---|---|",
+        "| norm | style loss | unseen: MSE below composite, % | PSNR above, dB "
+        "| real: MSE below composite, % | PSNR above, dB | damage, fMSE |",
+        "|---|---|---|---|---|---|---|",
     ]
     for norm, weight in itertools.product(NORMS, STYLE_WEIGHTS):
         own = [row for row in rows if row["norm"] == norm and float(row["style_weight"]) == weight]
-        if not own:
-            continue
-        cells = [
-            spread([100 * (1 - float(row["mse"]) / float(row["composite_mse"])) for row in own]),
-            spread([float(row["psnr"]) - float(row["composite_psnr"]) for row in own], digits=2),
-            spread([100 * (1 - float(row["fmse"]) / float(row["composite_fmse"])) for row in own]),
-        ]
-        lines.append(f"| {norm} | {weight or 'without'} | {' | '.join(cells)} |")
+        if own:
+            cells = [cell for name in SETS for cell in gains(name, own)]
+            cells.append(spread([float(row["damage_fmse"]) for row in own if row["damage_fmse"]], digits=0))
+            lines.append(f"| {norm} | {weight or 'without'} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def gains(name: str, rows: list[dict[str, str]]) -> list[str]:
+    """The share of the composite's MSE that is gone, and the decibels gained, on one set."""
+    rows = [row for row in rows if row[f"{name}_mse"]]
+    shares = [100 * (1 - float(row[f"{name}_mse"]) / float(row[f"{name}_composite_mse"])) for row in rows]
+    decibels = [float(row[f"{name}_psnr"]) - float(row[f"{name}_composite_psnr"]) for row in rows]
+    return [spread(shares), spread(decibels, digits=2)]
+
+
 def spread(values: list[float], digits: int = 1) -> str:
+    if not values:
+        return "not measured"
     return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", nargs="?", help="folder that scsco_fast.data.debian wrote")
+    parser.add_argument("photographs", nargs="?", type=Path, help="folder with train/ and test/ photographs")
     parser.add_argument("--output", type=Path, default=RESULTS)
-    parser.add_argument("--steps", type=int, default=100)
-    parser.add_argument("--size", type=int, default=96)
-    parser.add_argument("--base-channels", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--real", type=Path, help="real composites in iHarmony4's layout, for measuring only")
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--count", type=int, default=104, help="composites of unseen photographs")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--table", action="store_true", help="only print the table")
@@ -179,18 +154,24 @@ def main() -> None:
 
 def run_all(options: argparse.Namespace) -> None:
     done = {tuple(row[key] for key in KEYS) for row in read(options.output)}
-    wanted = [
-        settings(norm, weight, seed, options) for seed, norm, weight in itertools.product(SEEDS, NORMS, STYLE_WEIGHTS)
+    wanted = {
+        (norm, str(weight), str(seed)): settings(norm, weight, seed, options)
+        for seed, norm, weight in itertools.product(range(options.seeds), NORMS, STYLE_WEIGHTS)
+    }
+    left = [
+        (key[0], config)
+        for key, config in wanted.items()
+        if (*key, str(config.steps), str(config.batch_size)) not in done
     ]
-    left = [config for config in wanted if tuple(str(getattr(config, key)) for key in KEYS) not in done]
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(options.jobs, context, load, (options.photographs,)) as pool:
-        for future in as_completed([pool.submit(measure, config, options.count) for config in left]):
+    with ProcessPoolExecutor(options.jobs, context) as pool:
+        runs = [pool.submit(measure, norm, config, options.count, options.real) for norm, config in left]
+        for future in as_completed(runs):
             row = future.result()
             append(options.output, row)
             which = f"{row['norm']}, style {row['style_weight']}, seed {row['seed']}"
-            print(f"{which}: MSE {row['composite_mse']} -> {row['mse']}", flush=True)
+            print(f"{which}: MSE {row['unseen_composite_mse']} -> {row['unseen_mse']}", flush=True)
 
 
 if __name__ == "__main__":

@@ -156,3 +156,30 @@ def test_named_terms_and_their_graph(encoder: sf.VGG16Features) -> None:
 def test_bad_options_are_named(encoder: sf.VGG16Features, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         sf.SCSCoLoss(encoder, **options)
+
+
+def test_foreground_error_is_written_out() -> None:
+    output, real, _, mask = pictures()
+    mask[1] = 0
+    mask[1, :, :2, :3] = 1  # 6 of 576 pixels: less than a 64th, so it counts as 9
+    wanted = []
+    for i in range(2):
+        squares = sum(((output - real)[i, channel] ** 2)[mask[i, 0] > 0].sum() for channel in range(3))
+        wanted.append((squares / (3 * max(float(mask[i].sum()), 24 * 24 / 64)) + 1e-4).sqrt())
+    loss = sf.SCSCoLoss(None, style_weight=0.0, reconstruction="foreground")
+    terms = loss(output, real, real, mask)
+    torch.testing.assert_close(terms.total, sum(wanted) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(terms.reconstruction, terms.total, rtol=0, atol=0)
+
+
+def test_foreground_error_has_finite_gradients_where_nothing_is_wrong_and_without_a_foreground() -> None:
+    _, real, _, mask = pictures()
+    mask[1] = 0
+    output = real.clone().requires_grad_()
+    sf.SCSCoLoss(None, style_weight=0.0, reconstruction="foreground")(output, real, real, mask).total.backward()
+    assert torch.equal(output.grad, torch.zeros_like(real))
+
+
+def test_an_unknown_reconstruction_is_named() -> None:
+    with pytest.raises(ValueError, match="reconstruction must be one of l1, foreground, got 'l2'"):
+        sf.SCSCoLoss(None, style_weight=0.0, reconstruction="l2")

@@ -129,7 +129,7 @@ def test_importing_is_light() -> None:
 
 def test_mapped_packages_are_importable_from_anywhere() -> None:
     code = "import scsco_fast.kernels, scsco_fast.train.presets as p; print(sorted(p.PRESETS))"
-    assert run_python(code).strip() == "['compact', 'demo', 'paper']"
+    assert run_python(code).strip() == "['compact', 'compact-gpu', 'demo', 'paper']"
 
 
 def test_public_names_exist() -> None:

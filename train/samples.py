@@ -176,7 +176,9 @@ def build_loader(
     if isinstance(samples, ComposedComposites):
         share = config.batch_size // processes.world
         rows = range(processes.rank * share, (processes.rank + 1) * share)
-        return samples.batches(range(first, config.steps), rows, threaded=config.workers > 0)
+        # On a GPU the host only launches, and a thread's launches would break the capture of a CUDA graph.
+        threaded = config.workers > 0 and device.type == "cpu"
+        return samples.batches(range(first, config.steps), rows, threaded)
     order = StepOrder(
         len(samples),
         config.batch_size,

@@ -7,6 +7,7 @@ several times as many.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ TRANSFERRED = 0.45  # a third by each of TRANSFERS; all others go through retouc
 AS_TAKEN = 0.7  # real pictures that stay as the camera made them
 
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
+MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
 LARGEST_FMSE = 16_000.0  # mean squared error of the foreground, 0-255 scale; real composites reach 10,044
 STRENGTHS = (0.7, 4.0)  # of retouching curves, log-uniform
 MEAN_DISTANCES = (10.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
@@ -262,10 +264,8 @@ def _cut(store: Store, photo: Tensor, chosen: Tensor, size: int, draw: _Draw) ->
     middle = (box[:, :2] + box[:, 2:]) / 2
     share = draw.log_uniform(*FOREGROUND_RANGE)
     least = min(1.0, 0.75 * size / store.pictures.shape[-1])
-    extent = (area / share).sqrt()[:, None] * torch.exp(draw.uniform(-0.11, 0.11))[:, None] ** torch.tensor(
-        [1.0, -1.0], device=draw.device
-    )
-    extent = extent.clamp(least, 1.0)
+    aspect = torch.exp(draw.uniform(-MOST_ASPECT, MOST_ASPECT))
+    extent = ((area / share).sqrt()[:, None] * torch.stack([aspect, 1 / aspect], dim=1)).clamp(least, 1.0)
     start = (middle - extent * draw.uniform(0.25, 0.75, 2)).clamp(min=0)
     start = torch.minimum(start, 1 - extent)
     flip = torch.where(draw.uniform(0, 1) < 0.5, -1.0, 1.0)
@@ -305,16 +305,13 @@ def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float) -> Tensor:
     contrast = torch.exp((strength * draw.normal(0.3, 1) + strength * draw.normal(0.06, 3)) * on(0.6))
     pivot = torch.logit(_column(draw.uniform(0.25, 0.7, 1)))
     x = torch.sigmoid(_column(contrast) * (torch.logit(x, 1e-4) - pivot) + pivot)
-    luma = (x * _LUMA.to(x)).sum(1, keepdim=True)
+    luma = (x * _constants(x.device).luma).sum(1, keepdim=True)
     saturation = torch.exp(strength * draw.normal(0.3, 1) * on(0.6))
     x = luma + (x - luma) * _column(saturation)
     shadows, lights = strength * draw.normal(0.05, 3) * on(0.25), strength * draw.normal(0.05, 3) * on(0.25)
     x = x + (1 - luma) ** 2 * _column(shadows) + luma**2 * _column(lights)
     low, high = (strength * draw.normal(0.05, 1)).abs() * on(0.3), (strength * draw.normal(0.05, 1)).abs() * on(0.3)
     return (_column(low) + _column(1 - low - high) * x).clamp(0, 1)
-
-
-_LUMA = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
 
 
 def _recolour(real: Tensor, inside: Tensor, store: Store, photo: Tensor, draw: _Draw) -> Tensor:
@@ -389,7 +386,7 @@ def _spoil(composite: Tensor, draw: _Draw) -> Tensor:
     return (composite * 255).round() / 255
 
 
-_QUANTIZATION = torch.tensor(
+_QUANTIZATION = torch.tensor(  # JPEG's example for luma, ISO/IEC 10918-1, table K.1
     [
         [16, 11, 10, 16, 24, 40, 51, 61],
         [12, 12, 14, 19, 26, 58, 60, 55],
@@ -404,11 +401,20 @@ _QUANTIZATION = torch.tensor(
 )
 
 
-def _dct() -> Tensor:
+class _Constants(NamedTuple):
+    luma: Tensor  # (3, 1, 1)
+    cosines: Tensor  # (8, 8), the discrete cosine transform
+    quantization: Tensor  # (8, 8)
+
+
+@functools.cache
+def _constants(device: torch.device) -> _Constants:
+    """Copied to the device once: a copy from ordinary memory in every step would make the host wait."""
     rows = torch.arange(8)[:, None]
-    matrix = torch.cos((2 * torch.arange(8) + 1) * rows * torch.pi / 16) / 2
-    matrix[0] /= 2**0.5
-    return matrix
+    cosines = torch.cos((2 * torch.arange(8) + 1) * rows * torch.pi / 16) / 2
+    cosines[0] /= 2**0.5
+    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    return _Constants(luma.to(device), cosines.to(device), _QUANTIZATION.to(device))
 
 
 def jpeg_like(rgb: Tensor, scale: Tensor) -> Tensor:
@@ -416,10 +422,9 @@ def jpeg_like(rgb: Tensor, scale: Tensor) -> Tensor:
     height, width = rgb.shape[-2:]
     padded = F.pad(rgb, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
     blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
-    matrix = _dct().to(rgb)
-    table = _QUANTIZATION.to(rgb) * scale[:, None, None, None, None, None]
+    matrix = _constants(rgb.device).cosines
+    table = (_constants(rgb.device).quantization * scale[:, None, None, None, None, None]).clamp(min=1)
     frequencies = matrix @ blocks @ matrix.T
-    table = table.clamp(min=1)
     blocks = matrix.T @ ((frequencies / table).round() * table) @ matrix
     pixels = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)
     return ((pixels[..., :height, :width] + 128) / 255).clamp(0, 1)

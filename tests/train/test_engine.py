@@ -11,16 +11,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import StopSignals, train
+from scsco_fast.train.processes import Processes
 from scsco_fast.train.report import read_rows
-from scsco_fast.train.samples import StepOrder, build_dataset, build_validation
+from scsco_fast.train.samples import StepOrder, build_dataset, build_loader, build_validation
 from scsco_fast.weights import load_model, read_metadata
 
 Tiny = Callable[..., TrainConfig]
@@ -438,3 +441,46 @@ def test_same_seed_same_run_and_another_seed_another(tiny: Tiny, pictures: Any, 
 
 def test_versions_name_torch_and_python() -> None:
     assert {"torch", "python", "numpy", "scsco_fast"} <= engine.versions().keys()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Six photographs with a rectangle as their object, four to train on."""
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        name = f"{'train' if number < 4 else 'test'}/{number}"
+        ramp = np.linspace(40, 200, 80)[:, None, None] * rng.uniform(0.5, 1, 3) + rng.normal(0, 10, (80, 100, 3))
+        mask = np.zeros((80, 100), np.uint8)
+        mask[20:60, 30:70] = 255
+        for path, values in ((f"{name}.png", ramp.clip(0, 255).astype(np.uint8)), (f"masks/{name}.png", mask)):
+            file = tmp_path / "photographs" / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(values).save(file)
+    return tmp_path / "photographs"
+
+
+def test_a_composed_run_that_is_resumed_is_the_same_run(tiny: Tiny, photographs: Path, tmp_path: Path) -> None:
+    options = {"dataset": "composed", "photos": str(photographs), "workers": 1, "reconstruction": "foreground"}
+    options |= {"head": "affine", "upsampling": "resize", "batch_size": 18}
+    whole = train(tiny(output=str(tmp_path / "whole"), steps=4, **options))
+    parts = train(tiny(output=str(tmp_path / "parts"), steps=4, checkpoint_every=2, **options))
+    for file in ("last.pt", "step_0000004.pt"):
+        (parts / "checkpoints" / file).unlink()
+    train(tiny(output=str(tmp_path / "parts"), steps=4, resume=True, **{**options, "workers": 0}))
+    for name in ("training", "rng"):
+        assert differing(last(whole)[name], last(parts)[name]) == []
+
+
+def test_processes_make_the_rows_of_one_batch(tiny: Tiny, photographs: Path) -> None:
+    config = tiny(dataset="composed", photos=str(photographs), batch_size=40)
+    samples = build_dataset(config)
+    cpu = torch.device("cpu")
+    whole = next(iter(build_loader(samples, config, 3, cpu, Processes())))
+    shares = []
+    for rank in range(2):
+        processes = Processes()
+        processes.rank, processes.world = rank, 2
+        shares.append(next(iter(build_loader(samples, config, 3, cpu, processes))))
+    assert [len(share.names) for share in shares] == [20, 20]
+    assert torch.equal(torch.cat([share.composite for share in shares]), whole.composite)
+    assert shares[0].names + shares[1].names == whole.names

@@ -1,10 +1,10 @@
-"""Named configurations: `paper` (the published result), `demo` (minutes on two cores), `compact` (what is shipped)."""
+"""Named configurations: the published result, minutes on two cores, and what is shipped, on two cores and on a GPU."""
 
 from scsco_fast.train.config import TrainConfig
-from scsco_fast.train.presets.compact import COMPACT
+from scsco_fast.train.presets.compact import COMPACT, COMPACT_GPU
 from scsco_fast.train.presets.demo import DEMO
 from scsco_fast.train.presets.paper import PAPER
 
-PRESETS: dict[str, TrainConfig] = {"paper": PAPER, "demo": DEMO, "compact": COMPACT}
+PRESETS: dict[str, TrainConfig] = {"paper": PAPER, "demo": DEMO, "compact": COMPACT, "compact-gpu": COMPACT_GPU}
 
 __all__ = ["PRESETS"]
