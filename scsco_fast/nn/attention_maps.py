@@ -71,11 +71,12 @@ def attention_maps(model: nn.Module, composite: Tensor, mask: Tensor, points: Te
         (torch.Size([1, 2, 2]), torch.Size([1, 16, 16]))
     """
     found: dict[str, Tensor] = {}
-    size, seen = composite.shape[-2:], list(composite.shape[-2:])  # of the picture, and of the network's padded input
-    shown = size  # what of that input shows the picture
+    size = (composite.shape[-2], composite.shape[-1])
+    seen = shown = size  # of the network's padded input, and of what in it shows the picture
     if isinstance(model, HarmonizationUNet):
         shown = model.inner_size(size)
-        seen = [-(-side // 2**model.levels) * 2**model.levels for side in shown]
+        multiple = 2**model.levels
+        seen = (-(-shown[0] // multiple) * multiple, -(-shown[1] // multiple) * multiple)
 
     def note(bain: BAIN, inputs: tuple[Any, ...], name: str) -> None:
         x, regions = inputs

@@ -143,7 +143,7 @@ class HarmonizationUNet(nn.Module):
         self.whole = _whole_transform(4 * (in_channels + sum(widths))) if head == "affine" else None
         if encoder_norm == "none":
             for convolution in self.down:
-                nn.init.kaiming_normal_(convolution.weight, 0.2)
+                nn.init.kaiming_normal_(convolution.get_parameter("weight"), 0.2)
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
         """Harmonize a batch.
@@ -246,7 +246,7 @@ class HarmonizationUNet(nn.Module):
         device = pooled.device.type
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
-            return self.whole(pooled.to(self.whole[-1].weight.dtype))
+            return self.whole(pooled.to(next(self.whole.parameters()).dtype))
 
     def _entry(self, image: Tensor, mask: Tensor, regions: Regions) -> Tensor:
         """What the first convolution sees: (B, in_channels, H, W)."""

@@ -154,6 +154,17 @@ def test_one_graph_under_autocast(options: dict, working_size: int) -> None:
     assert torch.isfinite(output).all()
 
 
+def test_a_compiled_affine_head_reduces_pictures_of_several_sizes() -> None:
+    """At the second size the compiler would make a graph of free sizes, which torch cannot reduce and enlarge in."""
+    torch._dynamo.reset()
+    model = small(**OURS).requires_grad_(False)
+    model.working_size = 32
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for size in ((40, 64), (66, 50)):
+        composite, mask = inputs(*size)
+        torch.testing.assert_close(compiled(composite, mask), model(composite, mask))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -345,6 +356,17 @@ def test_coefficients_are_float32_or_wider(dtype: torch.dtype) -> None:
         with torch.no_grad():
             assert low.coefficients(composite.to(dtype), mask.to(dtype)).dtype == torch.float32
             assert low(composite.to(dtype), mask.to(dtype)).dtype == dtype
+
+
+def test_pooled_statistics_of_narrow_features_are_float32() -> None:
+    """As those of the same numbers in float64; bfloat16 itself would round them to 8 bits."""
+    maps, regions = (3 + torch.randn(2, 5, 8, 6)).bfloat16(), sf.Regions(make_mask("random", 2, 8, 6))
+    pooled = unet._pooled(maps, regions)
+    assert pooled.dtype == torch.float32
+    # Sums of up to 48 numbers, in float32.
+    torch.testing.assert_close(
+        pooled.double(), unet._pooled(maps.double(), regions), rtol=48 * torch.finfo(torch.float32).eps, atol=0
+    )
 
 
 def test_pooled_statistics_are_those_of_each_region() -> None:
