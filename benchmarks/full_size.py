@@ -58,13 +58,14 @@ def outputs(model: sf.HarmonizationUNet | None, sample: Sample, working_size: in
     recorded = Recorded(model, sample.real, working_size)
     pixels, mask = sample.composite.permute(1, 2, 0).contiguous().numpy(), sample.mask[0].numpy()
 
-    def run() -> Tensor:
-        return torch.from_numpy(sf.harmonize(pixels, mask, recorded)).permute(2, 0, 1)  # type: ignore[arg-type]
+    def run(network: nn.Module) -> Tensor:
+        return torch.from_numpy(sf.harmonize(pixels, mask, network, working_size)).permute(2, 0, 1)  # type: ignore[arg-type]
 
     shift_only = partial(fit_local_affine, ridge=1e12)  # the matrix is 0
-    affine = run()
+    # An affine head's own transform is what is used; a recorded network has none, and one is fitted.
+    affine = run(model if model is not None and model.head == "affine" else recorded)
     with mock.patch.dict(sf.harmonize.__globals__, {"fit_local_affine": shift_only}):
-        additive = run()
+        additive = run(recorded)
     size = sample.real.shape[1:]
     enlarged = F.interpolate(recorded.output.clamp(0, 1), size, mode="bicubic", align_corners=False)[0].clamp(0, 1)
     return {
