@@ -299,10 +299,8 @@ def reduced_size(size: Sequence[int], longest: int) -> tuple[int, int]:
     """Height and width with the longer side reduced to `longest` pixels; a smaller size stays as it is."""
     if max(size) <= longest:
         return size[0], size[1]
-    # Hashing fixes the size under torch.compile, which cannot reduce and enlarge in a graph for all sizes.
-    ((height, width),) = {tuple(size)}
-    scale = longest / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
+    scale = longest / max(size)
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
 def _about_grey(raw: Tensor) -> Tensor:

@@ -155,7 +155,7 @@ def test_one_graph_under_autocast(options: dict, working_size: int) -> None:
 
 
 def test_a_compiled_affine_head_reduces_pictures_of_several_sizes() -> None:
-    """At the second size the compiler would make a graph of free sizes, which torch cannot reduce and enlarge in."""
+    """At the second size the compiler tries a graph of free sizes."""
     torch._dynamo.reset()
     model = small(**OURS).requires_grad_(False)
     model.working_size = 32
