@@ -340,7 +340,7 @@ def test_enlarging_without_extension_would_leave_a_rim() -> None:
 def affine_model() -> HarmonizationUNet:
     """An untrained network with an affine head that changes the foreground visibly; its working size is 64."""
     torch.manual_seed(0)
-    options = {"in_channels": 7, "cosine": True, "upsampling": "resize", "encoder_norm": "none"}
+    options = {"in_channels": 7, "cosine": True, "upsampling": "resize"}
     model = HarmonizationUNet(base_channels=4, levels=5, head="affine", **options).eval()
     with torch.no_grad():
         for parameter in (*model.up[0].parameters(), *model.whole[-1].parameters()):

@@ -26,7 +26,6 @@ ARCHITECTURE = (
     "cosine",
     "dropout",
     "upsampling",
-    "encoder_norm",
 )
 
 
@@ -84,8 +83,6 @@ class TrainConfig:
     upsampling: Literal["transposed", "resize"] = "transposed"
     """The decoder enlarges by transposed convolutions, or by a convolution and bilinear interpolation, which leave no
     checkerboards."""
-    encoder_norm: Literal["instance", "none"] = "instance"
-    """Instance norms in the encoder, or none, so that it sees absolute colours and contrasts."""
     key_channels: int | None = None
     """Channels of BAIN's queries and keys; None is min(channels, 64)."""
     project_value: bool = False

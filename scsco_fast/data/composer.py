@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from scsco_fast.data.ahead import ahead
-from scsco_fast.data.photos import Photo, name_hash
+from scsco_fast.data.photos import Photo, grown_regions, name_hash
 from scsco_fast.data.samples import Batch
 from scsco_fast.data.wide import drawn_shape
 from scsco_fast.errors import ScscoError
@@ -27,19 +27,22 @@ from scsco_fast.reference.color import rgb_to_lab
 
 STORE_SCALE = 2  # sides of the stored pictures over those of the composites: crops of half of a picture are sharp
 CANDIDATES = 6  # foregrounds kept of a photograph that was segmented
+REGIONS = 3  # of each photograph: what follows its edges without being an object
 SHAPES = 1024  # drawn foregrounds, for any photograph
+REGION_SIDE = 96  # pixels at which regions are found
 
 # Shares of a batch, by place: which sample comes where is random, so fixed places are random samples.
 PART = 16  # composites made together
-UNCHANGED = 0.2
-DRAWN = 0.4  # drawn foregrounds, which differ less from what is around them than objects do
+UNCHANGED = 0.15
+# Foregrounds that are regions, and drawn ones; the others are objects, which differ most from what is around them.
+REGION, DRAWN = 0.35, 0.15
 TRANSFERRED = 0.45  # a third by each of TRANSFERS; all others go through retouching curves alone
-AS_TAKEN = 0.7  # real pictures that stay as the camera made them
+AS_TAKEN = 0.3  # real pictures that stay as the camera made them
 
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
 LARGEST_FMSE = 16_000.0  # mean squared error of the foreground, 0-255 scale; real composites reach 10,044
-STRENGTHS = (0.7, 4.0)  # of retouching curves, log-uniform
+STRENGTHS = (1.0, 4.5)  # of retouching curves, log-uniform
 MEAN_DISTANCES = (10.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
 REFERENCES = 24  # regions of which the most similar one lends its colours
 REFERENCE_SIDE = 48
@@ -50,11 +53,11 @@ class Store(NamedTuple):
 
     Attributes:
         pictures: (N, 3, S, S) uint8, each squeezed to a square.
-        masks: (M + `SHAPES`, 1, S, S) uint8, 255 on a foreground: M of photographs, then drawn ones.
-        owner: (M,) int64, the photograph of each mask that is not drawn.
-        first, counts: (N,) int64, where the masks of each photograph begin, and how many they are.
-        boxes: (M + `SHAPES`, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
-        areas: (M + `SHAPES`,) float32, share of the photograph.
+        masks: (K, 1, S, S) uint8, 255 on a foreground: M objects, `REGIONS` of each photograph, `SHAPES` drawn ones.
+        owner: (M,) int64, the photograph of each object.
+        first, counts: (N,) int64, where the objects of each photograph begin, and how many they are.
+        boxes: (K, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
+        areas: (K,) float32, share of the photograph.
         moments: (M, 2, 6) float32, CIE Lab mean and deviation of the foreground and of the rest.
     """
 
@@ -82,17 +85,19 @@ def build_store(photos: Sequence[Photo], size: int) -> Store:
     side = STORE_SCALE * size
     pictures: list[np.ndarray] = []
     masks: list[np.ndarray] = []
+    regions: list[np.ndarray] = []
     owner: list[int] = []
     for photo in photos:
         found = _foregrounds(photo, side)
         if found:
             owner += [len(pictures)] * len(found)
             masks += found
+            regions += _regions(photo, found[0], side)
             pictures.append(_squeeze(photo.rgb, side).transpose(2, 0, 1))
     if not masks:
         raise ScscoError(f"none of the {len(photos)} photographs has a foreground to recolour; give them masks")
     shapes = [_shape(side, np.random.default_rng((name_hash("shapes"), index))) for index in range(SHAPES)]
-    stacked, owners = torch.from_numpy(np.stack(masks + shapes)[:, None]), torch.tensor(owner)
+    stacked, owners = torch.from_numpy(np.stack(masks + regions + shapes)[:, None]), torch.tensor(owner)
     images = torch.from_numpy(np.stack(pictures))
     counts = torch.bincount(owners, minlength=len(pictures))
     inside = stacked[:, 0] > 127
@@ -114,6 +119,15 @@ def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
     order = rng.permutation(len(photo.candidates))[:CANDIDATES]
     found = [_squeeze(photo.foreground(int(candidate)), side) for candidate in order]
     return [mask for mask in found if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
+
+
+def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
+    """`REGIONS` regions; where the photograph has too few, its object stands in."""
+    small = _squeeze(photo.rgb, REGION_SIDE)
+    found = grown_regions(small, REGIONS, np.random.default_rng(name_hash(photo.name)))
+    masks = [_squeeze(mask.astype(np.uint8) * 255, side) for mask in found]
+    kept = [mask for mask in masks if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
+    return kept + [own] * (REGIONS - len(kept))
 
 
 def _shape(side: int, rng: np.random.Generator) -> np.ndarray:
@@ -165,8 +179,10 @@ def compose(store: Store, batch_size: int, size: int, generator: torch.Generator
     draw = _Draw(generator, batch_size, store.pictures.device)
     photo = draw.integers(len(store.pictures))
     own = store.first[photo] + (draw.uniform(0, 1) * store.counts[photo]).long()
-    drawn = len(store.owner) + draw.integers(len(store.masks) - len(store.owner))
-    chosen = torch.where(draw.uniform(0, 1) < DRAWN, drawn, own)
+    region = len(store.owner) + REGIONS * photo + draw.integers(REGIONS)
+    drawn = len(store.masks) - SHAPES + draw.integers(SHAPES)
+    kind = draw.uniform(0, 1)
+    chosen = torch.where(kind < REGION, region, torch.where(kind < REGION + DRAWN, drawn, own))
     real, soft = _cut(store, photo, chosen, size, draw)
     real = _vary(real, draw)
     inside = soft > 0.5

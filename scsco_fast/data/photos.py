@@ -51,6 +51,8 @@ _AREA_RANGE = (0.01, 0.35)  # share of the photograph
 _LEAST_SOLIDITY = 0.6  # area / area of the convex hull
 _MOST_FRAME = 0.35  # share of the outline that lies on the picture's frame
 _OUTLINE_SMOOTHING = 1.5
+_REGION_RANGE = (0.02, 0.6)
+_SEGMENT_SCALE = 150.0
 _NAMES_SAID = 3
 
 _log = logging.getLogger("scsco_fast")
@@ -261,11 +263,8 @@ def shrink(rgb: np.ndarray, longest: int) -> np.ndarray:
 
 def _object_like_unions(rgb: np.ndarray, regions: np.ndarray, rng: np.random.Generator) -> tuple[tuple[int, ...], ...]:
     """Sets of labels whose union is connected, without holes, compact, and of 1 to 35 % of the picture."""
-    from skimage.color import rgb2lab
-
     areas = np.bincount(regions.ravel()).astype(float)
-    lab = rgb2lab(rgb).reshape(-1, 3)
-    colours = np.stack([np.bincount(regions.ravel(), lab[:, channel]) for channel in range(3)], axis=1) / areas[:, None]
+    colours = _mean_colours(rgb, regions, areas)
     borders = _common_borders(regions)
     found: dict[tuple[int, ...], None] = {}  # a set that keeps its order
     for _ in range(_GROWTHS):
@@ -278,6 +277,37 @@ def _object_like_unions(rgb: np.ndarray, regions: np.ndarray, rng: np.random.Gen
         if len(found) == _CANDIDATES:
             break
     return tuple(found)
+
+
+def grown_regions(rgb: np.ndarray, count: int, rng: np.random.Generator) -> list[np.ndarray]:
+    """Masks (h, w) bool of `count` regions of a picture (h, w, 3) uint8, 2 to 60 % of it each, that follow its edges.
+
+    A graph-based segmentation (Felzenszwalb and Huttenlocher 2004) is grown as `segmented_photo`'s superpixels are, but
+    whatever comes out counts: a wall, the ground, half of the sky. Fewer come from a picture that is one segment.
+    """
+    from skimage.segmentation import felzenszwalb
+
+    regions = felzenszwalb(rgb, scale=_SEGMENT_SCALE, sigma=0.8, min_size=max(4, rgb.shape[0] * rgb.shape[1] // 200))
+    areas = np.bincount(regions.ravel()).astype(float)
+    if len(areas) < 2:
+        return []
+    colours = _mean_colours(rgb, regions, areas)
+    borders = _common_borders(regions)
+    found = []
+    for _ in range(count):
+        target = np.exp(rng.uniform(*np.log(_REGION_RANGE))) * regions.size
+        start = int(rng.integers(len(areas)))
+        inside = _grow(start, target, areas, colours, borders, rng)[regions]
+        found.append(inside if inside.mean() <= 0.7 else ~inside)
+    return found
+
+
+def _mean_colours(rgb: np.ndarray, regions: np.ndarray, areas: np.ndarray) -> np.ndarray:
+    """(n, 3): CIE Lab mean of each region."""
+    from skimage.color import rgb2lab
+
+    lab = rgb2lab(rgb).reshape(-1, 3)
+    return np.stack([np.bincount(regions.ravel(), lab[:, channel]) for channel in range(3)], axis=1) / areas[:, None]
 
 
 def _common_borders(regions: np.ndarray) -> np.ndarray:

@@ -17,10 +17,10 @@ NORMS = ("bain", "rain", "instance", "rainnet")
 IN_CHANNELS = (3, 4, 7)
 HEADS = ("direct", "residual", "affine")
 UPSAMPLINGS = ("transposed", "resize")
-ENCODER_NORMS = ("instance", "none")
 AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
 WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole foreground
-LATER_OPTIONS = {"upsampling": "transposed", "encoder_norm": "instance"}  # a `config` names them only where they differ
+RING = 3  # pixels on each side of the outline, after the one that lies on it, whose colours are compared
+COLOUR_GAIN = 8.0  # so that a step of Adam moves what 56 statistics of colours say as far as what 2,900 of features do
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
 WORKING_SIZE = 256
 # A reduced pixel is foreground where more than this of it is. An edge through its middle is a tie, which rounding must
@@ -37,7 +37,7 @@ class HarmonizationUNet(nn.Module):
     connections, and a norm after every transposed convolution but the last. The layout is RainNet's; BAIN in the
     decoder is SCS-Co's. With in_channels=3, norm="rainnet" and head="direct" it is RainNet, which
     `scsco_fast.nn.rainnet` loads. in_channels=7, the heads "residual" and "affine", upsampling="resize",
-    encoder_norm="none" and the options of BAIN are this project's, not the paper's (docs/method.md).
+    and the options of BAIN are this project's, not the paper's (docs/method.md).
 
     Args:
         in_channels: 4: composite and mask; 3: composite only, as RainNet; 7: composite, mask, and the composite with
@@ -52,22 +52,19 @@ class HarmonizationUNet(nn.Module):
             composite, which learns in minutes what the other learns in days; "affine": twelve maps, a 3x3 matrix D and
             an offset b for each pixel, and the output is `c + D c + b` of the composite's colour c. The decoder's maps
             are added to one transform for the whole foreground, which the branch `whole` makes of the means and
-            deviations that all of the encoder's maps have in the foreground and in the background: RAIN and BAIN give
-            the foreground's features the background's mean, so what says that *all* of the foreground is too dark does
-            not pass the decoder. Such a network works at `working_size` pixels at most, and its transform is enlarged
+            deviations that the input and the encoder's maps have in the foreground and in the background, and the input
+            along both sides of the outline: RAIN and BAIN give the foreground's features the background's mean, so what
+            says that *all* of the foreground is too dark does not pass the decoder. Such a network works at `working_size` pixels at most, and its transform is enlarged
             to the size of a larger picture; see `coefficients`.
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value, cosine: BAIN's options of those names.
         upsampling: "transposed": the decoder enlarges by transposed convolutions, as RainNet's does; "resize": by
             `ConvolveEnlarge`, which leaves no checkerboards.
-        encoder_norm: "instance": instance norms at all levels of the encoder but the first and the last, as in RainNet;
-            "none": no norms in it, so that it sees absolute brightness and contrast. Its convolutions then start with
-            He's weights, which keep the scale of the features from level to level.
 
     Attributes:
-        config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network. `upsampling` and
-            `encoder_norm` are in it only where they are not the defaults.
+        config: the arguments, so that `HarmonizationUNet(**model.config)` is the same network. `upsampling` is in
+            it only where it is not the default.
         working_size: longer side in pixels of the pictures that it was trained on; `harmonize` works at it.
 
     Raises:
@@ -95,14 +92,12 @@ class HarmonizationUNet(nn.Module):
         project_value: bool = False,
         cosine: bool = False,
         upsampling: str = "transposed",
-        encoder_norm: str = "instance",
     ) -> None:
         super().__init__()
         norms = (norm,) * (levels - 1) if isinstance(norm, str) else tuple(norm)
         _check_options(in_channels, base_channels, levels, norms)
         _check_choice("head", head, HEADS)
         _check_choice("upsampling", upsampling, UPSAMPLINGS)
-        _check_choice("encoder_norm", encoder_norm, ENCODER_NORMS)
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "base_channels": base_channels,
@@ -114,13 +109,12 @@ class HarmonizationUNet(nn.Module):
             "project_value": project_value,
             "cosine": cosine,
         }
-        later = {"upsampling": upsampling, "encoder_norm": encoder_norm}
-        self.config |= {name: value for name, value in later.items() if value != LATER_OPTIONS[name]}
+        if upsampling != "transposed":  # files of before the option, and RainNet's, keep their configuration
+            self.config["upsampling"] = upsampling
         self.working_size = WORKING_SIZE
         self.levels = levels
         self.head = head
         self.in_channels = in_channels
-        self.encoder_norm = encoder_norm
         widths = [base_channels * min(2**level, 8) for level in range(levels)]
 
         self.down = nn.ModuleList(
@@ -140,10 +134,7 @@ class HarmonizationUNet(nn.Module):
         )
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
-        self.whole = _whole_transform(4 * (in_channels + sum(widths))) if head == "affine" else None
-        if encoder_norm == "none":
-            for convolution in self.down:
-                nn.init.kaiming_normal_(convolution.get_parameter("weight"), 0.2)
+        self.whole = _whole_transform(4 * (2 * in_channels + sum(widths))) if head == "affine" else None
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
         """Harmonize a batch.
@@ -242,7 +233,9 @@ class HarmonizationUNet(nn.Module):
     def _for_the_whole(self, maps: list[Tensor], regions: Regions) -> Tensor:
         """(B, 12): one transform for all of the foreground."""
         assert self.whole is not None
-        pooled = torch.cat([_pooled(level, regions) for level in maps], dim=1)
+        entry, *features = maps
+        colours = COLOUR_GAIN * torch.cat([_pooled(entry, regions), _pooled_along_outline(entry, regions)], dim=1)
+        pooled = torch.cat([colours, *(_pooled(level, regions) for level in features)], dim=1)
         device = pooled.device.type
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
@@ -265,8 +258,7 @@ class HarmonizationUNet(nn.Module):
             x = convolution(x)
             if level == self.levels - 1:
                 break
-            normalised = level > 0 and self.encoder_norm == "instance"
-            x = F.leaky_relu(F.instance_norm(x) if normalised else x, 0.2)
+            x = F.leaky_relu(x if level == 0 else F.instance_norm(x), 0.2)
             skips.append(x)
         return x, skips
 
@@ -343,7 +335,8 @@ def _whole_transform(inputs: int) -> nn.Sequential:
     last = nn.Linear(WHOLE_WIDTH, AFFINE_CHANNELS)
     nn.init.normal_(last.weight, 0.0, INIT_STD)
     nn.init.zeros_(last.bias)
-    return nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, WHOLE_WIDTH), nn.LeakyReLU(0.2), last)
+    hidden = (nn.Linear(inputs, WHOLE_WIDTH), nn.LeakyReLU(0.2), nn.Linear(WHOLE_WIDTH, WHOLE_WIDTH), nn.LeakyReLU(0.2))
+    return nn.Sequential(*hidden, last)
 
 
 def _pooled(maps: Tensor, regions: Regions) -> Tensor:
@@ -352,8 +345,31 @@ def _pooled(maps: Tensor, regions: Regions) -> Tensor:
     In float32 or wider. An empty region has mean 0 and deviation sqrt(eps).
     """
     level = regions.at(maps.shape[-2], maps.shape[-1])
+    return _statistics(maps, level.foreground, level.background)
+
+
+def _pooled_along_outline(maps: Tensor, regions: Regions) -> Tensor:
+    """The same over the foreground pixels nearest to the background, and over those of the background.
+
+    `RING` pixels on either side, without the one at the outline, which is often mixed. What a neighbour of the outline
+    looks like says most of what the foreground should: without these statistics a small network of pooled ones alone
+    was 0.1157 off on unseen photographs, with them 0.1113, where the composites were 0.1280 (root mean square).
+    """
+    level = regions.at(maps.shape[-2], maps.shape[-1])
+    inner, outer = level.foreground.to(maps.dtype), level.background.to(maps.dtype)
+    return _statistics(maps, _near(inner, outer), _near(outer, inner))
+
+
+def _near(region: Tensor, other: Tensor) -> Tensor:
+    """The pixels of a region whose distance to another is between 1 and 1 + `RING`; (B, 1, H, W) of 0 and 1."""
+    reached = F.max_pool2d(other, 2 * (RING + 1) + 1, stride=1, padding=RING + 1)
+    touched = F.max_pool2d(other, 3, stride=1, padding=1)
+    return region * reached * (1 - touched)
+
+
+def _statistics(maps: Tensor, *regions: Tensor) -> Tensor:
     found = []
-    for region in (level.foreground, level.background):
+    for region in regions:
         weight = region.to(_wide(maps.dtype))
         size = weight.sum(dim=(2, 3)).clamp_min(1)
         mean = (maps * weight).sum(dim=(2, 3)) / size

@@ -13,7 +13,7 @@ from scsco_fast.nn import unet
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
 
 # What this project's own networks use of the later options.
-OURS = {"in_channels": 7, "cosine": True, "head": "affine", "upsampling": "resize", "encoder_norm": "none"}
+OURS = {"in_channels": 7, "cosine": True, "head": "affine", "upsampling": "resize"}
 
 
 def inputs(height: int, width: int, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -71,7 +71,7 @@ def test_later_options_leave_a_network_without_them_as_it_was() -> None:
         "cosine": False,
     }
     ours = small(**OURS)
-    assert (ours.config["upsampling"], ours.config["encoder_norm"]) == ("resize", "none")
+    assert ours.config["upsampling"] == "resize"
     assert type(sf.HarmonizationUNet(**ours.config).up[1]) is unet.ConvolveEnlarge
 
 
@@ -174,7 +174,6 @@ def test_a_compiled_affine_head_reduces_pictures_of_several_sizes() -> None:
         ({"norm": ["bain"]}, "or 4 of them"),
         ({"head": "both"}, "head must be one of direct, residual, affine"),
         ({"upsampling": "nearest"}, "upsampling must be one of transposed, resize, got 'nearest'"),
-        ({"encoder_norm": "batch"}, "encoder_norm must be one of instance, none, got 'batch'"),
         ({"base_channels": 0}, "base_channels must be positive"),
     ],
 )
@@ -393,16 +392,3 @@ def test_enlargement_after_a_convolution_leaves_no_checkerboard() -> None:
     scale = max(float(result.detach().abs().max()) for result in results)
     assert spread[0] <= 36 * torch.finfo(torch.float32).eps * scale  # sums of 36 products in another order
     assert spread[1] > 0.1 * scale
-
-
-def test_an_encoder_without_norms_sees_contrast() -> None:
-    """Three times the input is three times every feature; an instance norm makes it the same feature again."""
-    for encoder_norm in ("none", "instance"):
-        model = small(encoder_norm=encoder_norm).double()
-        x = 1e6 * torch.randn(1, 4, 64, 64, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            (bottom, skips), (bottom_3, skips_3) = model._encode(x), model._encode(3 * x)
-        for level, (ours, theirs) in enumerate(zip((*skips_3, bottom_3), (*skips, bottom), strict=True)):
-            factor = 1 if encoder_norm == "instance" and level > 0 else 3
-            # The norm's eps, 1e-5, is nothing beside the variances here.
-            torch.testing.assert_close(ours, factor * theirs, rtol=0, atol=FLOAT64 * float(ours.abs().max()))
