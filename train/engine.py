@@ -435,6 +435,7 @@ def build_model(config: TrainConfig) -> tuple[HarmonizationUNet, SCSCoLoss | Non
     device = torch.device(config.device)
     try:
         model = HarmonizationUNet(**config.architecture()).to(device).train()
+        model.working_size = config.size  # an affine head works at this size at most
         state = checkpoint.rng_state(device)
         loss, source = build_loss(config)
     except ScscoError:

@@ -54,8 +54,9 @@ class HarmonizationUNet(nn.Module):
             are added to one transform for the whole foreground, which the branch `whole` makes of the means and
             deviations that the input and the encoder's maps have in the foreground and in the background, and the input
             along both sides of the outline: RAIN and BAIN give the foreground's features the background's mean, so what
-            says that *all* of the foreground is too dark does not pass the decoder. Such a network works at `working_size` pixels at most, and its transform is enlarged
-            to the size of a larger picture; see `coefficients`.
+            says that *all* of the foreground is too dark does not pass the decoder. Such a network works at
+            `working_size` pixels at most, and its transform is enlarged to the size of a larger picture; see
+            `coefficients`.
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value, cosine: BAIN's options of those names.

@@ -39,7 +39,7 @@ def unspoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_knows_its_foregrounds(store: Store) -> None:
     assert store.pictures.shape == (6, 3, 64, 64)
     assert store.counts.tolist() == [1] * 6
-    assert len(store.masks) == 6 + composer.SHAPES
+    assert len(store.masks) == 6 + 6 * composer.REGIONS + composer.SHAPES
     # The disc: 40 of 80 rows and 40 of 100 columns, around the middle.
     assert store.boxes[0].tolist() == pytest.approx([0.3, 0.25, 0.7, 0.75], abs=2 / 64)
     assert store.areas[0].item() == pytest.approx(np.pi * 400 / 8000, rel=0.05)

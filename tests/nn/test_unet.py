@@ -392,3 +392,24 @@ def test_enlargement_after_a_convolution_leaves_no_checkerboard() -> None:
     scale = max(float(result.detach().abs().max()) for result in results)
     assert spread[0] <= 36 * torch.finfo(torch.float32).eps * scale  # sums of 36 products in another order
     assert spread[1] > 0.1 * scale
+
+
+def test_colours_along_the_outline_leave_out_the_outline_itself() -> None:
+    """A foreground of columns 10 to 29: columns 11 to 13 and 26 to 28 of it, and 6 to 8 and 31 to 33 outside."""
+    columns = torch.arange(40)
+    mask = ((columns >= 10) & (columns < 30)).double().expand(1, 1, 40, 40).contiguous()
+    maps = columns.double().square().expand(1, 1, 40, 40).contiguous()
+    inner, outer = (11, 12, 13, 26, 27, 28), (6, 7, 8, 31, 32, 33)
+    wanted = []
+    for ring in (inner, outer):
+        values = torch.tensor(ring).double().square()
+        wanted += [values.mean(), (values.var(correction=0) + 1e-5).sqrt()]
+    found = unet._pooled_along_outline(maps, sf.Regions(mask))
+    torch.testing.assert_close(found[0], torch.stack(wanted), rtol=0, atol=FLOAT64 * 40**2)
+
+
+def test_an_outline_beside_nothing_has_no_colours() -> None:
+    for mask in (torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)):
+        found = unet._pooled_along_outline(torch.rand(1, 3, 16, 16), sf.Regions(mask))
+        assert torch.isfinite(found).all()
+        assert found[:, [0, 1, 2, 6, 7, 8]].abs().max() == 0
