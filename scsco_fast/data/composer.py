@@ -41,9 +41,12 @@ AS_TAKEN = 0.3  # real pictures that stay as the camera made them
 
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
-LARGEST_FMSE = 16_000.0  # mean squared error of the foreground, 0-255 scale; real composites reach 10,044
-STRENGTHS = (1.0, 4.5)  # of retouching curves, log-uniform
-MEAN_DISTANCES = (10.0, 60.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
+# Mean squared error of the foreground, 0-255 scale; real composites reach 10,044, and the mean of 36 is 2,297.
+FMSE_RANGE = (300.0, 16_000.0)
+RESIZED = 0.7  # share of the changes that are brought to a log-uniform size of this range
+MOST_STRETCH = 3.0  # of a change
+STRENGTHS = (1.5, 6.0)  # of retouching curves, log-uniform
+MEAN_DISTANCES = (12.0, 80.0)  # CIE Lab, of the reference's mean colour from the foreground's; log-uniform
 REFERENCES = 24  # regions of which the most similar one lends its colours
 REFERENCE_SIDE = 48
 
@@ -375,9 +378,11 @@ def _blend(real: Tensor, recoloured: Tensor, soft: Tensor, inside: Tensor, draw:
     change = recoloured - real
     area = inside.sum(dim=(1, 2, 3)).clamp(min=1)
     error = (change.square() * inside).sum(dim=(1, 2, 3)) / (3 * area) * 255**2
-    # One that is too large is shrunk to a size of its own: a clamp would pile them up at the limit.
-    wanted = torch.where(error > LARGEST_FMSE, LARGEST_FMSE * draw.uniform(0.25, 1), error)
-    change = change * _column((wanted / error.clamp(min=1e-6)).sqrt())
+    # Some keep the size that they came out with; one that is too large is shrunk to a size of its own, as a clamp would
+    # pile them up at the limit. The others get a log-uniform size, which curves and transfers alone seldom reach.
+    own = torch.where(error > FMSE_RANGE[1], FMSE_RANGE[1] * draw.uniform(0.25, 1), error)
+    wanted = torch.where(draw.uniform(0, 1) < RESIZED, draw.log_uniform(*FMSE_RANGE), own)
+    change = change * _column((wanted / error.clamp(min=1e-6)).sqrt().clamp(max=MOST_STRETCH))
     change = torch.where(draw.happens(UNCHANGED), 0, change)
     return (real + change * soft).clamp(0, 1)
 
