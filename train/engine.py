@@ -26,6 +26,7 @@ from scsco_fast.evaluate import evaluate
 from scsco_fast.files import write_durably
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
+from scsco_fast.nn.efficientnet import load_imagenet
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.vgg import VGG16Features
 from scsco_fast.regions import foreground_boxes
@@ -436,6 +437,8 @@ def build_model(config: TrainConfig) -> tuple[HarmonizationUNet, SCSCoLoss | Non
     try:
         model = HarmonizationUNet(**config.architecture()).to(device).train()
         model.working_size = config.size  # an affine head works at this size at most
+        if model.trunk is not None and config.encoder_weights == "imagenet" and not config.resume:
+            load_imagenet(model.trunk)
         state = checkpoint.rng_state(device)
         loss, source = build_loss(config)
     except ScscoError:

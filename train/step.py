@@ -39,6 +39,15 @@ def learning_rate(config: TrainConfig, step: int) -> float:
     return config.lr * warmup * factors[config.schedule]()
 
 
+def parameter_groups(model: HarmonizationUNet, config: TrainConfig) -> list[dict[str, Any]]:
+    """The optimizer's groups: all parameters, or those of a trained encoder apart; "share" is of the learning rate."""
+    trunk = [] if model.trunk is None else list(model.trunk.parameters())
+    inside = {id(parameter) for parameter in trunk}
+    others = [parameter for parameter in model.parameters() if id(parameter) not in inside and parameter.requires_grad]
+    groups = [{"params": others, "share": 1.0}]
+    return groups if not trunk else [*groups, {"params": trunk, "share": config.encoder_lr}]
+
+
 def ema_decay(config: TrainConfig, step: int) -> float:
     """Decay of the averaged weights at step `step` (0-based): (1 + t) / (10 + t) until that reaches `ema_decay`.
 
@@ -145,7 +154,11 @@ class TrainingStep:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.device = self.parameters[0].device
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            parameter_groups(model, config),
+            lr=config.lr,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
         )
         self.generator = torch.Generator()
         self.means, self.clock = RunningMeans(), Clock(self.device)
@@ -285,7 +298,7 @@ class TrainingStep:
         applied = finite.float()
 
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.config, index)
+            group["lr"] = learning_rate(self.config, index) * group["share"]
         optimizer: Any = self.optimizer  # the two attributes are those that torch.amp.GradScaler sets
         optimizer.found_inf, optimizer.grad_scale = 1 - applied, None
         optimizer.step()
@@ -361,6 +374,7 @@ class TrainingStep:
         self.optimizer.load_state_dict(state["optimizer"])
         for group in self.optimizer.param_groups:
             group.update(betas=self.config.betas, weight_decay=self.config.weight_decay)
+            group.setdefault("share", 1.0)  # checkpoints of before the groups
         self.skips = state["skips"].to(self.device)
         if self.config.precision == "float16" and state["scaler"] is not None:
             self.scale.copy_(state["scaler"]["scale"])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.local_affine import apply_local_affine, extend
+from scsco_fast.nn import efficientnet
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
@@ -17,6 +18,7 @@ NORMS = ("bain", "rain", "instance", "rainnet")
 IN_CHANNELS = (3, 4, 7)
 HEADS = ("direct", "residual", "affine")
 UPSAMPLINGS = ("transposed", "resize")
+ENCODERS = ("convolutions", "efficientnet-lite0")
 AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
 WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole foreground
 RING = 3  # pixels on each side of the outline, after the one that lies on it, whose colours are compared
@@ -60,6 +62,8 @@ class HarmonizationUNet(nn.Module):
         key_channels: of BAIN; None: min(C, 64).
         dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
         project_value, cosine: BAIN's options of those names.
+        encoder: "convolutions": as RainNet's; "efficientnet-lite0": `scsco_fast.nn.efficientnet`, whose weights know
+            objects before the training; with 5 levels. `base_channels` is then the decoder's width alone.
         upsampling: "transposed": the decoder enlarges by transposed convolutions, as RainNet's does; "resize": by
             `ConvolveEnlarge`, which leaves no checkerboards.
 
@@ -93,12 +97,16 @@ class HarmonizationUNet(nn.Module):
         project_value: bool = False,
         cosine: bool = False,
         upsampling: str = "transposed",
+        encoder: str = "convolutions",
     ) -> None:
         super().__init__()
         norms = (norm,) * (levels - 1) if isinstance(norm, str) else tuple(norm)
         _check_options(in_channels, base_channels, levels, norms)
         _check_choice("head", head, HEADS)
         _check_choice("upsampling", upsampling, UPSAMPLINGS)
+        _check_choice("encoder", encoder, ENCODERS)
+        if encoder != "convolutions" and levels != len(efficientnet.CHANNELS):
+            raise ValueError(f"levels must be {len(efficientnet.CHANNELS)} with encoder {encoder!r}, got {levels}")
         self.config: dict[str, Any] = {
             "in_channels": in_channels,
             "base_channels": base_channels,
@@ -110,20 +118,29 @@ class HarmonizationUNet(nn.Module):
             "project_value": project_value,
             "cosine": cosine,
         }
-        if upsampling != "transposed":  # files of before the option, and RainNet's, keep their configuration
+        # Files of before these options, and RainNet's, keep their configuration.
+        if upsampling != "transposed":
             self.config["upsampling"] = upsampling
+        if encoder != "convolutions":
+            self.config["encoder"] = encoder
         self.working_size = WORKING_SIZE
         self.levels = levels
         self.head = head
         self.in_channels = in_channels
         widths = [base_channels * min(2**level, 8) for level in range(levels)]
-
-        self.down = nn.ModuleList(
-            _initialised(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False))
-            for narrow, wide in zip([in_channels, *widths], widths, strict=False)
-        )
+        encoded = list(widths)  # channels of the encoder's maps, from fine to coarse
+        self.trunk = None
+        if encoder == "convolutions":
+            self.down = nn.ModuleList(
+                _initialised(nn.Conv2d(narrow, wide, 4, stride=2, padding=1, bias=False))
+                for narrow, wide in zip([in_channels, *widths], widths, strict=False)
+            )
+        else:
+            encoded = list(efficientnet.CHANNELS)
+            self.trunk = efficientnet.EfficientNetLite0(in_channels - 3)
         # up[i] leads from level i + 1 to level i of the encoder, up[-1] from the bottleneck; up[0] to the picture.
-        inputs = [2 * width for width in widths[:-1]] + [widths[-1]]
+        joined = [skip + width for skip, width in zip(encoded, widths, strict=True)][:-1]  # skips and decoder's maps
+        inputs = [*joined, encoded[-1]]
         outputs = [AFFINE_CHANNELS if head == "affine" else 3, *widths[:-1]]
         self.up = nn.ModuleList(
             _initialised(_up(upsampling, wide, narrow, bias=level == 0))
@@ -133,9 +150,9 @@ class HarmonizationUNet(nn.Module):
             _norm(name, width, key_channels, project_value, cosine)
             for name, width in zip(reversed(norms), widths, strict=False)
         )
-        self.gate = nn.ModuleList(_initialised(nn.Conv2d(2 * width, 2 * width, 1)) for width in widths[:GATED])
+        self.gate = nn.ModuleList(_initialised(nn.Conv2d(width, width, 1)) for width in joined[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
-        self.whole = _whole_transform(4 * (2 * in_channels + sum(widths))) if head == "affine" else None
+        self.whole = _whole_transform(4 * (2 * in_channels + sum(encoded))) if head == "affine" else None
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
         """Harmonize a batch.
@@ -254,6 +271,9 @@ class HarmonizationUNet(nn.Module):
 
     def _encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The bottleneck and the skips from fine to coarse. A skip is taken after the activation, as RainNet's is."""
+        if self.trunk is not None:
+            *finer, bottleneck = self.trunk(x)
+            return bottleneck, finer
         skips: list[Tensor] = []
         for level, convolution in enumerate(self.down):
             x = convolution(x)
