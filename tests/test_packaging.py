@@ -184,7 +184,11 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
     wanted = {f"{installed_name(path).replace('.', '/')}" for path in SOURCES if path.name != "__init__.py"}
     assert {f"{name}.py" for name in wanted} <= names
     assert {f"scsco_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= names
-    assert {"scsco_fast/models/compact.safetensors", "scsco_fast/data/debian.csv"} <= names
+    assert {
+        "scsco_fast/models/compact.safetensors",
+        "scsco_fast/models/compact-free.safetensors",
+        "scsco_fast/data/debian.csv",
+    } <= names
     assert {"scsco_fast/py.typed", "scsco_fast/kernels/__init__.py", "scsco_fast/train/presets/__init__.py"} <= names
     assert {name.split("/")[0] for name in names} == {"scsco_fast", f"scsco_fast-{scsco_fast.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)

@@ -2,7 +2,7 @@
 
 ::
 
-    pip install "scsco-fast[export]"                      # onnxruntime
+    pip install "scsco-fast[compact]"                     # onnxruntime
     python -m scsco_fast.data.salient photographs         # writes photographs/masks/..., where `load_photos` looks
     python -m scsco_fast.data.salient photographs --model u2netp.onnx     # without a download
 
@@ -55,7 +55,7 @@ def load_u2netp(model: Path | None = None) -> Saliency:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
-        raise ScscoError('onnxruntime is not installed; pip install "scsco-fast[export]"') from error
+        raise ScscoError('onnxruntime is not installed; pip install "scsco-fast[compact]"') from error
     data = _download() if model is None else _read(model)
     session: Any = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

