@@ -31,13 +31,13 @@ REGIONS = 3  # of each photograph: what follows its edges without being an objec
 SHAPES = 1024  # drawn foregrounds, for any photograph
 REGION_SIDE = 96  # pixels at which regions are found
 
-# Shares of a batch, by place: which sample comes where is random, so fixed places are random samples.
 PART = 16  # composites made together
 UNCHANGED = 0.15
 # Foregrounds that are regions, and drawn ones; the others are objects, which differ most from what is around them.
 REGION, DRAWN = 0.35, 0.15
-TRANSFERRED = 0.45  # a third by each of TRANSFERS; all others go through retouching curves alone
-AS_TAKEN = 0.3  # real pictures that stay as the camera made them
+# The first of each part are transferred, a third by each of TRANSFERS; the others go through retouching curves alone.
+TRANSFERRED = 0.45
+AS_TAKEN = 0.3  # real pictures that stay as the camera made them; with more, photographs are known by heart
 
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
@@ -78,9 +78,7 @@ class Store(NamedTuple):
 
 
 def build_store(photos: Sequence[Photo], size: int) -> Store:
-    """Squeeze photographs to squares of `STORE_SCALE` * size, with up to `CANDIDATES` of their foregrounds each.
-
-    Segmented photographs get a drawn shape as well.
+    """Squeeze photographs to squares of `STORE_SCALE` * size, with their foregrounds and `REGIONS` regions each.
 
     Raises:
         ScscoError: no photograph has a foreground of `FOREGROUND_RANGE`.
@@ -134,10 +132,10 @@ def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
 
 
 def _shape(side: int, rng: np.random.Generator) -> np.ndarray:
-    """A drawn shape that is seen; half of the large ones reach over the frame, as a sky or a floor does."""
+    """A round shape or a polygon, or all of the picture on one side of a bent line, as a sky or a floor is."""
     while True:
         shape = drawn_shape(side, side, rng)
-        if rng.random() < 0.3:  # the lower or upper part, or a side, along a bent line
+        if rng.random() < 0.3:
             shape = np.rot90(_horizon(side, rng), int(rng.integers(4)))
         if FOREGROUND_RANGE[0] < (shape > 127).mean() < 0.7:
             return np.ascontiguousarray(shape)
@@ -300,14 +298,17 @@ def _cut(store: Store, photo: Tensor, chosen: Tensor, size: int, draw: _Draw) ->
 
 
 def _vary(real: Tensor, draw: _Draw) -> Tensor:
-    """Most real pictures as taken, the others as another camera or hour would show the same scene."""
+    """Some real pictures as taken, the others as another camera or hour would show the same scene."""
     varied = _retouch(real, draw, 0.6)
     return torch.where(draw.happens(AS_TAKEN), real, varied)
 
 
 def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float) -> Tensor:
-    """Global curves of a retoucher, each with its own chance: exposure by stops and white balance in linear light,
-    gamma, contrast, saturation and hue, split tones, lifted blacks and lowered whites."""
+    """Global curves of a retoucher, each with its own chance, in [0, 1].
+
+    Exposure by stops and white balance in linear light, gamma, contrast, saturation, split tones, lifted blacks and
+    lowered whites.
+    """
 
     def on(share: float) -> Tensor:
         return (draw.uniform(0, 1) < share)[:, None].float()
@@ -388,7 +389,7 @@ def _blend(real: Tensor, recoloured: Tensor, soft: Tensor, inside: Tensor, draw:
 
 
 def _misjudge(soft: Tensor, draw: _Draw) -> Tensor:
-    """The mask as the network gets it: exact for most, up to a pixel or two too large or too small for some."""
+    """The mask as the network gets it: exact for most, a pixel too large or too small for some."""
     wide = F.max_pool2d(soft, 3, stride=1, padding=1)
     narrow = -F.max_pool2d(-soft, 3, stride=1, padding=1)
     wrong = torch.where(draw.happens(0.5), wide, narrow)
