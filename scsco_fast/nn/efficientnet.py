@@ -21,8 +21,15 @@ from torch import Tensor, nn
 from scsco_fast.errors import ScscoError
 
 # Of each stage: number of blocks, output channels, kernel, stride of the first block, expansion.
-STAGES = ((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6), (4, 192, 5, 2, 6))
-STAGES = (*STAGES, (1, 320, 3, 1, 6))
+STAGES = (
+    (1, 16, 3, 1, 1),
+    (2, 24, 3, 2, 6),
+    (2, 40, 5, 2, 6),
+    (3, 80, 3, 2, 6),
+    (3, 112, 5, 1, 6),
+    (4, 192, 5, 2, 6),
+    (1, 320, 3, 1, 6),
+)
 STEM = 32
 TAKEN = (0, 1, 2, 4, 6)  # the last stage of each stride
 CHANNELS = tuple(STAGES[stage][1] for stage in TAKEN)
@@ -58,7 +65,7 @@ class EfficientNetLite0(nn.Module):
         if self.extra is not None:
             nn.init.zeros_(self.extra.weight)
         blocks: list[nn.Module] = []
-        self.taken = []
+        self.taken: list[int] = []
         narrow = STEM
         for stage, (count, wide, kernel, stride, expansion) in enumerate(STAGES):
             for index in range(count):
@@ -79,7 +86,7 @@ class EfficientNetLite0(nn.Module):
         if self.extra is not None:
             first = first + self.extra(padded[:, 3:])
         x = F.relu6(first)
-        maps = []
+        maps: list[Tensor] = []
         for index, block in enumerate(self.blocks):
             x = block(x)
             if index in self.taken:
