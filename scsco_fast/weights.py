@@ -3,8 +3,9 @@
 A model file is a safetensors file: it holds no code, so opening a stranger's is safe. A file that does not match the
 network exactly is an error; nothing is ever loaded in part.
 
-The package holds two such files, "compact" and "compact-free", which docs/model-card.md describes. Their names stand
-for them wherever a model file is asked for.
+The package holds one such file, which docs/model-card.md describes. The names "compact" and "compact-free" stand for it
+wherever a model file is asked for: it was trained on freely licensed photographs alone, as "compact-free" promises for
+all versions, while "compact" is whatever model is the best.
 """
 
 import functools
@@ -26,11 +27,8 @@ _SHOWN = 3  # names listed in an error
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT = "compact"
-# SHA-256 of the models in the package, by name.
-SHIPPED_SHA256 = {
-    DEFAULT: "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
-    "compact-free": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
-}
+SHIPPED = {DEFAULT: "compact.safetensors", "compact-free": "compact.safetensors"}  # file of each name
+SHIPPED_SHA256 = {"compact.safetensors": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76"}
 
 
 def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:
@@ -75,7 +73,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Harmoniz
     """
     from safetensors.torch import load_file
 
-    if str(path) in SHIPPED_SHA256 and not Path(path).exists():
+    if str(path) in SHIPPED and not Path(path).exists():
         path = check_shipped(str(path))
     metadata = read_metadata(path)
     try:
@@ -94,8 +92,7 @@ def load_default_model(device: str | torch.device = "cpu") -> HarmonizationUNet:
     """The network "compact" in the package, in eval mode on `device`: what is used where no model is given.
 
     Trained by this project; docs/model-card.md says on which photographs and under which terms, how, and how well it
-    does. `load_model("compact-free")` is its counterpart from freely licensed photographs alone. The file is compared
-    with its checksum first.
+    does. The file is compared with its checksum first.
 
     Raises:
         ScscoError: the file is missing or another one than this version's.
@@ -115,7 +112,7 @@ def shared_default_model() -> HarmonizationUNet:
 
 def shipped_file(name: str) -> Path:
     """Where the model of that name lies in the package."""
-    return MODELS / f"{name}.safetensors"
+    return MODELS / SHIPPED[name]
 
 
 def check_shipped(name: str) -> Path:
@@ -124,7 +121,7 @@ def check_shipped(name: str) -> Path:
     Raises:
         ScscoError: in one line, with what to do.
     """
-    path, wanted = shipped_file(name), SHIPPED_SHA256[name]
+    path, wanted = shipped_file(name), SHIPPED_SHA256[SHIPPED[name]]
     if not path.is_file():
         raise ScscoError(f"{path}: the package's own model is missing; install scsco-fast again, or give a model")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -178,7 +175,7 @@ def _check_kind(path: Path) -> None:
     if path.is_dir():
         raise ScscoError(f"{path}: a folder; pass the model file in it: {path / 'model.safetensors'}")
     if not path.is_file():
-        names = " or ".join(SHIPPED_SHA256)
+        names = " or ".join(SHIPPED)
         raise ScscoError(f"{path}: no such file; wanted a model.safetensors (`scsco train` writes one), or {names}")
     with path.open("rb") as file:
         magic = file.read(4)

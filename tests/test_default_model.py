@@ -12,7 +12,6 @@ import scsco_fast as sf
 from scsco_fast import cli, info, weights
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.evaluate import evaluate
-from scsco_fast.train.presets import PRESETS
 from scsco_fast.train.ship import ship
 
 LARGEST = 25 * 10**6  # bytes, of all models
@@ -98,14 +97,9 @@ def test_shipping_halves_a_model_and_returns_its_checksum(small_model: sf.Harmon
     assert weights.read_metadata(tmp_path / "shipped.safetensors")["dtype"] == "float16"
 
 
-def test_the_presets_build_the_shipped_network() -> None:
-    for preset in ("compact", "compact-gpu"):
-        assert sf.HarmonizationUNet(**PRESETS[preset].architecture()).config == sf.load_default_model().config
-
-
 def test_a_name_stands_for_a_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in weights.SHIPPED_SHA256:
+    for name in weights.SHIPPED:
         loaded, wanted = sf.load_model(name), sf.load_model(weights.shipped_file(name))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), wanted.parameters(), strict=True))
     with pytest.raises(sf.ScscoError, match="compact or compact-free"):

@@ -1,4 +1,4 @@
-"""The model in the package: for two CPU cores, within two and a half hours, and for one GPU. See docs/model-card.md."""
+"""A small model for real pictures: for two CPU cores, within two and a half hours, and for one GPU."""
 
 import dataclasses
 
