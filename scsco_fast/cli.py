@@ -55,8 +55,8 @@ Train a model into a run folder: model.safetensors, metrics.csv, loss.png, Tenso
 
 presets:
   demo    minutes on two CPU cores, composites made from photographs that come with the installed packages
-  compact a small model for real pictures, on a folder of photographs (docs/training.md): two and a half hours at most on
-          two CPU cores, with `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m scsco_fast train compact`
+  compact a small model for real pictures, on a folder of photographs (docs/training.md): two and a half hours at most
+          on two CPU cores, with `OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m scsco_fast train compact`
   compact-gpu  the same recipe for one GPU, compiled and captured in a CUDA graph; aims at eight minutes on an H100
   paper   the published setting on iHarmony4 at 256x256; for a GPU
 
