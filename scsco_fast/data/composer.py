@@ -18,9 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from scsco_fast.data.ahead import ahead
-from scsco_fast.data.photos import Photo, grown_regions, name_hash
+from scsco_fast.data.photos import Photo, grown_regions, name_hash, snapped_to_edges
 from scsco_fast.data.samples import Batch
-from scsco_fast.data.wide import drawn_shape
 from scsco_fast.errors import ScscoError
 from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
 from scsco_fast.reference.color import rgb_to_lab
@@ -28,13 +27,12 @@ from scsco_fast.reference.color import rgb_to_lab
 STORE_SCALE = 2  # sides of the stored pictures over those of the composites: crops of half of a picture are sharp
 CANDIDATES = 6  # foregrounds kept of a photograph that was segmented
 REGIONS = 3  # of each photograph: what follows its edges without being an object
-SHAPES = 1024  # drawn foregrounds, for any photograph
-REGION_SIDE = 96  # pixels at which regions are found
+REGION_SIDE, SNAP_SIDE = 96, 128  # pixels at which regions are found, and at which objects are snapped to edges
+LEAST_OVERLAP = 0.7  # of an object with what it is snapped to, intersection over union; others are left out
 
 PART = 16  # composites made together
 UNCHANGED = 0.15
-# Foregrounds that are regions, and drawn ones; the others are objects, which differ most from what is around them.
-REGION, DRAWN = 0.35, 0.15
+REGION = 0.5  # foregrounds that are regions; the others are objects, which differ more from what is around them
 # The first of each part are transferred, a third by each of TRANSFERS; the others go through retouching curves alone.
 TRANSFERRED = 0.45
 AS_TAKEN = 0.3  # real pictures that stay as the camera made them; with more, photographs are known by heart
@@ -56,7 +54,7 @@ class Store(NamedTuple):
 
     Attributes:
         pictures: (N, 3, S, S) uint8, each squeezed to a square.
-        masks: (K, 1, S, S) uint8, 255 on a foreground: M objects, `REGIONS` of each photograph, `SHAPES` drawn ones.
+        masks: (K, 1, S, S) uint8, 255 on a foreground: M objects, then `REGIONS` of each photograph.
         owner: (M,) int64, the photograph of each object.
         first, counts: (N,) int64, where the objects of each photograph begin, and how many they are.
         boxes: (K, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
@@ -97,8 +95,7 @@ def build_store(photos: Sequence[Photo], size: int) -> Store:
             pictures.append(_squeeze(photo.rgb, side).transpose(2, 0, 1))
     if not masks:
         raise ScscoError(f"none of the {len(photos)} photographs has a foreground to recolour; give them masks")
-    shapes = [_shape(side, np.random.default_rng((name_hash("shapes"), index))) for index in range(SHAPES)]
-    stacked, owners = torch.from_numpy(np.stack(masks + regions + shapes)[:, None]), torch.tensor(owner)
+    stacked, owners = torch.from_numpy(np.stack(masks + regions)[:, None]), torch.tensor(owner)
     images = torch.from_numpy(np.stack(pictures))
     counts = torch.bincount(owners, minlength=len(pictures))
     inside = stacked[:, 0] > 127
@@ -118,7 +115,13 @@ def build_store(photos: Sequence[Photo], size: int) -> Store:
 def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
     rng = np.random.default_rng(name_hash(photo.name))
     order = rng.permutation(len(photo.candidates))[:CANDIDATES]
-    found = [_squeeze(photo.foreground(int(candidate)), side) for candidate in order]
+    picture = _squeeze(photo.rgb, SNAP_SIDE)
+    found = []
+    for candidate in order:
+        drawn = _squeeze(photo.foreground(int(candidate)), SNAP_SIDE) > 127
+        snapped = snapped_to_edges(drawn, picture)
+        if (drawn & snapped).sum() >= LEAST_OVERLAP * (drawn | snapped).sum():
+            found.append(_squeeze(snapped.astype(np.uint8) * 255, side))
     return [mask for mask in found if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
 
 
@@ -129,24 +132,6 @@ def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
     masks = [_squeeze(mask.astype(np.uint8) * 255, side) for mask in found]
     kept = [mask for mask in masks if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
     return kept + [own] * (REGIONS - len(kept))
-
-
-def _shape(side: int, rng: np.random.Generator) -> np.ndarray:
-    """A round shape or a polygon, or all of the picture on one side of a bent line, as a sky or a floor is."""
-    while True:
-        shape = drawn_shape(side, side, rng)
-        if rng.random() < 0.3:
-            shape = np.rot90(_horizon(side, rng), int(rng.integers(4)))
-        if FOREGROUND_RANGE[0] < (shape > 127).mean() < 0.7:
-            return np.ascontiguousarray(shape)
-
-
-def _horizon(side: int, rng: np.random.Generator) -> np.ndarray:
-    along = np.linspace(0, 1, side)
-    line = rng.uniform(0.3, 0.8) + rng.normal(0, 0.15) * along
-    for order in range(1, 6):
-        line += rng.normal(0, 0.06 / order) * np.cos(np.pi * order * along + rng.uniform(0, 2 * np.pi))
-    return (np.linspace(0, 1, side)[:, None] > line).astype(np.uint8) * 255
 
 
 def _squeeze(array: np.ndarray, side: int) -> np.ndarray:
@@ -181,9 +166,7 @@ def compose(store: Store, batch_size: int, size: int, generator: torch.Generator
     photo = draw.integers(len(store.pictures))
     own = store.first[photo] + (draw.uniform(0, 1) * store.counts[photo]).long()
     region = len(store.owner) + REGIONS * photo + draw.integers(REGIONS)
-    drawn = len(store.masks) - SHAPES + draw.integers(SHAPES)
-    kind = draw.uniform(0, 1)
-    chosen = torch.where(kind < REGION, region, torch.where(kind < REGION + DRAWN, drawn, own))
+    chosen = torch.where(draw.uniform(0, 1) < REGION, region, own)
     real, soft = _cut(store, photo, chosen, size, draw)
     real = _vary(real, draw)
     inside = soft > 0.5
@@ -207,8 +190,8 @@ class ComposedComposites:
         seed: not negative.
 
     Examples:
-        >>> photo = Photo("ramp", np.tile(np.arange(64, dtype=np.uint8)[:, None, None] * 4, (1, 64, 3)),
-        ...               np.pad(np.ones((24, 24), np.uint16), 20), ((1,),))
+        >>> square = np.pad(np.ones((24, 24), np.uint16), 20)
+        >>> photo = Photo("square", np.repeat(50 + 150 * square[:, :, None], 3, 2).astype(np.uint8), square, ((1,),))
         >>> composites = ComposedComposites(build_store([photo], 32), size=32, batch_size=4, seed=0)
         >>> batch = composites.batch(7)
         >>> batch.composite.shape, bool((batch.composite == composites.batch(7).composite).all())

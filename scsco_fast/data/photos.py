@@ -53,6 +53,7 @@ _MOST_FRAME = 0.35  # share of the outline that lies on the picture's frame
 _OUTLINE_SMOOTHING = 1.5
 _REGION_RANGE = (0.02, 0.6)
 _SEGMENT_SCALE = 150.0
+_SNAP_SCALE = 20.0
 _NAMES_SAID = 3
 
 _log = logging.getLogger("scsco_fast")
@@ -300,6 +301,19 @@ def grown_regions(rgb: np.ndarray, count: int, rng: np.random.Generator) -> list
         inside = _grow(start, target, areas, colours, borders, rng)[regions]
         found.append(inside if inside.mean() <= 0.7 else ~inside)
     return found
+
+
+def snapped_to_edges(mask: np.ndarray, rgb: np.ndarray) -> np.ndarray:
+    """(h, w) bool: the small segments of a picture (h, w, 3) uint8 that lie mostly in a mask (h, w) bool.
+
+    An annotator's polygon cuts through surfaces and leaves some of them on both sides. Where the foreground is then
+    recoloured, the surface itself shows by how much, which no composite of the world does.
+    """
+    from skimage.segmentation import felzenszwalb
+
+    segments = felzenszwalb(rgb, scale=_SNAP_SCALE, sigma=0.4, min_size=6)
+    inside: np.ndarray = np.bincount(segments.ravel(), mask.ravel()) > np.bincount(segments.ravel()) / 2
+    return inside[segments]
 
 
 def _mean_colours(rgb: np.ndarray, regions: np.ndarray, areas: np.ndarray) -> np.ndarray:

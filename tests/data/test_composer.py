@@ -13,12 +13,14 @@ SIZE = 32
 
 
 def photo(name: str, seed: int) -> Photo:
-    """Coloured noise on a gradient, with a disc as its object."""
+    """Noise on a gradient, with a disc of another colour as its object."""
     rng = np.random.default_rng(seed)
-    ramp = np.linspace(30, 200, 80)[:, None, None] * rng.uniform(0.4, 1.0, 3)
-    rgb = np.clip(ramp + rng.normal(0, 15, (80, 100, 3)), 0, 255).astype(np.uint8)
+    ramp = np.linspace(20, 60, 80)[:, None, None] * rng.uniform(0.7, 1.0, 3)
+    rgb = np.clip(ramp + rng.normal(0, 5, (80, 100, 3)), 0, 255).astype(np.uint8)
     rows, columns = np.mgrid[:80, :100]
-    return Photo(name, rgb, ((rows - 40) ** 2 + (columns - 50) ** 2 < 20**2).astype(np.uint16), ((1,),))
+    disc = (rows - 40) ** 2 + (columns - 50) ** 2 < 20**2
+    rgb[disc] = np.clip(255 - rgb[disc].astype(float) + rng.normal(0, 5, 3), 0, 255).astype(np.uint8)
+    return Photo(name, rgb, disc.astype(np.uint16), ((1,),))
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,25 @@ def unspoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_knows_its_foregrounds(store: Store) -> None:
     assert store.pictures.shape == (6, 3, 64, 64)
     assert store.counts.tolist() == [1] * 6
-    assert len(store.masks) == 6 + 6 * composer.REGIONS + composer.SHAPES
+    assert len(store.masks) == 6 + 6 * composer.REGIONS
     # The disc: 40 of 80 rows and 40 of 100 columns, around the middle.
     assert store.boxes[0].tolist() == pytest.approx([0.3, 0.25, 0.7, 0.75], abs=2 / 64)
     assert store.areas[0].item() == pytest.approx(np.pi * 400 / 8000, rel=0.05)
     inside = store.masks[:, 0] > 127
     assert torch.allclose(store.areas, inside.float().mean(dim=(1, 2)))
     assert store.areas.min() > composer.FOREGROUND_RANGE[0] / 2
+
+
+def test_a_rough_outline_is_snapped_to_the_edge_and_a_wrong_one_left_out() -> None:
+    exact = photo("exact", 0)
+    rows, columns = np.mgrid[:80, :100]
+    diamond = ((np.abs(rows - 40) + np.abs(columns - 50)) < 26).astype(np.uint16)
+    rough = Photo("rough", exact.rgb, diamond, ((1,),))
+    found, wanted = (build_store([each], SIZE).masks[0, 0] > 127 for each in (rough, exact))
+    assert (found & wanted).sum() > 0.9 * (found | wanted).sum()  # the diamond and the disc share 0.83
+    beside = Photo("beside", exact.rgb, np.roll(diamond, 25, axis=1), ((1,),))
+    with pytest.raises(ScscoError, match="has a foreground"):
+        build_store([beside], SIZE)
 
 
 def test_moments_are_those_of_lab(store: Store) -> None:
@@ -77,9 +91,9 @@ def test_many_batches_are_finite(store: Store) -> None:
 
 def test_outside_of_the_outline_nothing_changes(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     unspoilt(monkeypatch)
-    composite, real, mask = compose(store, 64, SIZE, generator())
-    near = torch.nn.functional.max_pool2d(mask, 5, stride=1, padding=2) > 0  # the outline is soft
-    assert torch.equal(torch.where(near, 0, composite), torch.where(near, 0, real))
+    monkeypatch.setattr(composer, "_misjudge", lambda soft, draw: (soft > 0).float())  # all of the soft outline
+    composite, real, reached = compose(store, 64, SIZE, generator())
+    assert torch.equal(torch.where(reached > 0, 0, composite), torch.where(reached > 0, 0, real))
 
 
 def test_some_are_unchanged_and_the_others_are_spread_widely(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +109,7 @@ def test_some_are_unchanged_and_the_others_are_spread_widely(store: Store, monke
     assert unchanged == pytest.approx(composer.UNCHANGED, abs=0.045)
     assert found.max() <= composer.FMSE_RANGE[1] * 1.001
     assert found[found > 0].quantile(0.9) > 3000
-    assert found[found > 0].quantile(0.1) < 300
+    assert found[found > 0].quantile(0.1) < 400
 
 
 def test_references_are_of_other_photographs(store: Store) -> None:
