@@ -437,7 +437,8 @@ def build_model(config: TrainConfig) -> tuple[HarmonizationUNet, SCSCoLoss | Non
     try:
         model = HarmonizationUNet(**config.architecture()).to(device).train()
         model.working_size = config.size  # an affine head works at this size at most
-        if model.trunk is not None and config.encoder_weights == "imagenet" and not config.resume:
+        # Of a resumed run too: it may have no checkpoint yet.
+        if model.trunk is not None and config.encoder_weights == "imagenet":
             load_imagenet(model.trunk)
         state = checkpoint.rng_state(device)
         loss, source = build_loss(config)

@@ -372,9 +372,9 @@ class TrainingStep:
         load_strictly(self.model, state["model"], source)
         load_strictly(self.ema, state["ema"], source)
         self.optimizer.load_state_dict(state["optimizer"])
-        for group in self.optimizer.param_groups:
-            group.update(betas=self.config.betas, weight_decay=self.config.weight_decay)
-            group.setdefault("share", 1.0)  # checkpoints of before the groups
+        for group, wanted in zip(self.optimizer.param_groups, parameter_groups(self.model, self.config), strict=True):
+            share = wanted["share"]
+            group.update(betas=self.config.betas, weight_decay=self.config.weight_decay, share=share)
         self.skips = state["skips"].to(self.device)
         if self.config.precision == "float16" and state["scaler"] is not None:
             self.scale.copy_(state["scaler"]["scale"])

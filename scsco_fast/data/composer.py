@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from scsco_fast.data.ahead import ahead
-from scsco_fast.data.photos import Photo, grown_regions, name_hash, snapped_to_edges
+from scsco_fast.data.photos import Photo, grown_regions, name_hash, small_segments, snapped_to_edges
 from scsco_fast.data.samples import Batch
 from scsco_fast.errors import ScscoError
 from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
@@ -115,14 +115,14 @@ def build_store(photos: Sequence[Photo], size: int) -> Store:
 def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
     rng = np.random.default_rng(name_hash(photo.name))
     order = rng.permutation(len(photo.candidates))[:CANDIDATES]
-    picture = _squeeze(photo.rgb, SNAP_SIDE)
+    segments = small_segments(_squeeze(photo.rgb, SNAP_SIDE))
     found = []
     for candidate in order:
         drawn = _squeeze(photo.foreground(int(candidate)), SNAP_SIDE) > 127
-        snapped = snapped_to_edges(drawn, picture)
+        snapped = snapped_to_edges(drawn, segments)
         if (drawn & snapped).sum() >= LEAST_OVERLAP * (drawn | snapped).sum():
             found.append(_squeeze(snapped.astype(np.uint8) * 255, side))
-    return [mask for mask in found if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
+    return [mask for mask in found if _is_fit(mask)]
 
 
 def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
@@ -130,8 +130,13 @@ def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
     small = _squeeze(photo.rgb, REGION_SIDE)
     found = grown_regions(small, REGIONS, np.random.default_rng(name_hash(photo.name)))
     masks = [_squeeze(mask.astype(np.uint8) * 255, side) for mask in found]
-    kept = [mask for mask in masks if FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8]
+    kept = [mask for mask in masks if _is_fit(mask)]
     return kept + [own] * (REGIONS - len(kept))
+
+
+def _is_fit(mask: np.ndarray) -> bool:
+    """Whether a foreground is neither too small for a crop to show it, nor most of the photograph."""
+    return bool(FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8)
 
 
 def _squeeze(array: np.ndarray, side: int) -> np.ndarray:

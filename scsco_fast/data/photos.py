@@ -303,15 +303,20 @@ def grown_regions(rgb: np.ndarray, count: int, rng: np.random.Generator) -> list
     return found
 
 
-def snapped_to_edges(mask: np.ndarray, rgb: np.ndarray) -> np.ndarray:
-    """(h, w) bool: the small segments of a picture (h, w, 3) uint8 that lie mostly in a mask (h, w) bool.
+def small_segments(rgb: np.ndarray) -> np.ndarray:
+    """(h, w) labels of the small segments of a picture (h, w, 3) uint8, for `snapped_to_edges`."""
+    from skimage.segmentation import felzenszwalb
+
+    segments: np.ndarray = felzenszwalb(rgb, scale=_SNAP_SCALE, sigma=0.4, min_size=6)
+    return segments
+
+
+def snapped_to_edges(mask: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """(h, w) bool: the `small_segments` of a picture that lie mostly in a mask (h, w) bool.
 
     An annotator's polygon cuts through surfaces and leaves some of them on both sides. Where the foreground is then
     recoloured, the surface itself shows by how much, which no composite of the world does.
     """
-    from skimage.segmentation import felzenszwalb
-
-    segments = felzenszwalb(rgb, scale=_SNAP_SCALE, sigma=0.4, min_size=6)
     inside: np.ndarray = np.bincount(segments.ravel(), mask.ravel()) > np.bincount(segments.ravel()) / 2
     return inside[segments]
 

@@ -1,4 +1,4 @@
-"""Named configurations: the published result, minutes on two cores, and what is shipped, on two cores and on a GPU."""
+"""Named configurations: the published result, minutes on two cores, and a small model on two cores or a GPU."""
 
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.presets.compact import COMPACT, COMPACT_GPU
