@@ -60,7 +60,9 @@ class HarmonizationUNet(nn.Module):
             `working_size` pixels at most, and its transform is enlarged to the size of a larger picture; see
             `coefficients`.
         key_channels: of BAIN; None: min(C, 64).
-        dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones.
+        dropout: 0.5 after the norms of the decoder levels between the coarsest one and the gated ones, which 5 levels
+            have not; with the "affine" head also 0.3 on the pooled features that its one transform for the whole
+            foreground is made from, by which a few thousand photographs can be known by heart.
         project_value, cosine: BAIN's options of those names.
         encoder: "convolutions": as RainNet's; "efficientnet-lite0": `scsco_fast.nn.efficientnet`, whose weights know
             objects before the training; with 5 levels. `base_channels` is then the decoder's width alone.
@@ -152,6 +154,7 @@ class HarmonizationUNet(nn.Module):
         )
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(width, width, 1)) for width in joined[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
+        self.pooled_dropout = nn.Dropout(0.3 if dropout else 0.0)
         self.whole = _whole_transform(4 * (2 * in_channels + sum(encoded))) if head == "affine" else None
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -253,7 +256,8 @@ class HarmonizationUNet(nn.Module):
         assert self.whole is not None
         entry, *features = maps
         colours = COLOUR_GAIN * torch.cat([_pooled(entry, regions), _pooled_along_outline(entry, regions)], dim=1)
-        pooled = torch.cat([colours, *(_pooled(level, regions) for level in features)], dim=1)
+        objects = self.pooled_dropout(torch.cat([_pooled(level, regions) for level in features], dim=1))
+        pooled = torch.cat([colours, objects], dim=1)
         device = pooled.device.type
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:

@@ -115,10 +115,52 @@ def test_some_are_unchanged_and_the_others_are_spread_widely(store: Store, monke
 def test_references_are_of_other_photographs(store: Store) -> None:
     draw = composer._Draw(generator(), 256, torch.device("cpu"))
     owner = torch.arange(256) % 6
-    pictures, _ = composer._similar(store, owner, store.moments[owner, 0], draw)
+    pictures, _ = composer._similar(store, owner, store.moments[owner], torch.ones(256), draw)
     step = store.pictures.shape[-1] // pictures.shape[-1]
     own = store.pictures[owner][:, :, ::step, ::step].float() / 255
     assert not (pictures == own).flatten(1).all(1).any()
+
+
+def test_changes_lead_away_from_the_background_as_often_as_wanted(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unspoilt(monkeypatch)
+    away = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(composer, "AWAY", share)
+        leads = []
+        for seed in range(10):
+            composite, real, mask = compose(store, 64, SIZE, generator(seed))
+            changed, inside, outside = (
+                (picture * region).sum((2, 3)) / region.sum((2, 3)).clamp(min=1)
+                for picture, region in ((composite, mask), (real, mask), (real, 1 - mask))
+            )
+            leads.append(((changed - inside) * (inside - outside)).sum(1))
+        found = torch.cat(leads)
+        away.append((found[found != 0] > 0).float().mean().item())
+    # The discs are bright, so most changes lead towards the background, and the better one of two still may.
+    assert away[0] < 0.25
+    assert away[1] > 0.5
+
+
+def test_of_two_foregrounds_the_one_more_like_its_surroundings_is_taken(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moments = torch.zeros_like(store.moments)
+    moments[: len(store.owner), 0, 0] = 1.0  # objects differ from their surroundings, regions do not
+    drawn = store._replace(moments=moments)
+    shares = []
+    for share in (0.0, 1.0):
+        monkeypatch.setattr(composer, "ALIKE", share)
+        draw = composer._Draw(generator(), 2000, torch.device("cpu"))
+        chosen = composer._foreground(drawn, torch.arange(2000) % 6, draw)
+        is_object = chosen < len(store.owner)
+        owner = torch.where(is_object, chosen, (chosen - len(store.owner)) // composer.REGIONS)
+        assert torch.equal(owner, torch.arange(2000) % 6)  # each photograph has one object
+        shares.append(is_object.float().mean().item())
+    # Of two, both must be objects. Five standard deviations of a share of 2000 are 0.056.
+    assert shares[0] == pytest.approx(1 - composer.REGION, abs=0.06)
+    assert shares[1] == pytest.approx((1 - composer.REGION) ** 2, abs=0.06)
 
 
 def test_jpeg_like_keeps_what_has_no_detail_and_loses_the_finest() -> None:
