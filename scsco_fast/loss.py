@@ -17,6 +17,8 @@ SELF_STYLES = ("feature", "gram")
 RECONSTRUCTIONS = ("l1", "foreground")
 LEAST_FOREGROUND = 1 / 64  # share of the picture: a smaller foreground weighs less, in proportion
 RMS_EPS = 1e-4  # (0.01)^2: an error of 2.5 grey levels or less counts quadratically
+# Of the mean squared error: with 1/2 a network hedges where it should change much, with 1 small errors hardly count.
+FOREGROUND_POWER = 0.75
 RATIO_EPS = 1e-8
 
 Features = dict[str, Tensor]  # by layer
@@ -27,7 +29,7 @@ class SCSCoTerms(NamedTuple):
 
     Attributes:
         total: reconstruction + style_weight * (self_style + consistency).
-        reconstruction: mean |output - real|, or the foregrounds' root mean square error.
+        reconstruction: mean |output - real|, or the foregrounds' error.
         self_style: the foreground self-style ratio L_self, in [0, 1].
         consistency: the foreground-background style consistency ratio L_cons, in [0, 1].
         self_positive, self_negative: D(f, f+), and D(f, f-_k) averaged over k.
@@ -75,9 +77,10 @@ class SCSCoLoss(nn.Module):
             result is the same up to rounding (docs/training.md).
         reconstruction: "l1", as above, or "foreground", this project's: the mean over the images of
 
-                sqrt(sum m |I^ - I|^2 / (3 max(sum m, H W / 64)) + 1e-4)
+                (sum m |I^ - I|^2 / (3 max(sum m, H W / 64)) + 1e-4)^(3/4)
 
-            which does not let large foregrounds outweigh small ones.
+            which does not let large foregrounds outweigh small ones. The power is between a root mean square error's
+            1/2, by which a network hedges where it should change much, and a mean squared error's 1.
 
     Raises:
         ValueError: an option that does not exist; the message names it.
@@ -252,10 +255,10 @@ class SCSCoLoss(nn.Module):
 
 
 def foreground_error(output: Tensor, real: Tensor, mask: Tensor) -> Tensor:
-    """Root mean square error of each foreground, averaged over the images; the formula is in `SCSCoLoss`."""
+    """Mean squared error of each foreground to the power 3/4, averaged over the images, as `SCSCoLoss` says."""
     squares = ((output - real).square() * mask).sum(dim=(1, 2, 3))
     area = mask.sum(dim=(1, 2, 3)).clamp_min(LEAST_FOREGROUND * mask.shape[-2] * mask.shape[-1])
-    return (squares / (3 * area) + RMS_EPS).sqrt().mean()
+    return (squares / (3 * area) + RMS_EPS).pow(FOREGROUND_POWER).mean()
 
 
 def scaled(boxes: Tensor, size: tuple[int, int], wanted: tuple[int, int]) -> Tensor:

@@ -100,8 +100,7 @@ class TrainConfig:
     """Dropout 0.5 in the decoder levels between the coarsest one and the three finest."""
 
     reconstruction: Literal["l1", "foreground"] = "l1"
-    """Mean absolute error of the picture, or the root mean square error of each foreground, which gives small ones the
-    same weight."""
+    """Mean absolute error of the picture, or the error of each foreground, which gives small ones the same weight."""
     style_weight: float = 0.01
     """Weight of the style contrastive loss (lambda); 0 leaves it, and VGG-16, out."""
     style_every: int = 1

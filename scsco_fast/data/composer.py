@@ -40,7 +40,7 @@ AS_TAKEN = 0.3  # real pictures that stay as the camera made them; with more, ph
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
 # Mean squared error of the foreground, 0-255 scale; real composites reach 10,044, and the mean of 36 is 2,297.
-FMSE_RANGE = (100.0, 16_000.0)
+FMSE_RANGE = (300.0, 16_000.0)
 RESIZED = 0.7  # share of the changes that are brought to a log-uniform size of this range
 MOST_STRETCH = 3.0  # of a change
 STRENGTHS = (1.5, 6.0)  # of retouching curves, log-uniform

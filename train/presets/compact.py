@@ -23,7 +23,7 @@ COMPACT = TrainConfig(
     levels=5,
     # Against knowing the photographs by heart: dropout of pooled features, and the weight decay.
     dropout=True,
-    steps=20_000,
+    steps=18_000,
     batch_size=32,
     workers=1,
     lr=2e-3,
