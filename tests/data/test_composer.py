@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from scsco_fast.data import composer
 from scsco_fast.data.composer import ComposedComposites, Store, build_store, compose, jpeg_like
@@ -33,7 +34,8 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def unspoilt(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the resizing and compression after compositing, and with exact masks."""
+    """Without the blur, the resizing and the compression after compositing, and with exact masks."""
+    monkeypatch.setattr(composer, "MOST_BLUR", 0.0)
     monkeypatch.setattr(composer, "_spoil", lambda composite, draw: composite)
     monkeypatch.setattr(composer, "_misjudge", lambda soft, draw: (soft > 0.5).float())
 
@@ -161,6 +163,17 @@ def test_of_two_foregrounds_the_one_more_like_its_surroundings_is_taken(
     # Of two, both must be objects. Five standard deviations of a share of 2000 are 0.056.
     assert shares[0] == pytest.approx(1 - composer.REGION, abs=0.06)
     assert shares[1] == pytest.approx((1 - composer.REGION) ** 2, abs=0.06)
+
+
+def test_softening_is_a_blur_of_its_own_strength_for_each_picture() -> None:
+    pictures = torch.rand(3, 3, 9, 11, dtype=torch.float64, generator=generator())
+    found = composer._soften(pictures, torch.tensor([0.0, 0.25, 0.1], dtype=torch.float64))
+    assert torch.equal(found[0], pictures[0])
+    for index, taps in ((1, [0.25, 0.5, 0.25]), (2, [0.1, 0.8, 0.1])):
+        kernel = torch.tensor(taps, dtype=torch.float64)
+        padded = F.pad(pictures[index : index + 1], (1, 1, 1, 1), mode="replicate").transpose(0, 1)
+        wanted = F.conv2d(padded, (kernel[:, None] * kernel)[None, None]).transpose(0, 1)[0]
+        torch.testing.assert_close(found[index], wanted, rtol=1e-12, atol=1e-12)
 
 
 def test_jpeg_like_keeps_what_has_no_detail_and_loses_the_finest() -> None:
