@@ -3,9 +3,9 @@
 A model file is a safetensors file: it holds no code, so opening a stranger's is safe. A file that does not match the
 network exactly is an error; nothing is ever loaded in part.
 
-The package holds one such file, which docs/model-card.md describes. The names "compact" and "compact-free" stand for it
-wherever a model file is asked for: it was trained on freely licensed photographs alone, as "compact-free" promises for
-all versions, while "compact" is whatever model is the best.
+The package holds two such files, which docs/model-card.md describes. Their names stand for them wherever a model file
+is asked for: "compact" is whatever model is the best, "compact-free" one that was trained on freely licensed
+photographs alone.
 """
 
 import functools
@@ -27,8 +27,11 @@ _SHOWN = 3  # names listed in an error
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT = "compact"
-SHIPPED = {DEFAULT: "compact.safetensors", "compact-free": "compact.safetensors"}  # file of each name
-SHIPPED_SHA256 = {"compact.safetensors": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76"}
+SHIPPED = {DEFAULT: "compact.safetensors", "compact-free": "compact-free.safetensors"}  # file of each name
+SHIPPED_SHA256 = {
+    "compact.safetensors": "def8f38ca3b784e391c4691606d92af9c6f2f9c39abb15cb0555e007ca3ae00f",
+    "compact-free.safetensors": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
+}
 
 
 def save_model(model: HarmonizationUNet, path: str | Path, extra: Mapping[str, Any] | None = None) -> None:

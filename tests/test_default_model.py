@@ -12,6 +12,7 @@ import scsco_fast as sf
 from scsco_fast import cli, info, weights
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.evaluate import evaluate
+from scsco_fast.train.presets import PRESETS
 from scsco_fast.train.ship import ship
 
 LARGEST = 25 * 10**6  # bytes, of all models
@@ -35,6 +36,12 @@ def test_it_loads_and_is_small() -> None:
     assert "bain" in model.config["norm"]
     assert sum(path.stat().st_size for path in weights.MODELS.iterdir()) <= LARGEST
     assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("preset", ["compact", "compact-gpu"])
+def test_the_presets_train_this_network(preset: str) -> None:
+    network = sf.HarmonizationUNet(**PRESETS[preset].architecture())
+    assert network.config == sf.load_default_model().config
 
 
 def test_another_file_is_refused_in_one_line(damaged: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +106,7 @@ def test_shipping_halves_a_model_and_returns_its_checksum(small_model: sf.Harmon
 
 def test_a_name_stands_for_a_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
+    assert len(set(weights.SHIPPED.values())) == len(weights.SHIPPED)
     for name in weights.SHIPPED:
         loaded, wanted = sf.load_model(name), sf.load_model(weights.shipped_file(name))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), wanted.parameters(), strict=True))

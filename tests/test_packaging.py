@@ -186,6 +186,7 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
     assert {f"scsco_fast/csrc/{path.name}" for path in (ROOT / "csrc").iterdir()} <= names
     assert {
         "scsco_fast/models/compact.safetensors",
+        "scsco_fast/models/compact-free.safetensors",
         "scsco_fast/data/debian.csv",
     } <= names
     assert {"scsco_fast/py.typed", "scsco_fast/kernels/__init__.py", "scsco_fast/train/presets/__init__.py"} <= names

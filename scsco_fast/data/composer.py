@@ -37,9 +37,9 @@ REGION = 0.5  # foregrounds that are regions; the others are objects, which diff
 TRANSFERRED = 0.45
 AS_TAKEN = 0.3  # real pictures that stay as the camera made them; with more, photographs are known by heart
 
-# Share of each neighbour in a 3x3 blur; 1/4 is about what reducing a large picture leaves. Without it a network reads
-# outlines that are sharper than those of real composites: such a network's foreground MSE on twelve real ones was 1,363,
-# and 1,167 where the same change was made at its own 96 pixels.
+# Share of each neighbour in a 3x3 blur, as reducing a picture leaves one. Without it a network reads outlines that are
+# sharper than those of real composites: such a network's foreground MSE on twelve real ones was 1,363, and 1,167 where
+# the same change was made anew at the 96 pixels of its training.
 MOST_BLUR = 0.28
 FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
