@@ -105,7 +105,7 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """Markdown: per norm and style weight the mean over seeds, and the smallest and largest."""
+    """Markdown: per norm and style weight the mean over seeds, and, of several, the smallest and largest."""
     lines = [
         "| norm | style loss | unseen: MSE below composite, % | PSNR above, dB "
         "| real: MSE below composite, % | PSNR above, dB | damage, fMSE |",
@@ -131,7 +131,8 @@ def gains(name: str, rows: list[dict[str, str]]) -> list[str]:
 def spread(values: list[float], digits: int = 1) -> str:
     if not values:
         return "not measured"
-    return f"{statistics.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 
 def main() -> None:
