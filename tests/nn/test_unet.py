@@ -154,6 +154,16 @@ def test_one_graph_under_autocast(options: dict, working_size: int) -> None:
     assert torch.isfinite(output).all()
 
 
+def test_an_affine_head_drops_pooled_features_while_it_is_trained_only() -> None:
+    composite, mask = inputs(32, 32)
+    for dropout in (True, False):
+        model = small(head="affine", dropout=dropout)
+        trained = [model.train()(composite, mask) for _ in range(2)]
+        used = [model.eval()(composite, mask) for _ in range(2)]
+        assert torch.equal(*used)
+        assert torch.equal(*trained) is not dropout
+
+
 def test_a_compiled_affine_head_reduces_pictures_of_several_sizes() -> None:
     """At the second size the compiler tries a graph of free sizes."""
     torch._dynamo.reset()
