@@ -97,8 +97,8 @@ class TrainConfig:
     cosine: bool = False
     """BAIN's logits are a bounded cosine similarity instead of a scaled dot product."""
     dropout: bool = True
-    """Dropout 0.5 in the decoder levels between the coarsest one and the three finest, and 0.3 of the pooled features of
-    an affine head."""
+    """Dropout 0.5 in the decoder levels between the coarsest one and the three finest, and 0.3 of an affine head's
+    pooled features."""
 
     reconstruction: Literal["l1", "foreground"] = "l1"
     """Mean absolute error of the picture, or the error of each foreground, which gives small ones the same weight."""
