@@ -173,7 +173,9 @@ def synthesize(
     }
     _check_output(Path(output), folder)
     if (folder / REPORT).exists():
-        return _finished(folder, settings)
+        finished = _finished(folder, settings)
+        _remove_leftovers(Path(output), folder)
+        return finished
     with _locked(folder / _STATE):
         _remove_leftovers(Path(output), folder)
         looks = _look_at_all(inputs, folder / _STATE, longest, workers, progress)

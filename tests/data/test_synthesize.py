@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -159,6 +160,15 @@ def test_repeating_a_finished_one_changes_nothing(photographs: Path, dataset: Pa
     again = synthesize(photographs, dataset, count=COUNT)
     assert again.made == report_of(dataset)["made"]
     assert {path: path.stat().st_mtime_ns for path in dataset.rglob("*")} == before
+
+
+def test_repeating_a_finished_one_removes_what_a_killed_run_left(
+    photographs: Path, dataset: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(dataset, tmp_path / "out")
+    (tmp_path / "out/Synthetic/masks/.s00001_1.77.tmp.png").write_bytes(b"half")
+    synthesize(photographs, tmp_path / "out", count=COUNT)
+    assert digests(tmp_path / "out") == digests(dataset)
 
 
 RUN = """
