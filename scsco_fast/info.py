@@ -112,17 +112,16 @@ def _devices() -> dict[str, str]:
 
 def _shipped_model() -> str:
     from scsco_fast.errors import ScscoError
-    from scsco_fast.weights import SHIPPED, SHIPPED_SHA256, check_shipped
+    from scsco_fast.weights import SHIPPED_SHA256, check_shipped
 
-    said = {}
-    for name in SHIPPED:
+    said = []
+    for name, digest in SHIPPED_SHA256.items():
         try:
             path = check_shipped(name)
         except ScscoError as error:
             return f"cannot be used: {error}"
-        digest = SHIPPED_SHA256[path.name][:12]
-        said[path] = f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest}..."
-    return f"{'; '.join(said.values())}, as it should be"
+        said.append(f"{path.name}, {path.stat().st_size / 2**20:.1f} MiB, SHA-256 {digest[:12]}...")
+    return f"{'; '.join(said)}, as it should be"
 
 
 def _vgg_weights() -> str:

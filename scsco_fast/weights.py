@@ -27,10 +27,10 @@ _SHOWN = 3  # names listed in an error
 
 MODELS = Path(__file__).parent / "models"
 DEFAULT = "compact"
-SHIPPED = {DEFAULT: "compact.safetensors", "compact-free": "compact-free.safetensors"}  # file of each name
+# SHA-256 of the models in the package, by name.
 SHIPPED_SHA256 = {
-    "compact.safetensors": "def8f38ca3b784e391c4691606d92af9c6f2f9c39abb15cb0555e007ca3ae00f",
-    "compact-free.safetensors": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
+    DEFAULT: "def8f38ca3b784e391c4691606d92af9c6f2f9c39abb15cb0555e007ca3ae00f",
+    "compact-free": "ea3f735c81120615274791e5011663faed8784fa03307593cfc98496fe47ce76",
 }
 
 
@@ -76,7 +76,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> Harmoniz
     """
     from safetensors.torch import load_file
 
-    if str(path) in SHIPPED and not Path(path).exists():
+    if str(path) in SHIPPED_SHA256 and not Path(path).exists():
         path = check_shipped(str(path))
     metadata = read_metadata(path)
     try:
@@ -115,7 +115,7 @@ def shared_default_model() -> HarmonizationUNet:
 
 def shipped_file(name: str) -> Path:
     """Where the model of that name lies in the package."""
-    return MODELS / SHIPPED[name]
+    return MODELS / f"{name}.safetensors"
 
 
 def check_shipped(name: str) -> Path:
@@ -124,7 +124,7 @@ def check_shipped(name: str) -> Path:
     Raises:
         ScscoError: in one line, with what to do.
     """
-    path, wanted = shipped_file(name), SHIPPED_SHA256[SHIPPED[name]]
+    path, wanted = shipped_file(name), SHIPPED_SHA256[name]
     if not path.is_file():
         raise ScscoError(f"{path}: the package's own model is missing; install scsco-fast again, or give a model")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -178,7 +178,7 @@ def _check_kind(path: Path) -> None:
     if path.is_dir():
         raise ScscoError(f"{path}: a folder; pass the model file in it: {path / 'model.safetensors'}")
     if not path.is_file():
-        names = " or ".join(SHIPPED)
+        names = " or ".join(SHIPPED_SHA256)
         raise ScscoError(f"{path}: no such file; wanted a model.safetensors (`scsco train` writes one), or {names}")
     with path.open("rb") as file:
         magic = file.read(4)

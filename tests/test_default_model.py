@@ -106,8 +106,8 @@ def test_shipping_halves_a_model_and_returns_its_checksum(small_model: sf.Harmon
 
 def test_a_name_stands_for_a_model_in_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    assert len(set(weights.SHIPPED.values())) == len(weights.SHIPPED)
-    for name in weights.SHIPPED:
+    assert len(set(weights.SHIPPED_SHA256.values())) == len(weights.SHIPPED_SHA256)
+    for name in weights.SHIPPED_SHA256:
         loaded, wanted = sf.load_model(name), sf.load_model(weights.shipped_file(name))
         assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), wanted.parameters(), strict=True))
     with pytest.raises(sf.ScscoError, match="compact or compact-free"):

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.weights import SHIPPED, load_model, read_metadata, save_model, shipped_file
+from scsco_fast.weights import SHIPPED_SHA256, load_model, read_metadata, save_model, shipped_file
 
 
 def ship(path: str | Path, target: Path, working_size: int | None = None) -> str:
@@ -35,7 +35,7 @@ def main() -> int:
     """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="model.safetensors of a run")
-    parser.add_argument("name", choices=sorted(SHIPPED), help="of the model in the package")
+    parser.add_argument("name", choices=sorted(SHIPPED_SHA256), help="of the model in the package")
     parser.add_argument("working_size", type=int, nargs="?", help="long side at which it works; else its training size")
     options = parser.parse_args()
     target = shipped_file(options.name)
@@ -44,7 +44,7 @@ def main() -> int:
     except ScscoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"wrote {target}\nSHIPPED_SHA256 of {target.name} in scsco_fast/weights.py: {digest}\n")
+    sys.stdout.write(f"wrote {target}\nSHIPPED_SHA256 of {options.name} in scsco_fast/weights.py: {digest}\n")
     return 0
 
 
