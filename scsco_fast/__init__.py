@@ -2,7 +2,7 @@
 
 from scsco_fast import nn, ops
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import harmonize
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.loss import SCSCoLoss, SCSCoTerms
 from scsco_fast.negatives import make_negatives
 from scsco_fast.nn import BAIN, RAIN, HarmonizationUNet, VGG16Features

@@ -637,7 +637,7 @@ def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | N
 
 def _at_full_resolution(model: "HarmonizationUNet") -> Any:
     """The model as `scsco harmonize` applies it to a picture of any size: it works at its own size."""
-    from scsco_fast.harmonize import harmonize
+    from scsco_fast.harmonizing.pictures import harmonize
 
     def run(composite: Any, mask: Any) -> Any:
         import torch
@@ -823,7 +823,7 @@ def _check_harmonized(options: HarmonizeOptions) -> None:
 
 
 def _harmonize_one(options: HarmonizeOptions, image: Path) -> int:
-    from scsco_fast.harmonize_files import harmonize_file, write_file_strip
+    from scsco_fast.harmonizing.files import harmonize_file, write_file_strip
 
     model = _load_model(options.model, options.device)
     harmonize_file(
@@ -845,7 +845,7 @@ def _harmonize_one(options: HarmonizeOptions, image: Path) -> int:
 
 
 def _harmonize_folder(options: HarmonizeOptions, images: Path) -> int:
-    from scsco_fast.harmonize_folders import REPORT, Entry, Settings, harmonize_folder
+    from scsco_fast.harmonizing.folders import REPORT, Entry, Settings, harmonize_folder
 
     model = _load_model(options.model, options.device)
     on_cpu = next(model.parameters()).device.type == "cpu"

@@ -28,8 +28,8 @@ from scsco_fast.data.photos import load_photos, shrink
 from scsco_fast.data.samples import Sample
 from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import harmonize
-from scsco_fast.harmonize_files import read_image, write_image
+from scsco_fast.harmonizing.files import read_image, write_image
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.nn.attention_maps import attention_maps
 from scsco_fast.nn.norm import BAIN
 from scsco_fast.nn.unet import HarmonizationUNet

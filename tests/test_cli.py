@@ -17,7 +17,7 @@ from PIL import Image
 from scsco_fast import cli
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import harmonize
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.metrics import score
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.protocols import PROTOCOLS

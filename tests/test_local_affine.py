@@ -1,20 +1,16 @@
 """The local affine colour transform: what it recovers, what it never invents, and that strips are the whole."""
 
-import importlib
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from oracle import FLOAT64, NoReading, NoWaiting
 
-from scsco_fast.harmonize import harmonize
+from scsco_fast.harmonizing import pictures
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.local_affine import apply_local_affine, enlarged_rows, extend, fit_local_affine
 
 MATRIX = torch.tensor([[0.5, 0.1, -0.2], [0.0, -0.3, 0.2], [0.2, 0.0, 0.4]], dtype=torch.float64)
-
-
-MODULE = importlib.import_module("scsco_fast.harmonize")  # the package's name of it is the function
 
 
 class Truth(torch.nn.Module):
@@ -59,7 +55,7 @@ def test_a_local_affine_change_is_carried_over(times: int, monkeypatch: pytest.M
     model = Truth(truth)
     affine = harmonize(image, mask, model)
     monkeypatch.setattr(
-        MODULE, "fit_local_affine", lambda *given: fit_local_affine(*given, ridge=1e12)
+        pictures, "fit_local_affine", lambda *given: fit_local_affine(*given, ridge=1e12)
     )  # the matrix is 0: the change alone, enlarged
     additive = harmonize(image, mask, model)
     small = F.interpolate(model.truth, (48, 64), mode="bilinear", antialias=True)

@@ -186,7 +186,7 @@ def test_workers_read_the_same(root: Path) -> None:
 
 
 def test_a_model_is_scored_at_full_resolution(root: Path, small_model: torch.nn.Module, tmp_path: Path) -> None:
-    from scsco_fast.harmonize import harmonize
+    from scsco_fast.harmonizing.pictures import harmonize
     from scsco_fast.nn.unet import HarmonizationUNet
     from scsco_fast.weights import save_model
 

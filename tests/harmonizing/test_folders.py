@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize_folders import Entry, FolderReport, Settings, find_pairs, harmonize_folder
+from scsco_fast.harmonizing.folders import Entry, FolderReport, Settings, find_pairs, harmonize_folder
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import save_model
 
@@ -170,7 +170,7 @@ def test_an_unexpected_error_costs_one_picture(
     def fails(*arguments: object, **options: object) -> tuple[int, int]:
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr("scsco_fast.harmonize_folders.harmonize_file", fails)
+    monkeypatch.setattr("scsco_fast.harmonizing.folders.harmonize_file", fails)
     report = run(folder, small_model)
     assert [reason.split(": ", 1)[1] for reason in report.failed.values()] == ["ZeroDivisionError: of all things"] * 2
 

@@ -18,7 +18,7 @@ from scsco_fast.data.images import PICTURE_SUFFIXES
 from scsco_fast.data.workers import Lost, run_tasks
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing, sweep
-from scsco_fast.harmonize_files import MAX_PIXELS, harmonize_file
+from scsco_fast.harmonizing.files import MAX_PIXELS, harmonize_file
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import load_model, save_model
 

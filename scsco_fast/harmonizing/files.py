@@ -13,7 +13,7 @@ from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_d
 from scsco_fast.data.images import open_upright, read_mask, read_picture
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
-from scsco_fast.harmonize import RegionWarning, harmonize, has_transparency
+from scsco_fast.harmonizing.pictures import RegionWarning, harmonize, has_transparency
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.strips import write_strip
 

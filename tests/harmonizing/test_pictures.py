@@ -1,6 +1,5 @@
 """One picture of any size, type and mode: what must change, what must not, and what is refused."""
 
-import importlib
 import warnings
 
 import numpy as np
@@ -11,12 +10,12 @@ from PIL import Image
 
 from scsco_fast.data.images import image_to_tensor, tensor_to_image
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import harmonize
+from scsco_fast.harmonizing import pictures
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
 
 FLOAT32 = torch.finfo(torch.float32).eps
-MODULE = importlib.import_module("scsco_fast.harmonize")  # the package's name of it is the function
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -114,7 +113,7 @@ def test_strips_do_not_show(channels: int, monkeypatch: pytest.MonkeyPatch, smal
     image = picture(211, 157)
     image = np.dstack([image, image[:, :, :1] | 1])[:, :, :channels] if channels != 2 else image[:, :, :2] | 1
     whole = harmonize(image, disc(211, 157), small_model)
-    monkeypatch.setattr(MODULE, "_STRIP", 600)
+    monkeypatch.setattr(pictures, "_STRIP", 600)
     assert np.abs(harmonize(image, disc(211, 157), small_model).astype(int) - whole).max() <= 1
 
 
@@ -127,7 +126,7 @@ def test_only_the_masks_box_is_computed(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append((rows, columns))
         return enlarged_rows(values, size, rows, columns, step)
 
-    monkeypatch.setattr(MODULE, "enlarged_rows", spy)
+    monkeypatch.setattr(pictures, "enlarged_rows", spy)
     mask = np.zeros((300, 400), bool)
     mask[100:120, 30:70] = mask[110, 350] = True
     harmonize(picture(300, 400), mask, Shift(0.1, 0, 0))
@@ -147,7 +146,7 @@ def test_too_little_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) ->
     def fails(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(MODULE, "_run", fails)
+    monkeypatch.setattr(pictures, "_run", fails)
     with pytest.raises(ScscoError, match=r"not enough memory to work at 400x300; .* \(the model's own is 256\)"):
         harmonize(picture(300, 400), disc(300, 400), Shift(0.1, 0, 0), native=True)
 
@@ -393,7 +392,7 @@ def test_an_affine_head_is_applied_as_it_is(
     size: tuple[int, int], affine_model: HarmonizationUNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the working size and at any other one the result is the model's own, and nothing is fitted to it."""
-    monkeypatch.setattr(MODULE, "fit_local_affine", None)
+    monkeypatch.setattr(pictures, "fit_local_affine", None)
     image, mask = picture(*size) / 255, np.zeros(size, dtype=bool)
     mask[: (size[0] + 1) // 2, : size[1] // 2] = True
     mask |= disc(*size)

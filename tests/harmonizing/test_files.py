@@ -9,8 +9,8 @@ from PIL import Image
 from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonize import harmonize
-from scsco_fast.harmonize_files import DeepColorError, harmonize_file, read_image, write_image
+from scsco_fast.harmonizing.files import DeepColorError, harmonize_file, read_image, write_image
+from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.nn.unet import HarmonizationUNet
 
 SIZE = (70, 90)  # height, width
