@@ -10,8 +10,8 @@ import torch
 from oracle import make_mask
 from torch import Tensor
 
-from scsco_fast import cli
 from scsco_fast.baselines import BASELINES, FLATTEST, SHORT_NAMES, full_name
+from scsco_fast.cli.evaluate import EvaluateOptions
 from scsco_fast.errors import ScscoError
 
 
@@ -114,7 +114,7 @@ def test_names() -> None:
     assert [full_name(name) for name in BASELINES] == list(BASELINES)
     with pytest.raises(ScscoError, match=r"baseline 'median' is unknown; use one of half-statistics, .*, mean"):
         full_name("median")
-    offered = get_args(get_args(get_type_hints(cli.EvaluateOptions)["baseline"])[0])
+    offered = get_args(get_args(get_type_hints(EvaluateOptions)["baseline"])[0])
     assert offered == (*BASELINES, *SHORT_NAMES)
 
 

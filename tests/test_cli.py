@@ -167,7 +167,7 @@ def test_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtur
     def interrupted(arguments: list[str]) -> int:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupted)
+    monkeypatch.setattr("scsco_fast.cli.doctor.command", interrupted)
     assert cli.main(["doctor"]) == 130
     assert capsys.readouterr().err == "scsco: interrupted\n"
 
