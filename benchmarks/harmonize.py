@@ -32,7 +32,7 @@ from PIL import Image
 
 import scsco_fast as sf
 from scsco_fast.benchmarks.timing import reset_resident_peak, resident
-from scsco_fast.data.images import read_mask
+from scsco_fast.data.masks import read_mask
 from scsco_fast.harmonizing.files import read_image, write_image
 from scsco_fast.train.engine import git_revision
 from scsco_fast.train.presets import PRESETS

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from scsco_fast.data.images import image_to_tensor, read_mask, read_picture, tensor_to_image
+from scsco_fast.data.images import image_to_tensor, read_picture, tensor_to_image
+from scsco_fast.data.masks import read_mask
 from scsco_fast.data.photos import load_photos, shrink
 from scsco_fast.data.samples import Sample
 from scsco_fast.data.synthetic import SyntheticComposites

@@ -13,8 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from scsco_fast.data.iharmony4 import check_real_size
-from scsco_fast.data.images import PICTURE_SUFFIXES, binary_mask, image_to_tensor, read_mask, read_picture
+from scsco_fast.data.images import PICTURE_SUFFIXES, image_to_tensor, read_picture
 from scsco_fast.data.layouts import Member
+from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 from scsco_fast.protocols import Protocol, scored_mask, scored_picture

@@ -18,7 +18,7 @@ from PIL import Image
 import scsco_fast as sf
 from scsco_fast import demo
 from scsco_fast.cli import main
-from scsco_fast.data.images import read_mask
+from scsco_fast.data.masks import read_mask
 from scsco_fast.harmonizing.files import read_image
 
 pytest.importorskip("gradio", reason="needs gradio (the extra demo)")

@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple, TextIO
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import PICTURE_SUFFIXES, binary_mask, read_mask, read_picture
+from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
 from scsco_fast.data.layouts import (
     EQUAL_NAMES,
     OFFICIAL,
@@ -26,6 +26,7 @@ from scsco_fast.data.layouts import (
     find_layout,
     listed_splits,
 )
+from scsco_fast.data.masks import binary_mask, one_sided, read_mask
 from scsco_fast.data.workers import TIME_LIMIT, Lost, run_tasks
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
@@ -35,7 +36,7 @@ Kind = Literal["list", "name", "missing", "repeated", "shared", "unreadable", "s
 # Foregrounds take 4.7 % of iHarmony4's pictures in the median; a mean above this is a set of inverted masks.
 LARGEST_COVERAGE = 0.8
 
-_FORMAT = 1
+_FORMAT = 2  # a journal of an older one is not read: its masks of 0 and 1 count as empty
 _FLUSH_EVERY = 50
 
 
@@ -345,9 +346,9 @@ def _member_problems(member: Member, facts: Mapping[str, Facts]) -> Iterator[Pro
                     f"{path}: the {name} is {other.width}x{other.height} but {member.composite.name} is "
                     f"{composite.width}x{composite.height}",
                 )
-    if mask.error is None and mask.coverage in (0, 1):
-        state = "full, no background is left" if mask.coverage else "empty, no pixel is above 127"
-        yield Problem("mask", str(member.mask), f"{member.mask}: the mask is {state}")
+    reason = None if mask.coverage is None else one_sided(mask.coverage)
+    if reason is not None:
+        yield Problem("mask", str(member.mask), f"{member.mask}: {reason}")
 
 
 def _polarity(root: Path, facts: Mapping[str, Facts], report: CheckReport) -> Iterator[Problem]:

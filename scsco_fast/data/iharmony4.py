@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from scsco_fast.data.images import binary_mask, image_to_tensor, read_mask, read_picture
+from scsco_fast.data.images import image_to_tensor, read_picture
 from scsco_fast.data.layouts import Member, find_layout
+from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 

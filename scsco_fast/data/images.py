@@ -1,8 +1,7 @@
-"""Pictures and masks from files: every common mode is understood, everything else is refused in one line.
+"""Pictures from files: every common mode is understood, everything else is refused in one line.
 
 Sixteen-bit grey is scaled by 1/257, floats must lie in [0, 1], CMYK, palette and grey become RGB, the EXIF
-orientation is applied, and the first frame of an animation is read. A mask is never converted to PIL's mode "1": that
-conversion dithers soft edges, and resizing a mode-1 image is nearest-neighbour whatever filter is asked for.
+orientation is applied, and the first frame of an animation is read. Masks are read in `masks`.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.regions import THRESHOLD
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 
@@ -61,61 +59,13 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         (2, 4, 3)
     """
     image = open_upright(path)
-    if _is_high_depth(image):
-        grey = np.rint(_unit_grey(image, path) * 255).astype(np.uint8)  # (H, W)
+    if is_high_depth(image):
+        grey = np.rint(unit_grey(image, path) * 255).astype(np.uint8)  # (H, W)
         return Picture(np.repeat(grey[:, :, None], 3, axis=2), None)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA"))  # (H, W, 4)
         return Picture(np.ascontiguousarray(rgba[:, :, :3]), np.ascontiguousarray(rgba[:, :, 3]))
     return Picture(np.array(image.convert("RGB")), None)
-
-
-def read_mask(
-    path: str | os.PathLike[str], size: tuple[int, int] | None = None, max_pixels: int | None = None
-) -> np.ndarray:
-    """Read a mask file as grey value / 255: 1 is foreground, 0 is background, values between are soft edges.
-
-    Colour is turned to grey. Transparency is ignored, unless the colour is the same everywhere and the transparency is
-    not: then the mask is drawn in the transparency, and that is read.
-
-    Args:
-        path: a picture file of any mode.
-        size: (height, width) that the mask must have; None accepts any.
-        max_pixels: as `open_upright`.
-
-    Returns:
-        (H, W) float32 in [0, 1].
-
-    Raises:
-        ScscoError: as `read_picture`; and another size than `size`. The message names the file.
-
-    Examples:
-        >>> import tempfile
-        >>> path = Path(tempfile.mkdtemp()) / "mask.png"
-        >>> Image.new("L", (4, 2), 255).save(path)
-        >>> float(read_mask(path, size=(2, 4)).min())
-        1.0
-    """
-    image = open_upright(path, max_pixels)
-    if size is not None and (image.height, image.width) != tuple(size):
-        raise ScscoError(
-            f"{os.fspath(path)}: the mask is {image.width}x{image.height} (width x height) but its picture is "
-            f"{size[1]}x{size[0]}; give a mask of the picture's size"
-        )
-    if _is_high_depth(image):
-        return _unit_grey(image, path)
-    if image.mode in _ALPHA_MODES or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        constant = np.ptp(np.asarray(rgba).reshape(-1, 4), axis=0) == 0  # (4,)
-        if constant[:3].all() and not constant[3]:
-            return np.asarray(rgba.getchannel("A"), dtype=np.float32) / 255
-        image = rgba.convert("RGB")  # drops the transparency, does not blend it
-    return np.asarray(image.convert("L"), dtype=np.float32) / 255
-
-
-def binary_mask(mask: np.ndarray) -> np.ndarray:
-    """(H, W) bool of a mask in [0, 1]: True where it is above a half, which is 8-bit grey above 127."""
-    return mask > THRESHOLD
 
 
 def image_to_tensor(rgb: np.ndarray) -> Tensor:
@@ -236,11 +186,12 @@ def _upright(image: Image.Image) -> Image.Image:
         return image.copy()
 
 
-def _is_high_depth(image: Image.Image) -> bool:
+def is_high_depth(image: Image.Image) -> bool:
+    """Whether a picture has one channel of more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def _unit_grey(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
+def unit_grey(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray:
     """(H, W) float32 in [0, 1] of a picture with one channel of 16 bits, 32 bits or floats.
 
     Pillow's own conversions of these modes to "L" clip at 255 instead of scaling.

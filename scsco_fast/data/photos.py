@@ -31,7 +31,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFilter
 
-from scsco_fast.data.images import PICTURE_SUFFIXES, binary_mask, read_mask, read_picture
+from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
+from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.errors import ScscoError
 
 Split = Literal["train", "test"]

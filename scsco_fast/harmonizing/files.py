@@ -10,7 +10,8 @@ import numpy as np
 from PIL import Image
 
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
-from scsco_fast.data.images import open_upright, read_mask, read_picture
+from scsco_fast.data.images import open_upright, read_picture
+from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
 from scsco_fast.harmonizing.pictures import RegionWarning, harmonize, has_transparency

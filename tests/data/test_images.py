@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from scsco_fast.data.images import binary_mask, image_to_tensor, read_mask, read_picture, tensor_to_image
+from scsco_fast.data.images import image_to_tensor, read_picture, tensor_to_image
+from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
 
 GREY = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
@@ -157,49 +158,6 @@ def test_what_is_no_whole_picture_is_refused_in_one_line(tmp_path: Path, make: o
 def assert_one_line_naming(error: ScscoError, path: Path) -> None:
     assert str(path) in str(error)
     assert "\n" not in str(error)
-
-
-def test_mask_is_grey_over_255_without_dithering(tmp_path: Path) -> None:
-    grey = np.full((16, 16), 120, np.uint8)
-    grey[:8] = 128
-    for mode in ("L", "RGB"):
-        mask = read_mask(save(tmp_path / "a.png", Image.fromarray(grey).convert(mode)))
-        assert mask.dtype == np.float32
-        np.testing.assert_allclose(mask, grey / 255, atol=1e-6)
-        np.testing.assert_array_equal(binary_mask(mask), grey == 128)
-
-
-def test_binary_mask_is_grey_above_127() -> None:
-    grey = np.arange(256, dtype=np.float32)[None] / np.float32(255)
-    np.testing.assert_array_equal(binary_mask(grey)[0], np.arange(256) > 127)
-
-
-def test_one_bit_mask(tmp_path: Path) -> None:
-    mask = read_mask(save(tmp_path / "a.png", Image.fromarray(GREY > 100)))
-    np.testing.assert_array_equal(mask, (GREY > 100).astype(np.float32))
-
-
-def test_alpha_of_a_mask_is_ignored_unless_only_it_is_drawn(tmp_path: Path) -> None:
-    drawn = Image.fromarray(GREY)
-    coloured = drawn.convert("RGBA")
-    coloured.putalpha(Image.fromarray(255 - GREY))
-    np.testing.assert_allclose(read_mask(save(tmp_path / "a.png", coloured)), GREY / 255, atol=1e-6)
-    for mode in ("RGBA", "LA"):
-        plain = Image.new(mode, drawn.size)
-        plain.putalpha(drawn)
-        np.testing.assert_allclose(read_mask(save(tmp_path / "b.png", plain)), GREY / 255, atol=1e-6)
-    # A picture of one colour and one transparency is an empty or a full mask by its colour.
-    for level in (0, 255):
-        flat = Image.new("RGBA", drawn.size, (level, level, level, 200))
-        assert np.unique(read_mask(save(tmp_path / "c.png", flat))).tolist() == [level / 255]
-
-
-def test_a_mask_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.png", Image.fromarray(GREY))
-    assert read_mask(path, size=(3, 4)).shape == (3, 4)
-    with pytest.raises(ScscoError, match=r"4x3.*3x4") as caught:
-        read_mask(path, size=(4, 3))
-    assert_one_line_naming(caught.value, path)
 
 
 def test_tensors_round_trip_every_level() -> None:
