@@ -19,7 +19,7 @@ __all__ = ["TRAIN_USAGE", "USAGE", "main", "run"]
 
 COMMANDS = (
     *("train", "evaluate", "prepare", "synthesize", "harmonize", "import-rainnet", "export", "demo"),
-    *("bench", "build", "doctor"),
+    *("serve", "bench", "build", "doctor"),
 )
 
 

@@ -1,6 +1,7 @@
 """What several commands do: load the model, choose the device, show progress, print what a terminal can show."""
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -15,10 +16,32 @@ if TYPE_CHECKING:
 
 
 def read_model(path: str | Path | None, device: str) -> "HarmonizationUNet":
-    """The model file, or the package's own model if none is given, on `device` (see `usable_device`)."""
+    """The model file, or the package's own model if none is given, on `device` (see `usable_device`).
+
+    A file that is read again, unchanged, is the same network: a process that serves many requests reads it once.
+    """
+    from scsco_fast.weights import DEFAULT, SHIPPED_SHA256, shipped_file
+
+    name = DEFAULT if path is None else str(path)
+    in_package = path is None or (name in SHIPPED_SHA256 and not Path(name).exists())
+    file = shipped_file(name) if in_package else Path(name)
+    return _read_once(path, usable_device(device), *_state(file))
+
+
+@functools.lru_cache(maxsize=2)
+def _read_once(path: str | Path | None, device: str, *state: str | int) -> "HarmonizationUNet":
     from scsco_fast.weights import load_default_model, load_model
 
-    return load_default_model(usable_device(device)) if path is None else load_model(path, usable_device(device))
+    return load_default_model(device) if path is None else load_model(path, device)
+
+
+def _state(file: Path) -> tuple[str | int, ...]:
+    """The full path, size and time of change of a file; the path alone where it cannot be read."""
+    try:
+        found = file.stat()
+    except OSError:
+        return (str(file.absolute()),)
+    return str(file.absolute()), found.st_size, found.st_mtime_ns
 
 
 def usable_device(name: str) -> str:

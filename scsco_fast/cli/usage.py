@@ -16,6 +16,7 @@ commands:
   import-rainnet  convert RainNet's checkpoint:  scsco import-rainnet net_G_last.pth
   export     write a model for other programs:   scsco export --format onnx --output model.onnx
   demo       a page to try it on, in a browser:  scsco demo
+  serve      stay loaded, for editors:           scsco serve
   build      compile the CUDA library:           scsco build
   doctor     show what works here, and what not: scsco doctor
 
