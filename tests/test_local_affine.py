@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from oracle import FLOAT64, NoReading, NoWaiting
 
-from scsco_fast.harmonizing import pictures
+from scsco_fast.harmonizing import recolour
 from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.local_affine import apply_local_affine, enlarged_rows, extend, fit_local_affine
 
@@ -55,7 +55,7 @@ def test_a_local_affine_change_is_carried_over(times: int, monkeypatch: pytest.M
     model = Truth(truth)
     affine = harmonize(image, mask, model)
     monkeypatch.setattr(
-        pictures, "fit_local_affine", lambda *given: fit_local_affine(*given, ridge=1e12)
+        recolour, "fit_local_affine", lambda *given: fit_local_affine(*given, ridge=1e12)
     )  # the matrix is 0: the change alone, enlarged
     additive = harmonize(image, mask, model)
     small = F.interpolate(model.truth, (48, 64), mode="bilinear", antialias=True)

@@ -16,7 +16,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
@@ -135,6 +135,15 @@ def open_upright(
         raise ScscoError(
             f"{name}: cannot be decoded to its end, the file is truncated or damaged ({_one_line(error)}); replace it"
         ) from error
+
+
+def stored_orientation(path: str | os.PathLike[str]) -> int:
+    """The EXIF orientation of a picture file, 1 to 8; 1, which is upright, where it has none that can be read."""
+    try:
+        with open_unlimited(path) as opened:
+            return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+    except _DAMAGE:
+        return 1
 
 
 def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:

@@ -57,8 +57,13 @@ def read_mask(
             f"{os.fspath(path)}: the mask is {image.width}x{image.height} (width x height) but its picture is "
             f"{size[1]}x{size[0]}; give a mask of the picture's size"
         )
+    return mask_of(image, os.fspath(path))
+
+
+def mask_of(image: Image.Image, name: str) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of a decoded picture, by the rules of `read_mask`; errors begin with `name`."""
     if is_high_depth(image):
-        values = unit_grey(image, path)
+        values = unit_grey(image, name)
         return values if image.mode == "F" else _zeros_and_ones(values, 65535)
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -66,7 +71,7 @@ def read_mask(
         if constant[:3].all() and not constant[3]:
             return _unit(rgba.getchannel("A"))
     if image.mode == "P":
-        labels = _labels(image, path)
+        labels = _labels(image, name)
         if labels is not None:
             return labels
     if image.mode in _ALPHA_MODES or "transparency" in image.info:
@@ -101,7 +106,7 @@ def _zeros_and_ones(values: np.ndarray, peak: int) -> np.ndarray:
     return np.rint(values * peak) if values.max() * peak < 1.5 else values
 
 
-def _labels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray | None:
+def _labels(image: Image.Image, name: str) -> np.ndarray | None:
     """(H, W) float32 of a palette image whose indices are labels; None where its colours are greys."""
     indices = np.asarray(image)  # (H, W)
     used = np.unique(indices)
@@ -111,7 +116,6 @@ def _labels(image: Image.Image, path: str | os.PathLike[str]) -> np.ndarray | No
     if (np.ptp(palette[used], axis=1) <= _NEARLY_GREY).all():
         return None
     others = used[used > 0]
-    name = os.fspath(path)
     if len(others) > 1:
         shown = ", ".join(map(str, used[:5])) + (", ..." if len(used) > 5 else "")
         raise ScscoError(

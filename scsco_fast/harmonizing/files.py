@@ -1,24 +1,37 @@
-"""Harmonize a picture file: one composite and its mask."""
+"""Harmonize picture files: a composite and its mask, a cut-out and its background, an edit and what was before."""
 
+import math
 import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
-from scsco_fast.data.images import open_upright, read_picture
-from scsco_fast.data.masks import read_mask
+from scsco_fast.data.images import open_upright, read_picture, stored_orientation
+from scsco_fast.data.masks import binary_mask, one_sided, read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
-from scsco_fast.harmonizing.pictures import RegionWarning, harmonize, has_transparency
+from scsco_fast.harmonizing.masks import RegionWarning
+from scsco_fast.harmonizing.pictures import harmonize, has_transparency
+from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.regions import THRESHOLD
 from scsco_fast.strips import write_strip
 
-MAX_PIXELS = 250_000_000  # about 6 GB at 8 bits; a file of a few kB can claim any size
+# Standard deviation, of 255, of the colours behind an alpha channel: a removed background is less than this.
+_LEAST_VARIETY = 2.0
+_TURNS = {  # of EXIF orientations that swap the sides
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 # Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical. Measured on a
 # photograph of 12 megapixels: PNG takes 1.4 s and 12.9 MB at level 4, 3.9 s and 12.5 MB at Pillow's 6; lossless WebP
@@ -97,64 +110,120 @@ def harmonize_file(
     mask_path: str | Path | None,
     output_path: str | Path,
     model: HarmonizationUNet,
-    working_size: int | None = None,
-    device: str | None = None,
-    invert_mask: bool = False,
+    settings: Settings | None = None,
     *,
-    native: bool = False,
-    fit_mask: bool = False,
-    max_pixels: int = MAX_PIXELS,
+    layer: bool = False,
 ) -> tuple[int, int]:
-    """Harmonize one file into another; the output's suffix decides its format. The inputs are never overwritten.
+    """Harmonize a composite file into another; the output's suffix decides its format. Inputs are never overwritten.
 
     Args:
         mask_path: None: the picture's own alpha channel is its mask, and all its pixels count as opaque.
-        working_size, device, native: as `harmonize`.
-        invert_mask: swap foreground and background.
-        fit_mask: resize a mask of another size to the picture's, with a warning, instead of refusing it.
-        max_pixels: a larger file is refused.
+        layer: write the recoloured foreground alone, with its mask as alpha channel.
 
     Returns:
         Width and height of what was written.
 
     Raises:
         ScscoError: a file that cannot be read or written, a mask of another size, without foreground or without
-            background; the message names the file.
+            background, an alpha channel that hides no background; the message names the file.
     """
-    output_path = Path(output_path)
-    save_options(output_path)
-    for source in (image_path, mask_path):
-        if source is not None and output_path.resolve() == Path(source).resolve():
-            raise ScscoError(f"{output_path}: the output would overwrite an input; name another file")
-    check_writable(output_path.parent)
-    image, deep = _read(image_path, max_pixels)
-    size = image.size if isinstance(image, Image.Image) else (image.shape[1], image.shape[0])
-    alpha = None
+    settings = settings or Settings()
+    target = _target(output_path, image_path, mask_path)
+    picture = _read(image_path, settings.max_pixels)
+    pixels, alpha = picture.pixels, None
     if mask_path is not None:
-        mask = _read_mask(mask_path, size, fit_mask, max_pixels)
-    elif isinstance(image, Image.Image):
-        mask, alpha = _own_mask(image, image_path)
-        image = _opaque(image)
+        mask = _read_mask(mask_path, picture, settings)
+    elif isinstance(pixels, Image.Image):
+        mask, alpha = _own_mask(pixels, image_path)
+        pixels = _opaque(pixels)
     else:
         raise ScscoError(f"{image_path}: the alpha channel of 16-bit colour is not read as a mask; give a mask file")
-    if invert_mask:
+    if settings.invert_mask:
         mask = 1 - mask
     _check_mask(mask, image_path if mask_path is None else mask_path)
-    if deep is not None and output_path.suffix.lower() not in SUFFIXES:
-        raise ScscoError(f"{output_path}: {output_path.suffix} cannot hold 16-bit colour; name a .png or a .tif")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RegionWarning)  # here: of a picture with transparent pixels
-            result = harmonize(image, mask, model, working_size, device, native)
-    except (ScscoError, RegionWarning) as error:
-        raise ScscoError(f"{image_path}: {error}") from error
-    if isinstance(result, Image.Image):
-        if alpha is not None:
-            result.putalpha(alpha)
-        write_image(result, output_path)
-    elif deep is not None:
-        write_deep(replace(deep, pixels=result), output_path)
-    return size
+    _check_deep(picture, target)
+    with _naming(image_path):
+        result = harmonize(pixels, mask, model, layer=layer, **_options(settings))
+    if alpha is not None and not layer and isinstance(result, Image.Image):
+        result.putalpha(alpha)
+    _write(result, picture, target)
+    return picture.size
+
+
+def harmonize_cutout_file(
+    foreground_path: str | Path,
+    background_path: str | Path,
+    mask_path: str | Path | None,
+    output_path: str | Path,
+    model: HarmonizationUNet,
+    settings: Settings | None = None,
+    *,
+    at: tuple[int, int] | None = None,
+    scale: float = 1.0,
+    linear_light: bool = False,
+    layer: bool = False,
+) -> tuple[int, int]:
+    """Lay a cut-out file on a background file, harmonize it and write the picture, or the foreground as a layer.
+
+    Args:
+        mask_path: of the cut-out's size; None: its alpha channel alone.
+        at, scale, linear_light, layer: as `scsco_fast.harmonize`.
+
+    Returns:
+        Width and height of what was written: the background's.
+
+    Raises:
+        ScscoError: as `harmonize_file` and `scsco_fast.harmonize`; the message names the file.
+    """
+    settings = settings or Settings()
+    target = _target(output_path, foreground_path, background_path, mask_path)
+    front, behind = (_read(path, settings.max_pixels) for path in (foreground_path, background_path))
+    mask = None if mask_path is None else _read_mask(mask_path, front, settings)
+    if mask is not None and settings.invert_mask:
+        mask = 1 - mask
+    _check_deep(behind, target)
+    with _naming(foreground_path):
+        result = harmonize(
+            front.pixels, mask, model, background=behind.pixels, at=at, scale=scale, linear_light=linear_light,
+            layer=layer, **_options(settings),
+        )  # fmt: skip
+    _write(result, behind, target)
+    return behind.size
+
+
+def harmonize_edit_file(
+    before_path: str | Path,
+    after_path: str | Path,
+    mask_path: str | Path | None,
+    output_path: str | Path,
+    model: HarmonizationUNet,
+    settings: Settings | None = None,
+    *,
+    layer: bool = False,
+) -> tuple[int, int]:
+    """Harmonize what an edit has changed in a picture file; outside of the mask the picture before the edit is kept.
+
+    Args:
+        mask_path: None: the mask is found where the two pictures differ.
+
+    Returns:
+        Width and height of what was written.
+
+    Raises:
+        ScscoError: as `harmonize_file` and `scsco_fast.harmonize`; the message names the file.
+    """
+    settings = settings or Settings()
+    target = _target(output_path, before_path, after_path, mask_path)
+    before, after = (_read(path, settings.max_pixels) for path in (before_path, after_path))
+    mask = None if mask_path is None else _read_mask(mask_path, before, settings)
+    if mask is not None and mask_path is not None:
+        mask = 1 - mask if settings.invert_mask else mask
+        _check_mask(mask, mask_path)
+    _check_deep(before, target)
+    with _naming(after_path):
+        result = harmonize(after.pixels, mask, model, before=before.pixels, layer=layer, **_options(settings))
+    _write(result, before, target)
+    return before.size
 
 
 def write_file_strip(strip: str | Path, before: str | Path, after: str | Path, real: str | Path | None = None) -> None:
@@ -176,38 +245,113 @@ def save_options(path: Path) -> dict[str, object]:
         raise ScscoError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name a .png") from None
 
 
-def _read(path: str | Path, max_pixels: int) -> tuple[Any, DeepPicture | None]:
-    """A PIL image; or an array (H, W, channels), and the file's profile and EXIF block, of 16-bit colour."""
+class _File(NamedTuple):
+    """A decoded file: a PIL image, or an array (H, W, channels) of 16-bit colour with its profile and EXIF block."""
+
+    path: str | Path
+    pixels: Any
+    deep: DeepPicture | None
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.pixels.size if self.deep is None else (self.pixels.shape[1], self.pixels.shape[0])
+
+
+def _read(path: str | Path, max_pixels: int) -> _File:
     try:
-        return read_image(path, max_pixels), None
+        return _File(path, read_image(path, max_pixels), None)
     except DeepColorError:
         deep = read_deep(path, max_pixels)
-        return deep.pixels, deep
+        return _File(path, deep.pixels, deep)
 
 
-def _read_mask(path: str | Path, size: tuple[int, int], fit: bool, max_pixels: int) -> np.ndarray:
-    """(H, W) float32 in [0, 1] of `size`, width and height."""
-    mask = read_mask(path, max_pixels=max_pixels)
-    found = (mask.shape[1], mask.shape[0])
+def _write(result: Any, like: _File, target: Path) -> None:
+    """In the kind of file that `like` was."""
+    if like.deep is None:
+        write_image(result, target)
+    else:
+        write_deep(replace(like.deep, pixels=result), target)
+
+
+def _target(output: str | Path, *inputs: str | Path | None) -> Path:
+    """The output's path, which can be written and is none of the inputs."""
+    path = Path(output)
+    save_options(path)
+    for source in inputs:
+        if source is not None and path.resolve() == Path(source).resolve():
+            raise ScscoError(f"{path}: the output would overwrite an input; name another file")
+    check_writable(path.parent)
+    return path
+
+
+def _check_deep(file: _File, target: Path) -> None:
+    if file.deep is not None and target.suffix.lower() not in SUFFIXES:
+        raise ScscoError(f"{target}: {target.suffix} cannot hold 16-bit colour; name a .png or a .tif")
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    """What of the settings `harmonize` takes; the rest is about files."""
+    names = ("working_size", "device", "native", "strength", "keep", "grow_mask")
+    return {name: getattr(settings, name) for name in names}
+
+
+@contextmanager
+def _naming(path: str | Path) -> Iterator[None]:
+    """Errors begin with the file; a region that is empty, for transparent pixels, is an error too."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RegionWarning)
+            yield
+    except (ScscoError, RegionWarning) as error:
+        raise ScscoError(f"{path}: {error}") from error
+
+
+def _read_mask(path: str | Path, picture: _File, settings: Settings) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of the picture's size."""
+    mask = read_mask(path, max_pixels=settings.max_pixels)
+    found, size = (mask.shape[1], mask.shape[0]), picture.size
     if found == size:
         return mask
     sizes = f"{found[0]}x{found[1]} (width x height)", f"{size[0]}x{size[1]}"
-    if not fit:
+    if not settings.fit_mask:
         raise ScscoError(
             f"{path}: the mask is {sizes[0]} but its picture is {sizes[1]}; give a mask of the picture's size, or "
             "--fit-mask to resize it"
         )
-    warnings.warn(f"{path}: the mask is {sizes[0]}; resized to its picture's {sizes[1]}", stacklevel=3)
+    mask, turned = _turned(mask, picture)
+    how = "turned as the picture's EXIF orientation says, and " if turned else ""
+    warnings.warn(f"{path}: the mask is {sizes[0]}; {how}resized to its picture's {sizes[1]}", stacklevel=3)
     fitted = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(fitted).clip(0, 1)
+
+
+def _turned(mask: np.ndarray, picture: _File) -> tuple[np.ndarray, bool]:
+    """The mask of a picture that lies on its side in its file, if it was drawn on that; and whether it was.
+
+    It was where the mask's sides are nearer to the picture's stored ones than to its upright ones. An orientation that
+    keeps the sides (mirrored, upside down) and a square picture cannot be told so: their masks stay as they are.
+    """
+    turn = _TURNS.get(stored_orientation(picture.path))
+    ratio, upright = mask.shape[1] / mask.shape[0], picture.size[0] / picture.size[1]
+    if turn is None or abs(math.log(ratio * upright)) >= abs(math.log(ratio / upright)):
+        return mask, False
+    return np.asarray(Image.fromarray(mask).transpose(turn)), True
 
 
 def _own_mask(image: Image.Image, path: str | Path) -> tuple[np.ndarray, Image.Image]:
     """The alpha channel, as a mask (H, W) in [0, 1] and as it is."""
     if not has_transparency(image):
         raise ScscoError(f"{path}: has no alpha channel to be its mask (mode {image.mode}); give a mask file")
-    alpha = image.convert("RGBA").getchannel("A")
-    return np.asarray(alpha, dtype=np.float32) / 255, alpha
+    rgba = np.asarray(image.convert("RGBA"))
+    hidden = rgba[rgba[:, :, 3] == 0]  # (N, 4)
+    if len(hidden) and hidden[:, :3].std(axis=0).max() < _LEAST_VARIETY:
+        colour = ", ".join(f"{value:.0f}" for value in np.median(hidden[:, :3], axis=0))
+        raise ScscoError(
+            f"{path}: behind its alpha channel there is no background, only one colour ({colour}); give the "
+            "background: --foreground FILE --background FILE"
+        )
+    return rgba[:, :, 3].astype(np.float32) / 255, Image.fromarray(rgba[:, :, 3])
 
 
 def _opaque(image: Image.Image) -> Image.Image:
@@ -218,11 +362,10 @@ def _opaque(image: Image.Image) -> Image.Image:
 
 
 def _check_mask(mask: np.ndarray, path: str | Path) -> None:
-    low, high = float(mask.min()), float(mask.max())
-    if high == 0:
-        raise ScscoError(f"{path}: the mask is all black, there is nothing to harmonize; white is the foreground")
-    if low == 1:
-        raise ScscoError(f"{path}: the mask is all white, there is no background to adapt to; black is the background")
+    reason = one_sided(float(binary_mask(mask).mean(dtype=np.float64)))
+    if reason is not None:
+        largest = f" (the largest is {round(float(mask.max()) * 255)})" if mask.max() <= THRESHOLD else ""
+        raise ScscoError(f"{path}: {reason}{largest}; white is the foreground, black is the background")
 
 
 def _is_deep_colour(opened: Image.Image) -> bool:

@@ -18,7 +18,8 @@ from scsco_fast.data.images import PICTURE_SUFFIXES
 from scsco_fast.data.workers import Lost, run_tasks
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing, sweep
-from scsco_fast.harmonizing.files import MAX_PIXELS, harmonize_file
+from scsco_fast.harmonizing.files import harmonize_file
+from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import load_model, save_model
 
@@ -90,18 +91,6 @@ class FolderReport:
         }
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Options of `harmonize_file` that hold for each picture of a folder."""
-
-    working_size: int | None = None
-    device: str | None = None
-    invert_mask: bool = False
-    native: bool = False
-    fit_mask: bool = False
-    max_pixels: int = MAX_PIXELS
 
 
 class _Task(NamedTuple):
@@ -301,7 +290,7 @@ def _harmonize(task: _Task, model: HarmonizationUNet) -> Entry:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            width, height = harmonize_file(pair.image, pair.mask, target, model, **asdict(settings))
+            width, height = harmonize_file(pair.image, pair.mask, target, model, settings)
     except ScscoError as error:
         return _entry(pair, target, "failed", str(error), time.perf_counter() - start)
     except Exception as error:  # whatever one file brings about, the others are still to be done

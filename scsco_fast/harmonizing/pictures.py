@@ -1,314 +1,267 @@
-"""Harmonize one picture of any size, as a numpy array or a PIL image.
+"""Harmonize one picture of any size, as a numpy array or a PIL image, or a batch of them as a tensor.
 
-The network sees the picture at its working size (the size that it was trained at). What is carried to full resolution
-is not its output but the *change* that it makes, as a local affine transform of colours (`local_affine`)::
-
-    D, b: network(small) - small = D small + b       around each small pixel
-    output = picture + mask * (enlarge(D) picture + enlarge(b))
-
-A network with head="affine" predicts D and b itself; to the change of any other they are fitted. So every detail of
-the full-size picture is recoloured and none is lost. Pixels where the mask is 0, and fully transparent ones, keep their
-exact values. At the working size the output is the network's own.
+What was pasted is said by a composite and its mask, by a cut-out and a background, or by a picture before and after an
+edit. How the network's change gets from its working size to the full size is in `recolour`.
 """
 
 import warnings
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
-from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size
-from scsco_fast.regions import THRESHOLD
+from scsco_fast.harmonizing.masks import PEAK, check_coverage, check_range, check_regions, grown, mask_values
+from scsco_fast.harmonizing.placing import Layer, canvas, changed_mask, over, place, whole_layer
+from scsco_fast.harmonizing.recolour import named_memory, predict, recolour, unit_rgb
+from scsco_fast.harmonizing.settings import Keep, Settings
+from scsco_fast.harmonizing.tensors import each_picture
+from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import shared_default_model
 
-PictureT = TypeVar("PictureT", np.ndarray, Image.Image)
-
-_LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
-_STRIP = 2**18  # pixels: the floats of a strip stay in the cache
-_PEAK = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "float64": 1.0}
+PictureT = TypeVar("PictureT", np.ndarray, Image.Image, Tensor)
+Picture = np.ndarray | Image.Image
+_CALLER = 4  # stack levels from a warning, two functions below `harmonize`, up to whoever called that
 
 
-class RegionWarning(UserWarning):
-    """A mask without foreground, or without background."""
+class UnchangedWarning(UserWarning):
+    """The result is the picture that was given."""
 
 
 def harmonize(
     image: PictureT,
-    mask: np.ndarray | Image.Image,
+    mask: np.ndarray | Image.Image | Tensor | None = None,
     model: HarmonizationUNet | None = None,
     working_size: int | None = None,
     device: str | torch.device | None = None,
     native: bool = False,
+    *,
+    strength: float = 1.0,
+    grow_mask: int = 0,
+    keep: Keep | None = None,
+    background: PictureT | None = None,
+    at: tuple[int, int] | None = None,
+    scale: float = 1.0,
+    linear_light: bool = False,
+    before: PictureT | None = None,
+    layer: bool = False,
 ) -> PictureT:
-    """Adapt the foreground of a composite picture to its background.
+    """Adapt a pasted foreground's colours to its background.
+
+    There are three ways to say what was pasted::
+
+        harmonize(composite, mask)                                        a composite and the mask of its foreground
+        harmonize(cutout, background=photograph, at=(x, y), scale=s)      a cut-out, to be laid on a background
+        harmonize(edited, before=original)                                a picture of which a part was edited
 
     Args:
-        image: the composite. An array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or (H, W, 4) (grey, grey and alpha, RGB,
-            RGBA) of type uint8, uint16 or float in [0, 1]; or a PIL image. The alpha channel is kept, and pixels with
-            alpha 0 count neither as foreground nor as background.
-        mask: 1 is foreground, 0 is background, values between blend. An array (H, W) or (H, W, 1) of type bool, float
-            in [0, 1], uint8 or uint16 (grey value over 255 or 65535; an integer array of only 0 and 1 is taken as
-            such); or a PIL image (colour is read as grey).
+        image: the composite, the cut-out or the edited picture. An array (H, W), (H, W, 1), (H, W, 2), (H, W, 3) or
+            (H, W, 4) (grey, grey and alpha, RGB, RGBA) of type uint8, uint16 or float in [0, 1]; or a PIL image. A
+            composite's alpha channel is kept, and its pixels with alpha 0 count neither as foreground nor as
+            background. A composite may also be a tensor (B, 3, H, W) or (B, H, W, 3) on any device, uint8 or floating
+            in [0, 1].
+        mask: 1 is foreground, 0 is background, values between blend; values up to 3/255 count as 0. An array (H, W) or
+            (H, W, 1) of type bool, float in [0, 1], uint8 or uint16 (grey value over 255 or 65535; an integer array of
+            only 0 and 1 is taken as such); or a PIL image (colour is read as grey); for tensors a tensor (B, H, W),
+            (B, 1, H, W), (B, H, W, 1) or (H, W), of which B may be 1. A cut-out's mask has the cut-out's size and is
+            multiplied with its alpha channel; None is the alpha channel alone. An edited picture's mask is found where
+            the two pictures differ if it is None.
         model: a trained network, from `load_model`; None is the one in the package (`load_default_model`).
         working_size: long side in pixels at which the network works; a smaller picture stays as it is. None is the
             model's own.
         device: where the network computes; the model is moved there. None is where the model is (the package's: on the
             CPU).
         native: work at the picture's own size, whatever it is; memory grows with the number of pixels.
+        strength: share of the change that is applied, from 0 to 1.
+        grow_mask: pixels by which the mask grows to each side; negative ones shrink it.
+        keep: "luma" keeps each pixel's brightness (0.299 R + 0.587 G + 0.114 B) and changes its colour only; "colour"
+            adds the same to R, G and B, which keeps Cb and Cr. Exact up to what is cut off at 0 and 1.
+        background: the picture that the cut-out is laid on.
+        at: x and y of the cut-out's upper left corner in the background, in pixels; None is the middle.
+        scale: by which the cut-out's sides are multiplied first.
+        linear_light: blend a cut-out's edges in linear light instead of sRGB values.
+        before: the picture before the edit; outside of the mask the result is this one.
+        layer: return the recoloured foreground alone, RGBA and of the whole picture's size, with the mask as its alpha.
+            Laid over the background (over a composite: over the composite) it is the result.
 
     Returns:
-        The harmonized picture: an array of the input's shape and type, or a PIL image of its size and mode (palette
-        images come back as RGB or RGBA, CMYK and YCbCr as RGB, 1-bit as grey). Input arrays are not changed. An empty
-        mask gives the picture back unchanged, and a full one is processed; both with a `RegionWarning`.
+        The harmonized picture: an array of the shape and type of the composite, of the background or of `before`; or a
+        PIL image of its size and mode (palette images come back as RGB or RGBA, CMYK and YCbCr as RGB, 1-bit as grey);
+        or a tensor of the same layout, type and device. What is given is not changed. An empty mask gives the picture
+        back unchanged, and a full one is processed; both with a `RegionWarning`. A foreground that is most of the
+        picture or of its frame draws a `CoverageWarning`, a result without any change an `UnchangedWarning`.
 
     Raises:
         ScscoError: another shape, type or size, values outside of [0, 1], NaN; not enough memory for the working size;
-            both `working_size` and `native`.
+            options that do not go together; a cut-out without alpha channel and mask, or outside of its background;
+            pictures before and after an edit that do not differ, or differ everywhere.
 
     Examples:
         >>> model = HarmonizationUNet(base_channels=4, levels=5).eval()
         >>> picture, mask = np.zeros((48, 40, 3), np.uint8), np.zeros((48, 40), bool)
         >>> mask[10:20, 10:20] = True
-        >>> harmonize(picture, mask, model).shape
+        >>> harmonize(picture, mask, model, strength=0.8).shape
+        (48, 40, 3)
+        >>> cutout = np.full((20, 20, 4), 128, np.uint8)
+        >>> harmonize(cutout, model=model, background=picture, at=(5, 7), scale=0.5).shape
         (48, 40, 3)
     """
-    if native and working_size is not None:
-        raise ScscoError(f"both native and working_size={working_size} are given; choose one")
-    values = _mask_values(mask)
+    settings = Settings(working_size, device, native, strength, keep, grow_mask)
+    if background is not None and before is not None:
+        raise ScscoError("both background and before are given; a picture is either a cut-out or edited")
+    if background is None and (at is not None or scale != 1 or linear_light):
+        raise ScscoError("at, scale and linear_light place a cut-out; give its background too")
     model = shared_default_model() if model is None else model
-    pixels = _array_of(image) if isinstance(image, Image.Image) else np.asarray(image)
-    size = max(values.shape) if native else working_size
-    result = _harmonize_array(pixels, values, model, size, device)
-    return _image_of(result, image) if isinstance(image, Image.Image) else result
+    if isinstance(image, Tensor):
+        if layer or background is not None or before is not None:
+            raise ScscoError("layer, background and before are for arrays and PIL images; tensors are composites")
+        return each_picture(image, mask, lambda one, its: _composite(one, mask_values(its), model, settings, False))
+    if isinstance(mask, Tensor):
+        raise ScscoError("the mask is a tensor and the picture is not; give both as tensors, or both as arrays")
+    given = None if mask is None else mask_values(mask)
+    pixels, below = _pixels(image), background if background is not None else before
+    if below is None:
+        if given is None:
+            raise ScscoError("a composite needs its mask; give one, or background for a cut-out, before for an edit")
+        result, like = _composite(pixels, given, model, settings, layer), image
+    else:
+        under = _pixels(below)
+        front = (
+            _cut_out(pixels, given, under.shape, at, scale, settings)
+            if before is None
+            else _edited(pixels, given, under, settings)
+        )
+        result, like = _laid_over(front, under, model, settings, linear_light, layer), below
+    if isinstance(like, Image.Image):
+        return _image_of(result[:, :, 0] if result.shape[2] == 1 else result, like)
+    return result if layer else result.reshape(np.shape(like))
 
 
-def _harmonize_array(
-    image: np.ndarray,
-    mask: np.ndarray,
-    model: HarmonizationUNet,
-    working_size: int | None,
-    device: str | torch.device | None,
+def _composite(
+    pixels: np.ndarray, mask: np.ndarray, model: HarmonizationUNet, settings: Settings, as_layer: bool
 ) -> np.ndarray:
-    _check_image(image, mask.shape)
-    pixels = image.reshape(*image.shape[:2], -1)  # (H, W, channels)
+    """(H, W, channels), or (H, W, 4) for a layer."""
+    _check_size(mask, pixels, "the mask", "its picture")
+    check_coverage(mask, _CALLER)
+    mask = grown(mask, settings.grow_mask)
     valid = pixels[:, :, -1] > 0 if pixels.shape[2] in (2, 4) else None  # (H, W)
     weight = mask if valid is None else np.where(valid, mask, 0)  # (H, W)
-    if not _check_regions(weight, valid):
-        return image.copy()
-    try:
-        coefficients = _predict(pixels, weight, valid, model, working_size, device)
-        result = pixels.copy()
-        _recolour(pixels, result, weight, coefficients)
-    except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
-            raise
-        small = reduced_size(mask.shape, _working_size(model, working_size))
-        raise ScscoError(
-            f"not enough memory to work at {small[1]}x{small[0]}; give a smaller working size (the model's own is "
-            f"{model.working_size})"
-        ) from error
-    return result.reshape(image.shape)
+    if as_layer:
+        if not weight.any():
+            raise ScscoError("the mask is empty: there is no foreground to make a layer of")
+        alpha = weight if valid is None else weight * _alpha(pixels)
+        return _laid_over(whole_layer(_rgb(pixels), alpha), pixels, model, settings, False, True)
+    if not check_regions(weight, valid, _CALLER):
+        return pixels.copy()
+    with named_memory(weight.shape, model, settings):
+        result = recolour(pixels, weight, predict(pixels, weight, valid, model, settings), settings)
+    _check_changed(pixels, result, settings)
+    return result
 
 
-def _predict(
-    pixels: np.ndarray,
-    weight: np.ndarray,
-    valid: np.ndarray | None,
+def _laid_over(
+    front: Layer,
+    background: np.ndarray,
     model: HarmonizationUNet,
-    working_size: int | None,
-    device: str | torch.device | None,
-) -> Tensor:
-    """(1, 12, h, w) coefficients of the change at the working size, or (1, 3, H, W), the change, at full size.
-
-    They are continued smoothly outside of the foreground, where an affine head's mean nothing.
-    """
-    if device is not None:
-        model = model.to(device)
-    like = next(model.parameters())
-    small = reduced_size(weight.shape, _working_size(model, working_size))
-    with torch.inference_mode():
-        colour, region, usable = _shrunk(pixels, weight, valid, small)
-        colour = colour.to(like.device, like.dtype)
-        given = None if usable is None else usable.to(like.device, like.dtype)
-        output = _run(model, colour, region.to(like.device, like.dtype), given, max(small)).float()
-        affine = output.shape[1] == AFFINE_CHANNELS
-        change = output.cpu() if affine else (output.clamp(0, 1) - colour.float()).cpu() * region
-        if not bool(torch.isfinite(change).all()):
-            raise ScscoError(
-                "the network's output holds NaN or infinite values; its weights or the picture are not usable"
-            )
-        if small != weight.shape and not affine:
-            change = _fit(colour.float().cpu(), change, region)
-        return extend(change, region)
+    settings: Settings,
+    linear_light: bool,
+    as_layer: bool,
+) -> np.ndarray:
+    """The layer, recoloured to go with the background: over it, (H, W, channels), or alone, (H, W, 4)."""
+    composite = over(front, background, linear_light)
+    weight = np.zeros(background.shape[:2], np.float32)
+    weight[front.box] = front.alpha
+    valid = composite[:, :, -1] > 0 if composite.shape[2] in (2, 4) else None
+    check_regions(weight, valid, _CALLER)
+    size = background.shape[0], background.shape[1]
+    with named_memory(weight.shape, model, settings):
+        coefficients = predict(composite, weight, valid, model, settings)
+        visible = (front.alpha > 0).astype(np.float32)
+        colours = recolour(front.colours, visible, coefficients, settings, size, front.corner)
+    new = front._replace(colours=colours)
+    result = canvas(new, size, background.dtype) if as_layer else over(new, background, linear_light)
+    _check_changed(canvas(front, size, background.dtype) if as_layer else composite, result, settings)
+    return result
 
 
-def _fit(colour: Tensor, change: Tensor, region: Tensor) -> Tensor:
-    """(1, 12, h, w): matrix and offset, fitted within the region's bounding box."""
-    rows, columns = (_span(region[0, 0].any(dim=axis).numpy()) for axis in (1, 0))
-    box = (..., slice(*rows), slice(*columns))
-    radius = max(2, round(WINDOW * max(region.shape[-2:])))
-    coefficients = region.new_zeros(1, AFFINE_CHANNELS, *region.shape[-2:])
-    coefficients[box] = torch.cat(fit_local_affine(colour[box], change[box], region[box], radius), dim=1)
-    return coefficients
-
-
-def _shrunk(
-    pixels: np.ndarray, weight: np.ndarray, valid: np.ndarray | None, small: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Colours (1, 3, h, w) in [0, 1], foreground (1, 1, h, w) and valid pixels (1, 1, h, w) or None, float32."""
-    # Only soft values: the region is all that the mask touches.
-    threshold = THRESHOLD if weight.max() > THRESHOLD else 0
-    narrow: list[Tensor] = []
-    # The width is reduced strip by strip, then the height at once: the full-size floats never exist as a whole.
-    for rows in _strips(0, pixels.shape[0], pixels.shape[1]):
-        colour = _unit_rgb(pixels[rows])  # (3, rows, W)
-        planes = [colour, torch.from_numpy(weight[rows] > threshold).float()[None]]
-        if valid is not None:
-            seen = torch.from_numpy(valid[rows]).float()[None]
-            planes = [colour * seen, planes[1], seen]
-        strip = torch.cat(planes)[None]
-        narrow.append(_shrink(strip, (strip.shape[2], small[1])))
-    planes_small = _shrink(torch.cat(narrow, dim=2), small)
-    colour, fore_share = planes_small[:, :3], planes_small[:, 3:4]
-    # Colours and regions are means over valid pixels, so transparent ones bleed in nowhere.
-    valid_share = planes_small[:, 4:] if valid is not None else torch.ones_like(fore_share)
-    region = fore_share > MAJORITY * valid_share
-    if not region.any():  # a foreground smaller than a working pixel
-        region = fore_share > 0
-    usable = None if valid is None or valid.all() else ((valid_share >= 0.5) | region).float()
-    return (colour / valid_share.clamp_min(1e-6)).clamp(0, 1), region.float(), usable
-
-
-def _recolour(pixels: np.ndarray, result: np.ndarray, weight: np.ndarray, coefficients: Tensor) -> None:
-    """Write the changed foreground pixels into `result`, strip by strip of the mask's bounding box."""
-    peak = _PEAK[pixels.dtype.name]
-    precise: Any = np.float64 if pixels.dtype == np.float64 else np.float32
-    colours = 3 if pixels.shape[2] >= 3 else 1
-    rows, columns = (_span((weight > 0).max(axis=axis)) for axis in (1, 0))
-    step = max(1, _STRIP // (columns[1] - columns[0]))
-    for top, bottom, part in enlarged_rows(coefficients, weight.shape, rows, columns, step):
-        box = np.s_[top:bottom, slice(*columns)]
-        before = pixels[box][:, :, :colours]
-        change = apply_local_affine(part, _unit_rgb(before)).permute(1, 2, 0).numpy()  # (rows, columns, 3)
-        if colours == 1:
-            change = (change @ _LUMA)[:, :, None]
-        change = change * weight[box][:, :, None]
-        after = (before.astype(precise) / precise(peak) + change).clip(0, 1) * precise(peak)
-        if pixels.dtype.kind == "u":
-            np.rint(after, out=after)
-        # -0.0 + 0 is 0.0: what does not change is not written.
-        np.copyto(result[box][:, :, :colours], after.astype(pixels.dtype), where=change != 0)
-
-
-def _unit_rgb(pixels: np.ndarray) -> Tensor:
-    """(rows, columns, channels) of any type and number to (3, rows, columns) float32 in [0, 1]."""
-    colour = pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1]
-    unit = torch.from_numpy(colour.astype(np.float32)).permute(2, 0, 1) / _PEAK[pixels.dtype.name]
-    return unit.expand(3, -1, -1).contiguous()
-
-
-def _strips(start: int, stop: int, width: int) -> Iterator[slice]:
-    """Rows `start` to `stop` in parts of about `_STRIP` pixels."""
-    step = max(1, _STRIP // width)
-    yield from (slice(top, min(top + step, stop)) for top in range(start, stop, step))
-
-
-def _span(occupied: np.ndarray) -> tuple[int, int]:
-    """The first True, and one past the last."""
-    where = np.flatnonzero(occupied)
-    return int(where[0]), int(where[-1]) + 1
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; PyTorch's for the CPU is a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tensor | None, size: int) -> Tensor:
-    """The network's output in eval mode, of an affine head its coefficients; the model's own mode is restored."""
-    training = model.training
-    model.eval()
-    try:
-        if getattr(model, "head", None) == "affine":
-            return model.coefficients(composite, mask, valid, size)
-        return model(composite, mask, valid)
-    finally:
-        model.train(training)
-
-
-def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _working_size(model: HarmonizationUNet, wanted: int | None) -> int:
-    size = model.working_size if wanted is None else wanted
-    if size < 1:
-        raise ScscoError(f"working_size is {size}; wanted at least 1 pixel")
-    return size
-
-
-def _check_image(image: np.ndarray, mask_shape: tuple[int, ...]) -> None:
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] not in (1, 2, 3, 4)) or 0 in image.shape:
-        raise ScscoError(f"the picture is an array of shape {image.shape}; wanted (H, W) or (H, W, 1 to 4)")
-    if image.dtype.name not in _PEAK:
-        raise ScscoError(f"the picture is an array of type {image.dtype}; wanted uint8, uint16 or float in [0, 1]")
-    if image.dtype.kind == "f":
-        _check_range(image, "the picture")
-    if image.shape[:2] != mask_shape:
+def _cut_out(
+    pixels: np.ndarray,
+    mask: np.ndarray | None,
+    shape: tuple[int, ...],
+    at: tuple[int, int] | None,
+    scale: float,
+    settings: Settings,
+) -> Layer:
+    has_alpha = pixels.shape[2] in (2, 4)
+    alpha = _alpha(pixels) if has_alpha else np.ones(pixels.shape[:2], np.float32)
+    if mask is not None:
+        _check_size(mask, pixels, "the mask", "the cut-out")
+        alpha = alpha * grown(mask, settings.grow_mask)
+    elif alpha.min() == 1:
         raise ScscoError(
-            f"the mask is {mask_shape[1]}x{mask_shape[0]} (width x height) but its picture is "
-            f"{image.shape[1]}x{image.shape[0]}; give a mask of the picture's size"
+            "the foreground has no transparent pixel and no mask, so all of it would be pasted; give the mask"
+        )
+    elif settings.grow_mask > 0:
+        raise ScscoError("what a cut-out's alpha channel hides cannot be grown into; give its mask, or shrink it")
+    else:
+        alpha = grown(alpha, settings.grow_mask)
+    if not alpha.any():
+        raise ScscoError("the foreground is empty: no pixel of the cut-out is visible")
+    return place(_rgb(pixels), alpha, (shape[0], shape[1]), at, scale)
+
+
+def _edited(pixels: np.ndarray, mask: np.ndarray | None, before: np.ndarray, settings: Settings) -> Layer:
+    _check_size(pixels, before, "the edited picture", "the picture before")
+    if mask is None:
+        mask = changed_mask(before, pixels)
+        if mask.min() == mask.max():
+            differ = "everywhere" if mask.any() else "nowhere"
+            raise ScscoError(f"the pictures before and after the edit differ {differ}; give the mask of the edit")
+    else:
+        _check_size(mask, before, "the mask", "its picture")
+        check_coverage(mask, _CALLER)
+    mask = grown(mask, settings.grow_mask)
+    if not mask.any():
+        raise ScscoError("the mask is empty: there is no edit to harmonize")
+    return whole_layer(_rgb(pixels), mask)
+
+
+def _check_changed(before: np.ndarray, after: np.ndarray, settings: Settings) -> None:
+    if np.array_equal(before, after):
+        why = " (the strength is 0)" if settings.strength == 0 else ""
+        warnings.warn(f"no pixel was changed{why}: the result is the picture as it was", UnchangedWarning, _CALLER)
+
+
+def _check_size(found: np.ndarray, wanted: np.ndarray, name: str, other: str) -> None:
+    if found.shape[:2] != wanted.shape[:2]:
+        raise ScscoError(
+            f"{name} is {found.shape[1]}x{found.shape[0]} (width x height) but {other} is "
+            f"{wanted.shape[1]}x{wanted.shape[0]}; give {name} in that size"
         )
 
 
-def _check_range(values: np.ndarray, name: str) -> None:
-    if not np.isfinite(values).all():
-        raise ScscoError(f"{name} holds NaN or infinite values; replace them")
-    low, high = float(values.min()), float(values.max())
-    if low < 0 or high > 1:
-        raise ScscoError(
-            f"{name} has float values from {low:g} to {high:g}; wanted [0, 1] (divide 8-bit values by 255)"
-        )
+def _pixels(image: Picture) -> np.ndarray:
+    """(H, W, 1 to 4) of a type in `PEAK`."""
+    pixels = _array_of(image) if isinstance(image, Image.Image) else np.asarray(image)
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 2, 3, 4)) or 0 in pixels.shape:
+        raise ScscoError(f"the picture is an array of shape {pixels.shape}; wanted (H, W) or (H, W, 1 to 4)")
+    if pixels.dtype.name not in PEAK:
+        raise ScscoError(f"the picture is an array of type {pixels.dtype}; wanted uint8, uint16 or float in [0, 1]")
+    if pixels.dtype.kind == "f":
+        check_range(pixels, "the picture")
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
-def _check_regions(weight: np.ndarray, valid: np.ndarray | None) -> bool:
-    """Whether there is a foreground; warns where a region is empty."""
-    if not weight.any():
-        warnings.warn("the mask is empty: the picture is returned unchanged", RegionWarning, stacklevel=4)
-        return False
-    if ((weight > THRESHOLD) if valid is None else (weight[valid] > THRESHOLD)).all():
-        warnings.warn("the mask is full: there is no background to adapt to", RegionWarning, stacklevel=4)
-    return True
+def _rgb(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) float32 in [0, 1]."""
+    return np.ascontiguousarray(unit_rgb(pixels).permute(1, 2, 0).numpy())
 
 
-def _mask_values(mask: np.ndarray | Image.Image) -> np.ndarray:
-    """(H, W) float32 in [0, 1]."""
-    if isinstance(mask, Image.Image):
-        if mask.mode in ("RGB", "P"):
-            mask = mask.convert("L")
-        if mask.mode not in ("1", "L", "I;16"):
-            raise ScscoError(f'the mask is a PIL image of mode {mask.mode}; wanted one channel: mask.convert("L")')
-    mask = np.asarray(mask)
-    if mask.ndim == 3 and mask.shape[2] == 1:
-        mask = mask[:, :, 0]
-    if mask.ndim != 2 or mask.size == 0:
-        raise ScscoError(f"the mask is an array of shape {mask.shape}; wanted (H, W) or (H, W, 1)")
-    if mask.dtype.kind == "f":
-        _check_range(mask, "the mask")
-        return mask.astype(np.float32, copy=False)
-    if mask.dtype.kind == "b" or (mask.dtype.kind in "iu" and mask.min() >= 0 and mask.max() <= 1):
-        return mask.astype(np.float32)
-    if mask.dtype.name not in ("uint8", "uint16"):
-        raise ScscoError(f"the mask is an array of type {mask.dtype}; wanted bool, uint8, uint16 or float in [0, 1]")
-    return mask.astype(np.float32) / np.float32(_PEAK[mask.dtype.name])
+def _alpha(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) float32 in [0, 1] of a picture with an alpha channel."""
+    return pixels[:, :, -1].astype(np.float32) / np.float32(PEAK[pixels.dtype.name])
 
 
 def _array_of(image: Image.Image) -> np.ndarray:
@@ -335,6 +288,10 @@ def has_transparency(image: Image.Image) -> bool:
 
 
 def _image_of(result: np.ndarray, source: Image.Image) -> Image.Image:
+    if result.ndim == 3 and result.dtype != np.uint8:
+        raise ScscoError(
+            f"PIL has no colour of {result.dtype}, which a layer of its mode {source.mode} is; give arrays"
+        )
     image = Image.fromarray(result.astype(np.int32) if source.mode == "I" else result)
     image.info = {key: value for key, value in source.info.items() if key != "transparency"}
     if source.mode not in (image.mode, "P", "PA"):

@@ -11,6 +11,7 @@ from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.files import DeepColorError, harmonize_file, read_image, write_image
 from scsco_fast.harmonizing.pictures import harmonize
+from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
 
 SIZE = (70, 90)  # height, width
@@ -44,7 +45,7 @@ def folder(tmp_path: Path, pixels: np.ndarray, mask: np.ndarray) -> Path:
 
 def run(folder: Path, output: str | Path, model: HarmonizationUNet, image: str = "images/a.png", **options) -> Path:
     target = folder / output
-    harmonize_file(folder / image, folder / "masks/a.png", target, model, **options)
+    harmonize_file(folder / image, folder / "masks/a.png", target, model, Settings(**options))
     return target
 
 
@@ -101,7 +102,10 @@ def test_inverted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small
     assert (written[~mask] != pixels[~mask]).any()
 
 
-@pytest.mark.parametrize(("grey", "message"), [(0, "all black, there is nothing"), (255, "all white, there is no")])
+@pytest.mark.parametrize(
+    ("grey", "message"),
+    [(0, "empty, no pixel is above 127 of 255 .the largest is 0."), (255, "full, no background is left")],
+)
 @pytest.mark.parametrize("invert", [False, True])
 def test_masks_of_one_region(
     grey: int, message: str, invert: bool, folder: Path, small_model: HarmonizationUNet

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.folders import Entry, FolderReport, Settings, find_pairs, harmonize_folder
+from scsco_fast.harmonizing.folders import Entry, FolderReport, find_pairs, harmonize_folder
+from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import save_model
 
@@ -260,5 +261,5 @@ def test_settings_reach_each_picture(folder: Path, small_model: HarmonizationUNe
     Image.new("L", (50, 40)).save(folder / "masks/x-1_1.png")
     report = run(folder, small_model, settings=Settings(fit_mask=True, invert_mask=True))
     reasons = {path.name: reason for path, reason in report.failed.items()}
-    assert "all black" in reasons["a.png"]
+    assert "the mask is empty" in reasons["a.png"]
     assert "all white" in reasons["x-1_1_2.jpg"]

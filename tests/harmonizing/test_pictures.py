@@ -10,7 +10,8 @@ from PIL import Image
 
 from scsco_fast.data.images import image_to_tensor, tensor_to_image
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing import pictures
+from scsco_fast.harmonizing import recolour
+from scsco_fast.harmonizing.masks import FLOOR
 from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
@@ -113,7 +114,7 @@ def test_strips_do_not_show(channels: int, monkeypatch: pytest.MonkeyPatch, smal
     image = picture(211, 157)
     image = np.dstack([image, image[:, :, :1] | 1])[:, :, :channels] if channels != 2 else image[:, :, :2] | 1
     whole = harmonize(image, disc(211, 157), small_model)
-    monkeypatch.setattr(pictures, "_STRIP", 600)
+    monkeypatch.setattr(recolour, "_STRIP", 600)
     assert np.abs(harmonize(image, disc(211, 157), small_model).astype(int) - whole).max() <= 1
 
 
@@ -126,7 +127,7 @@ def test_only_the_masks_box_is_computed(monkeypatch: pytest.MonkeyPatch) -> None
         asked.append((rows, columns))
         return enlarged_rows(values, size, rows, columns, step)
 
-    monkeypatch.setattr(pictures, "enlarged_rows", spy)
+    monkeypatch.setattr(recolour, "enlarged_rows", spy)
     mask = np.zeros((300, 400), bool)
     mask[100:120, 30:70] = mask[110, 350] = True
     harmonize(picture(300, 400), mask, Shift(0.1, 0, 0))
@@ -146,7 +147,7 @@ def test_too_little_memory(error: Exception, monkeypatch: pytest.MonkeyPatch) ->
     def fails(*arguments: object) -> None:
         raise error
 
-    monkeypatch.setattr(pictures, "_run", fails)
+    monkeypatch.setattr(recolour, "_run", fails)
     with pytest.raises(ScscoError, match=r"not enough memory to work at 400x300; .* \(the model's own is 256\)"):
         harmonize(picture(300, 400), disc(300, 400), Shift(0.1, 0, 0), native=True)
 
@@ -392,7 +393,7 @@ def test_an_affine_head_is_applied_as_it_is(
     size: tuple[int, int], affine_model: HarmonizationUNet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At the working size and at any other one the result is the model's own, and nothing is fitted to it."""
-    monkeypatch.setattr(pictures, "fit_local_affine", None)
+    monkeypatch.setattr(recolour, "fit_local_affine", None)
     image, mask = picture(*size) / 255, np.zeros(size, dtype=bool)
     mask[: (size[0] + 1) // 2, : size[1] // 2] = True
     mask |= disc(*size)
@@ -432,7 +433,7 @@ def test_an_affine_head_with_a_soft_mask_alpha_and_16_bits(size: tuple[int, int]
     model = Recolour()
     result = harmonize(rgba, mask, model)
     unit = image / 65535
-    weight = np.where(rgba[:, :, 3] > 0, mask, 0)[:, :, None]
+    weight = np.where((rgba[:, :, 3] > 0) & (mask > FLOOR), mask, 0)[:, :, None]
     wanted = (unit + weight * model.change(unit)).clip(0, 1)
     assert result.dtype == np.uint16
     assert np.array_equal(result[:, :, 3], rgba[:, :, 3])
