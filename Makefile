@@ -35,7 +35,7 @@ $(VENV)/.installed-%: pyproject.toml setup.py constraints.txt | $(BIN)/python
 	@touch $@
 
 # A run that was stopped is continued; a finished one is evaluated again.
-demo: $(VENV)/.installed-demo
+demo: $(VENV)/.installed-train
 	@if [ -e $(DEMO)/checkpoints/last.pt ]; then set -x; $(SCSCO) train resume $(DEMO); \
 		else set -x; $(SCSCO) train demo --output $(DEMO); fi
 	$(SCSCO) evaluate --model $(DEMO)/model.safetensors --split test --count 48 \

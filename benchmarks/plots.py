@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scsco_fast.benchmarks.rows import Row
+from scsco_fast.extras import require
 from scsco_fast.files import replacing
 
 OURS = ("triton", "cuda", "eager")
@@ -174,6 +175,7 @@ def grouped(rows: Sequence[Row], *names: str) -> list[tuple[Any, list[Row]]]:
 
 
 def _figure(rows: int, columns: int, width: float, height: float) -> tuple[Any, Any]:
+    require("drawing the figures", "bench", "matplotlib")
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")

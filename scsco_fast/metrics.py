@@ -12,6 +12,7 @@ import numpy as np
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 from scsco_fast.protocols import PEAK, PROTOCOLS, Protocol, protocol_named
 from scsco_fast.regions import THRESHOLD
 
@@ -140,6 +141,7 @@ def _psnr(mse: float, peak: float) -> float:
 
 def _ssim_sum(output: np.ndarray, real: np.ndarray) -> float:
     """Sum of SSIM over channels and over the windows wholly inside."""
+    require("SSIM", "train", "scikit-image")
     from skimage.metrics import structural_similarity
 
     _, similarity = structural_similarity(

@@ -41,11 +41,11 @@ def test_text_names_every_finding() -> None:
 
 def test_missing_packages_and_backends_are_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(info, "REQUIRED", ("torch", "no-such-package"))
-    monkeypatch.setattr(info, "OPTIONAL", {"no-such-option": "a wish"})
+    monkeypatch.setattr(info, "OPTIONAL", {"no-such-option": ("a wish", "pip install it")})
     monkeypatch.setattr(ops, "backends", lambda: {"eager": "broken"})
     report = info.doctor()
     assert info.problems(report) == ["no-such-package is not installed", "no backend can be used"]
-    assert report["optional"]["no-such-option"] == "not installed (would give a wish)"
+    assert report["optional"]["no-such-option"] == "not installed (would give a wish: pip install it)"
 
 
 def test_environment_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,8 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 ORDER = (
     *(
         "errors",
+        "extras",
+        "architecture",
         "files",
         "reference",
         "kernels",
@@ -49,7 +51,7 @@ ORDER = (
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")
-TOP_LEVEL = {"torch", "numpy", "PIL", "einops", "scsco_fast"}
+TOP_LEVEL = {"torch", "numpy", "PIL", "scsco_fast"}
 LAZY = (
     *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
     *("h5py", "accelerate", "gradio", "onnx"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from scsco_fast.architecture import IN_CHANNELS
 from scsco_fast.errors import ScscoError
-from scsco_fast.nn.unet import IN_CHANNELS
 
 # The constructor arguments of HarmonizationUNet: a checkpoint fits only a run where all of these are equal.
 ARCHITECTURE = (

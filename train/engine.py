@@ -23,6 +23,7 @@ import scsco_fast
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.evaluate import evaluate
+from scsco_fast.extras import require
 from scsco_fast.files import write_durably
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
@@ -62,13 +63,15 @@ def train(
         profile: also write profile/trace.json and a table of the ten most expensive operations of a few steps.
 
     Raises:
-        ScscoError: the folder holds a run already, nothing to resume, a checkpoint of another architecture, too many
-            bad samples, too many non-finite steps in a row, a file that cannot be written. All processes raise it.
+        ScscoError: a package of the extra `train` is missing, the folder holds a run already, nothing to resume, a
+            checkpoint of another architecture, too many bad samples, too many non-finite steps in a row, a file that
+            cannot be written. All processes raise it.
 
     Examples:
         >>> train(dataclasses.replace(PRESETS["demo"], output="runs/mine", steps=100))  # doctest: +SKIP
         PosixPath('runs/mine')
     """
+    require("training", "train", "tensorboard", "matplotlib", "scikit-image")
     processes = start_processes(config.device)
     folder, console, given = Path(config.output), _console(processes.rank), config
     with _deterministic(config.deterministic), scsco_fast.use_backend(config.backend):

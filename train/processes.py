@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 
 
 class Processes:
@@ -84,11 +85,9 @@ class LaunchedProcesses(Processes):
     """
 
     def __init__(self, cpu: bool) -> None:
-        try:
-            from accelerate import Accelerator
-        except ImportError as error:
-            raise ScscoError("several processes need accelerate, which is missing: pip install accelerate") from error
+        require("training in several processes", "train", "accelerate")
         import torch.distributed as dist
+        from accelerate import Accelerator
 
         try:
             self.accelerator = Accelerator(cpu=cpu or not torch.cuda.is_available(), mixed_precision="no")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import scsco_fast
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 from scsco_fast.files import write_durably
 from scsco_fast.negatives import WholeBatch
 from scsco_fast.regions import foreground_boxes
@@ -112,6 +113,7 @@ def verify(config: TrainConfig, steps: int = STEPS, dataset: Samples | None = No
     """
     if steps < 1:
         raise ScscoError(f"{steps} steps cannot be compared; wanted at least 1")
+    require("the plot of a comparison", "train", "matplotlib")
     candidate = dataclasses.replace(resolve(config, Processes()), dropout=False)
     reference = dataclasses.replace(candidate, **PLAIN)
     exact = dataclasses.replace(reference, precision="float32")

@@ -21,7 +21,7 @@ from scsco_fast.info import doctor
 from scsco_fast.ops.transfer_color import TRANSFERS
 
 SECONDS = 25.0
-PACKAGES = ("torch", "triton", "numpy", "einops", "safetensors", "tensorboard", "scikit-image", "matplotlib", "ninja")
+PACKAGES = ("torch", "triton", "numpy", "safetensors", "tensorboard", "scikit-image", "matplotlib", "ninja")
 # The build shares the cores with the kernels' compilation of the next stage.
 BUILD = "from scsco_fast.cuda import build; build.build(build.plan({target!r}))"
 

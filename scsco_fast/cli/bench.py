@@ -6,6 +6,7 @@ from typing import Literal
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend
+from scsco_fast.extras import require
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ def command(arguments: list[str]) -> int:
 
         return compare(*options.compare, say=say)
     if options.gate:
+        require("scsco bench --gate", "bench", "triton")
         from scsco_fast.benchmarks.counts import gate
 
         return gate()

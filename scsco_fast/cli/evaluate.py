@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scsco_fast.architecture import WORKING_SIZE
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, print_table, progress_bar, read_model, usable_device
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 
 if TYPE_CHECKING:
     from scsco_fast.nn.unet import HarmonizationUNet
@@ -96,6 +98,7 @@ def command(arguments: list[str]) -> int:
         return _compare(arguments[1:])
     options = parse(EvaluateOptions, _gathered(arguments, "--baseline"), "scsco evaluate")
     _check_evaluated(options)
+    require("scsco evaluate", "train", "scikit-image")
     check_backend()
     from scsco_fast.evaluate import evaluate
 
@@ -203,8 +206,6 @@ def _gathered(arguments: list[str], option: str) -> list[str]:
 
 def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | None:
     """The scored side in pixels; None is full resolution."""
-    from scsco_fast.nn.unet import WORKING_SIZE
-
     if given is None:
         # An affine head's size is that of its transform; pictures are scored at the size that the field compares at.
         return WORKING_SIZE if model is None or model.head == "affine" else model.working_size

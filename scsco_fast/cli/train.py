@@ -16,7 +16,7 @@ def command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(TRAIN_USAGE, end="", file=sys.stdout if arguments else sys.stderr)
         return 0 if arguments else 2
-    from scsco_fast.train import PRESETS, train
+    from scsco_fast.train import PRESETS
 
     name, rest = arguments[0], arguments[1:]
     if name == "resume":
@@ -30,6 +30,8 @@ def command(arguments: list[str]) -> int:
     check_backend()
     if options.verify:
         return _verify(options.config, options.verify_steps)
+    from scsco_fast.train import train
+
     train(options.config, profile=options.profile)
     return 0
 

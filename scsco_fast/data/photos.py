@@ -13,7 +13,7 @@ The source "builtin" is the everyday colour photographs inside the wheels of pac
 | chelsea | a cat | scikit-image | CC0 by the photographer | test |
 | coffee | a cup of coffee | scikit-image | CC0 by the photographer | test |
 
-scikit-learn comes with the `demo` extra; without it two photographs fewer are trained on, and the test split is the
+scikit-learn comes with the `train` extra; without it two photographs fewer are trained on, and the test split is the
 same. Left out of scikit-image: the right view of the motorcycle (the same scene), micrographs, the retina and the deep
 field (no objects to cut out), grey pictures, drawings.
 """
@@ -34,6 +34,7 @@ from PIL import Image, ImageFilter
 from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
 from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import is_installed, module_of, require
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -129,8 +130,9 @@ def segmented_photo(name: str, rgb: np.ndarray, longest: int = LONGEST_SIDE) -> 
     by the name, so a photograph has the same candidates in every run.
 
     Raises:
-        ScscoError: no object-like region was found, as in a flat picture.
+        ScscoError: no object-like region was found, as in a flat picture; scikit-image is missing.
     """
+    require("finding the regions of a photograph", "train", "scikit-image")
     from skimage.segmentation import slic
 
     rgb = shrink(rgb, longest)
@@ -159,14 +161,14 @@ def masked_photo(name: str, rgb: np.ndarray, mask_path: Path, longest: int = LON
 
 # Name to split, package and the file inside it.
 _BUILTIN: dict[str, tuple[Split, str, str]] = {
-    "astronaut": ("train", "skimage", "data/astronaut.png"),
-    "china": ("train", "sklearn", "datasets/images/china.jpg"),
-    "flower": ("train", "sklearn", "datasets/images/flower.jpg"),
+    "astronaut": ("train", "scikit-image", "data/astronaut.png"),
+    "china": ("train", "scikit-learn", "datasets/images/china.jpg"),
+    "flower": ("train", "scikit-learn", "datasets/images/flower.jpg"),
     "grace_hopper": ("train", "matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-    "motorcycle": ("train", "skimage", "data/motorcycle_left.png"),
-    "rocket": ("train", "skimage", "data/rocket.jpg"),
-    "chelsea": ("test", "skimage", "data/chelsea.png"),
-    "coffee": ("test", "skimage", "data/coffee.png"),
+    "motorcycle": ("train", "scikit-image", "data/motorcycle_left.png"),
+    "rocket": ("train", "scikit-image", "data/rocket.jpg"),
+    "chelsea": ("test", "scikit-image", "data/chelsea.png"),
+    "coffee": ("test", "scikit-image", "data/coffee.png"),
 }
 
 
@@ -174,11 +176,12 @@ def builtin_files(split: Split) -> dict[str, Path]:
     """Where the built-in photographs of one split are, by name; see the table at the top."""
     files = {}
     for name, (belongs, package, file) in _BUILTIN.items():
-        spec = importlib.util.find_spec(package)
-        if belongs != split or (spec is None and package == "sklearn"):
+        if belongs != split or (package == "scikit-learn" and not is_installed(package)):
             continue
-        if spec is None or spec.origin is None:
-            raise ScscoError(f"the photograph {name} is in {package}, which is not installed: pip install scsco-fast")
+        require(f"the photograph {name}", "train", package)
+        spec = importlib.util.find_spec(module_of(package))
+        assert spec is not None
+        assert spec.origin is not None
         files[name] = Path(spec.origin).parent / file
     return files
 
@@ -287,6 +290,7 @@ def grown_regions(rgb: np.ndarray, count: int, rng: np.random.Generator) -> list
     A graph-based segmentation (Felzenszwalb and Huttenlocher 2004) is grown as `segmented_photo`'s superpixels are, but
     whatever comes out counts: a wall, the ground, half of the sky. Fewer come from a picture that is one segment.
     """
+    require("finding the regions of a photograph", "train", "scikit-image")
     from skimage.segmentation import felzenszwalb
 
     regions = felzenszwalb(rgb, scale=_SEGMENT_SCALE, sigma=0.8, min_size=max(4, rgb.shape[0] * rgb.shape[1] // 200))
@@ -306,6 +310,7 @@ def grown_regions(rgb: np.ndarray, count: int, rng: np.random.Generator) -> list
 
 def small_segments(rgb: np.ndarray) -> np.ndarray:
     """(h, w) labels of the small segments of a picture (h, w, 3) uint8, for `snapped_to_edges`."""
+    require("finding the edges of a photograph", "train", "scikit-image")
     from skimage.segmentation import felzenszwalb
 
     segments: np.ndarray = felzenszwalb(rgb, scale=_SNAP_SCALE, sigma=0.4, min_size=6)

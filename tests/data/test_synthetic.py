@@ -164,7 +164,7 @@ def test_builtin_photographs_are_split_by_photograph(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "sklearn" else find_spec(name))
     assert {photo.name for photo in load_photos("builtin", "train")} == names["train"] - {"china", "flower"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ScscoError, match="pip install scsco-fast"):
+    with pytest.raises(ScscoError, match=r"pip install \"scsco-fast\[train\]\""):
         load_photos("builtin", "test")
 
 

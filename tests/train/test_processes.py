@@ -163,5 +163,5 @@ def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_missing_accelerate_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(ScscoError, match="pip install accelerate"):
+    with pytest.raises(ScscoError, match=r"needs accelerate: pip install \"scsco-fast\[train\]\""):
         start_processes("cpu")
