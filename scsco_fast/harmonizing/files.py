@@ -344,14 +344,30 @@ def _own_mask(image: Image.Image, path: str | Path) -> tuple[np.ndarray, Image.I
     if not has_transparency(image):
         raise ScscoError(f"{path}: has no alpha channel to be its mask (mode {image.mode}); give a mask file")
     rgba = np.asarray(image.convert("RGBA"))
-    hidden = rgba[rgba[:, :, 3] == 0]  # (N, 4)
-    if len(hidden) and hidden[:, :3].std(axis=0).max() < _LEAST_VARIETY:
-        colour = ", ".join(f"{value:.0f}" for value in np.median(hidden[:, :3], axis=0))
+    colour = hidden_colour(rgba[:, :, :3], rgba[:, :, 3])
+    if colour is not None:
         raise ScscoError(
             f"{path}: behind its alpha channel there is no background, only one colour ({colour}); give the "
             "background: --foreground FILE --background FILE"
         )
     return rgba[:, :, 3].astype(np.float32) / 255, Image.fromarray(rgba[:, :, 3])
+
+
+def hidden_colour(rgb: np.ndarray, alpha: np.ndarray) -> str | None:
+    """The one colour, as "r, g, b", of all fully transparent pixels: a cut-out's; None where they are a picture.
+
+    Args:
+        rgb: (H, W, 3) uint8.
+        alpha: (H, W) uint8.
+
+    Examples:
+        >>> hidden_colour(np.zeros((4, 6, 3), np.uint8), np.zeros((4, 6), np.uint8))
+        '0, 0, 0'
+    """
+    hidden = rgb[alpha == 0]  # (N, 3)
+    if not len(hidden) or hidden.std(axis=0).max() >= _LEAST_VARIETY:
+        return None
+    return ", ".join(f"{value:.0f}" for value in np.median(hidden, axis=0))
 
 
 def _opaque(image: Image.Image) -> Image.Image:
