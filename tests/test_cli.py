@@ -337,6 +337,47 @@ def test_harmonize_fits_a_mask_with_a_notice(
     assert np.array_equal(np.asarray(Image.open(output))[outside], np.asarray(Image.open(pair[0]))[outside])
 
 
+def test_harmonize_a_cut_out_and_an_edit(
+    model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = np.asarray(Image.open(pair[0]))
+    cut = np.dstack([image, np.asarray(Image.open(pair[1]))])[10:40, 20:50]
+    cut[:5, :, 3] = 0
+    Image.fromarray(cut).save(tmp_path / "cut.png")
+    background = np.full((50, 70, 3), 90, np.uint8)
+    Image.fromarray(background).save(tmp_path / "background.png")
+    output = str(tmp_path / "out.png")
+    arguments = ["harmonize", "--model", model_file, "--foreground", str(tmp_path / "cut.png"), "--output", output]
+    arguments += ["--background", str(tmp_path / "background.png"), "--at=-4,6", "--scale", "0.5", "--strength", "0.7"]
+    model = load_model(model_file)
+    for extra, options in (
+        (["--layer"], {"layer": True}),
+        (["--linear-light", "--keep", "luma"], {"linear_light": True, "keep": "luma"}),
+    ):
+        assert cli.main([*arguments, *extra]) == 0
+        assert capsys.readouterr().out == f"wrote {output}\n"
+        wanted = harmonize(cut, None, model, background=background, at=(-4, 6), scale=0.5, strength=0.7, **options)
+        assert np.array_equal(np.asarray(Image.open(output)), wanted)
+    edited = image.copy()
+    edited[10:40, 20:50] //= 2
+    Image.fromarray(edited).save(tmp_path / "edited.png")
+    edit = ["harmonize", "--model", model_file, "--before", pair[0], "--after", str(tmp_path / "edited.png")]
+    assert cli.main([*edit, "--output", output, "--mask", pair[1], "--grow-mask", "-2"]) == 0
+    wanted = harmonize(edited, np.asarray(Image.open(pair[1])), model, before=image, grow_mask=-2)
+    assert np.array_equal(np.asarray(Image.open(output)), wanted)
+
+
+def test_harmonize_says_when_nothing_changed(
+    model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "out.png")
+    arguments = ["harmonize", "--model", model_file, "--image", pair[0], "--mask", pair[1], "--output", output]
+    assert cli.main([*arguments, "--strength", "0"]) == 0
+    written = capsys.readouterr()
+    assert written.err.startswith("scsco: warning: no pixel was changed (the strength is 0)")
+    assert written.out == f"wrote {output}\n"
+
+
 def test_harmonize_folder_exits_1_when_some_failed(
     model_file: str, pair: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ class HarmonizeOptions:
     background: Path | None = None
     """The picture that --foreground is laid on."""
     at: str | None = None
-    """X,Y: where the cut-out's upper left corner lies in the background, in pixels (--at=-9,5 for a negative one); if not
+    """X,Y: where the cut-out's upper left corner lies in the background, in pixels (--at=-9,5 if negative). If not
     given, the cut-out lies in the middle."""
     scale: float = 1.0
     """The cut-out's sides are multiplied by this first."""

@@ -76,8 +76,8 @@ def harmonize(
         native: work at the picture's own size, whatever it is; memory grows with the number of pixels.
         strength: share of the change that is applied, from 0 to 1.
         grow_mask: pixels by which the mask grows to each side; negative ones shrink it.
-        keep: "luma" keeps each pixel's brightness (0.299 R + 0.587 G + 0.114 B) and changes its colour only; "colour"
-            adds the same to R, G and B, which keeps Cb and Cr. Exact up to what is cut off at 0 and 1.
+        keep: "luma" keeps each pixel's luma (0.299 R + 0.587 G + 0.114 B) and changes its colour only; "colour" makes
+            it brighter or darker only, by scaling R, G and B together. Exact up to what is cut off at 0 and 1.
         background: the picture that the cut-out is laid on.
         at: x and y of the cut-out's upper left corner in the background, in pixels; None is the middle.
         scale: by which the cut-out's sides are multiplied first.
@@ -117,7 +117,9 @@ def harmonize(
     if isinstance(image, Tensor):
         if layer or background is not None or before is not None:
             raise ScscoError("layer, background and before are for arrays and PIL images; tensors are composites")
-        return each_picture(image, mask, lambda one, its: _composite(one, mask_values(its), model, settings, False))
+        return each_picture(
+            image, mask, lambda one, its: _composite(_pixels(one), mask_values(its), model, settings, False)
+        )
     if isinstance(mask, Tensor):
         raise ScscoError("the mask is a tensor and the picture is not; give both as tensors, or both as arrays")
     given = None if mask is None else mask_values(mask)

@@ -12,7 +12,7 @@ from scsco_fast.harmonizing.recolour import LUMA, unit_rgb
 
 MOST_SCALE = 1000.0
 # Of an edited picture, whose other pixels may have been through JPEG or a network's encoder and decoder:
-_LEAST_CHANGE = 6 / 255  # smaller differences are rounding
+_LEAST_CHANGE, _MOST_NOISE = 6 / 255, 24 / 255  # smaller differences are rounding, larger ones no noise
 _TIMES_NOISE = 3.0  # how far above the median difference of all pixels a change is one
 _REACH = 0.004  # of the long side: differences are averaged, and gaps closed, over so many pixels
 
@@ -78,9 +78,9 @@ def place(
     planes = [
         _resized(plane, (height, width), *part) for plane in (*np.moveaxis(colours * alpha[..., None], 2, 0), alpha)
     ]
-    covered = planes[3].clip(0, 1)
-    plain = np.stack(planes[:3], axis=2) / np.maximum(covered, 1e-6)[..., None]
-    return Layer(np.where(covered[..., None] > 0, plain, 0).clip(0, 1), covered, (rows[0], columns[0]))
+    plain = np.stack(planes[:3], axis=2) / np.maximum(planes[3], 1e-6)[..., None]  # bicubic alpha overshoots 1
+    covered = np.where(planes[3] > 1e-6, planes[3], 0).clip(0, 1)
+    return Layer(plain.clip(0, 1), covered, (rows[0], columns[0]))
 
 
 def whole_layer(colours: np.ndarray, alpha: np.ndarray) -> Layer:
@@ -129,7 +129,7 @@ def canvas(layer: Layer, size: tuple[int, int], dtype: np.dtype[Any]) -> np.ndar
     pixels = np.dstack([layer.colours, layer.alpha]) * np.float32(peak)
     if dtype.kind == "u":
         np.rint(pixels, out=pixels)
-    np.copyto(result[layer.box], pixels.astype(dtype), where=layer.alpha[..., None] > 0)
+    np.copyto(result[layer.box], pixels.astype(dtype), where=pixels[..., 3:] > 0)
     return result
 
 
@@ -137,9 +137,10 @@ def changed_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """(H, W) float32: 1 where an edit has changed a picture, 0 elsewhere.
 
     The largest difference of a pixel's three colours, averaged over a small window, is compared with a bound: 6/255, or
-    three times its median over the picture if that is more, so that what JPEG or a generator's encoder did to all
-    pixels does not count. Gaps that are narrower than the window are closed. The window's half side is 0.4 % of the
-    long side, and the mask reaches about so far beyond the edit.
+    three times its median over the picture if that is more (at most 24/255), so that what JPEG or a generator's encoder
+    did to all pixels does not count. Gaps that are narrower than two windows are closed. The window's half side is
+    0.4 % of the long side; by so much the region is then shrunk, as the windows had made it wider, but for pixels that
+    differ themselves.
 
     Args:
         before, after: (H, W, 1 to 4) of types in `PEAK`, of the same height and width.
@@ -150,14 +151,15 @@ def changed_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         >>> after[10:30, 20:40] = 99
         >>> mask = changed_mask(before, after)
         >>> bool(mask[10:30, 20:40].all()), int(mask.sum())
-        (True, 484)
+        (True, 400)
     """
     difference = (unit_rgb(before) - unit_rgb(after)).abs().amax(dim=0)  # (H, W)
     reach = max(1, round(_REACH * max(difference.shape)))
     window = (2 * reach + 1, 2 * reach + 1)
     mean = F.avg_pool2d(difference[None, None], window, stride=1, padding=reach, count_include_pad=False)[0, 0]
-    bound = max(_LEAST_CHANGE, _TIMES_NOISE * float(mean.median()))
-    return grown(grown((mean > bound).float().numpy(), 2 * reach), -2 * reach)
+    bound = min(max(_LEAST_CHANGE, _TIMES_NOISE * float(mean.median())), _MOST_NOISE)
+    closed = grown(grown((mean > bound).float().numpy(), 2 * reach), -2 * reach)
+    return np.where((difference > bound).numpy(), closed, grown(closed, -reach))
 
 
 def _resized(plane: np.ndarray, size: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> np.ndarray:

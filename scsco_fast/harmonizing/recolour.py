@@ -28,6 +28,7 @@ from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, red
 from scsco_fast.regions import THRESHOLD
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+_DARK = np.float32(1 / 16)  # colours below this are rather shifted than scaled
 _STRIP = 2**18  # pixels: the floats of a strip stay in the cache
 
 
@@ -93,8 +94,9 @@ def recolour(
     for start, stop, part in enlarged_rows(coefficients, size or weight.shape, rows, columns, step):
         box = np.s_[start - corner[0] : stop - corner[0], left:right]
         before = pixels[box][:, :, :colours]
-        change = apply_local_affine(part, unit_rgb(before)).permute(1, 2, 0).numpy()  # (rows, columns, 3)
-        change = _adjusted(change, settings)
+        colour = unit_rgb(before)  # (3, rows, columns)
+        change = apply_local_affine(part, colour).permute(1, 2, 0).numpy()  # (rows, columns, 3)
+        change = _adjusted(change, colour.permute(1, 2, 0).numpy(), settings)
         if colours == 1:
             change = (change @ LUMA)[:, :, None]
         change = change * weight[box][:, :, None]
@@ -135,11 +137,18 @@ def _working_shape(shape: tuple[int, ...], model: HarmonizationUNet, settings: S
     return reduced_size(shape, model.working_size if settings.working_size is None else settings.working_size)
 
 
-def _adjusted(change: np.ndarray, settings: Settings) -> np.ndarray:
-    """A change of colours (..., 3) without its part in brightness, or that part alone, and in the wanted strength."""
+def _adjusted(change: np.ndarray, colour: np.ndarray, settings: Settings) -> np.ndarray:
+    """A change of colours (..., 3) in the wanted strength, and without what is to be kept.
+
+    keep="luma" takes the change's own luma out of it. keep="colour" puts the change of luma y' - y into R, G and B in
+    proportion to them, (y' - y) (c + e) / (y + e), so that darker stays as saturated; e keeps black from dividing by 0.
+    """
     if settings.keep is not None:
         luma = (change @ LUMA)[..., None]
-        change = change - luma if settings.keep == "luma" else np.broadcast_to(luma, change.shape)
+        if settings.keep == "luma":
+            change = change - luma
+        else:
+            change = luma * (colour + _DARK) / ((colour @ LUMA)[..., None] + _DARK)
     return change if settings.strength == 1 else change * np.float32(settings.strength)
 
 

@@ -9,8 +9,16 @@ from PIL import Image
 from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.files import DeepColorError, harmonize_file, read_image, write_image
-from scsco_fast.harmonizing.pictures import harmonize
+from scsco_fast.harmonizing.files import (
+    DeepColorError,
+    harmonize_cutout_file,
+    harmonize_edit_file,
+    harmonize_file,
+    read_image,
+    write_image,
+)
+from scsco_fast.harmonizing.masks import CoverageWarning, grown
+from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
 
@@ -97,7 +105,8 @@ def test_cmyk_loses_its_profile(folder: Path, pixels: np.ndarray, small_model: H
 
 
 def test_inverted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet) -> None:
-    written = np.asarray(Image.open(run(folder, "b.png", small_model, invert_mask=True)))
+    with pytest.warns(CoverageWarning):
+        written = np.asarray(Image.open(run(folder, "b.png", small_model, invert_mask=True)))
     assert np.array_equal(written[mask], pixels[mask])
     assert (written[~mask] != pixels[~mask]).any()
 
@@ -291,3 +300,185 @@ def test_sixteen_bit_colour(
         run(folder, "b.jpg", small_model, image=f"images/deep{suffix}")
     with pytest.raises(DeepColorError, match="would be cut to 8 bits"):
         read_image(folder / f"images/deep{suffix}")
+
+
+@pytest.mark.parametrize("kind", ["grey", "palette", "sixteen bits"])
+def test_masks_of_labels(
+    kind: str, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    """Values of 0 and 1 once changed nothing, and palettes a fraction, and both printed "wrote"."""
+    wanted = np.asarray(Image.open(run(folder, "wanted.png", small_model)))
+    labels = Image.fromarray(mask.astype(np.uint16 if kind == "sixteen bits" else np.uint8))
+    if kind == "palette":
+        labels = Image.frombytes("P", labels.size, labels.tobytes())
+        labels.putpalette([0, 0, 0, 128, 0, 0])
+    labels.save(folder / "masks/a.png")
+    assert np.array_equal(np.asarray(Image.open(run(folder, "b.png", small_model))), wanted)
+    assert (wanted[mask] != pixels[mask]).any()
+
+
+def test_a_faint_mask_is_refused_with_its_largest_value(
+    folder: Path, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    Image.fromarray(mask.astype(np.uint8) * 100).save(folder / "masks/a.png")
+    with pytest.raises(ScscoError, match=r"no pixel is above 127 of 255 \(the largest is 100\); white is the foregr"):
+        run(folder, "b.png", small_model)
+    assert not (folder / "b.png").exists()
+
+
+@pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255)])
+def test_an_alpha_mask_of_a_cut_out_is_refused(
+    colour: tuple[int, int, int], folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    hidden = np.where(mask[..., None], pixels, np.array(colour, np.uint8))
+    hidden[0, 0] += np.uint8(1) if colour == (0, 0, 0) else np.uint8(0)
+    Image.fromarray(np.dstack([hidden, mask.astype(np.uint8) * 255])).save(folder / "images/cut.png")
+    wanted = (
+        rf"cut\.png: behind its alpha channel there is no background, only one colour \({colour[0]}, .*--background"
+    )
+    with pytest.raises(ScscoError, match=wanted):
+        harmonize_file(folder / "images/cut.png", None, folder / "b.png", small_model)
+    assert not (folder / "b.png").exists()
+
+
+def test_an_alpha_mask_with_soft_edges_only_hides_nothing(
+    folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    alpha = np.where(mask, 255, 9).astype(np.uint8)
+    Image.fromarray(np.dstack([pixels, alpha])).save(folder / "images/soft.png")
+    harmonize_file(folder / "images/soft.png", None, folder / "b.png", small_model)
+    assert np.array_equal(np.asarray(Image.open(folder / "b.png"))[..., 3], alpha)
+
+
+STORED = {5: "TRANSPOSE", 6: "ROTATE_90", 7: "TRANSVERSE", 8: "ROTATE_270"}  # what takes an upright picture to its file
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize("factor", [1, 2])
+def test_fit_mask_turns_a_mask_as_its_picture(
+    factor: int, orientation: int, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    """A mask drawn on the stored pixels, without EXIF: it is turned like the picture, and not stretched."""
+    inside = np.zeros(SIZE, bool)
+    inside[5:25, 50:80] = True  # lies elsewhere after any other turn
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    turn = Image.Transpose[STORED[orientation]]
+    Image.fromarray(pixels).transpose(turn).save(folder / "images/a.png", exif=exif)
+    stored = Image.fromarray(inside.astype(np.uint8) * 255).transpose(turn)
+    stored.resize((stored.width * factor, stored.height * factor), Image.Resampling.NEAREST).save(
+        folder / "masks/a.png"
+    )
+    with pytest.raises(ScscoError, match="give a mask of the picture's size, or --fit-mask"):
+        run(folder, "b.png", small_model)
+    with pytest.warns(UserWarning, match="turned as the picture's EXIF orientation says, and resized to its picture's"):
+        target = run(folder, "b.png", small_model, fit_mask=True)
+    changed = (np.asarray(Image.open(target)) != pixels).any(axis=2)
+    assert not changed[~np.asarray(grown(inside.astype(np.float32), 1), bool)].any()
+    assert changed[inside].mean() > 0.9
+
+
+def test_fit_mask_does_not_turn_an_upright_mask(
+    folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(folder / "images/a.png", exif=exif)
+    Image.fromarray(mask.astype(np.uint8) * 255).resize((SIZE[1] * 2, SIZE[0] * 2)).save(folder / "masks/a.png")
+    with pytest.warns(UserWarning, match=r"the mask is 180x140 \(width x height\); resized"):
+        target = run(folder, "b.png", small_model, fit_mask=True)
+    changed = (np.asarray(Image.open(target)) != pixels).any(axis=2)
+    assert changed[mask].mean() > 0.9
+    assert not changed[~np.asarray(grown(mask.astype(np.float32), 2), bool)].any()
+
+
+def test_doubts_are_warnings_and_the_file_is_written(
+    folder: Path, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    Image.fromarray((~mask).astype(np.uint8) * 255).save(folder / "masks/a.png")
+    with pytest.warns(CoverageWarning, match=r"covers 81 % of the picture and 100 % of its frame.*--invert-mask"):
+        assert run(folder, "b.png", small_model).exists()
+    Image.fromarray(mask).save(folder / "masks/a.png")
+    with pytest.warns(UnchangedWarning, match="no pixel was changed"):
+        assert run(folder, "c.png", small_model, strength=0.0).exists()
+
+
+@pytest.fixture
+def cut(folder: Path, pixels: np.ndarray, mask: np.ndarray) -> Path:
+    """A cut-out as a file, 40x30."""
+    hidden = np.where(mask[..., None], pixels[::-1], 0)
+    rgba = np.dstack([hidden, mask.astype(np.uint8) * 255])[20:50, 30:70]
+    rgba[:5, :, 3] = 0
+    Image.fromarray(rgba).save(folder / "cut.png")
+    return folder / "cut.png"
+
+
+@pytest.mark.parametrize("layer", [False, True])
+def test_a_cut_out_file_on_a_background_file(
+    layer: bool, cut: Path, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    target = folder / "out.png"
+    size = harmonize_cutout_file(
+        cut, folder / "images/a.png", None, target, small_model, Settings(strength=0.5), at=(10, 20), layer=layer
+    )
+    wanted = harmonize(
+        np.asarray(Image.open(cut)), model=small_model, background=pixels, at=(10, 20), strength=0.5, layer=layer
+    )
+    assert size == (SIZE[1], SIZE[0])
+    assert np.array_equal(np.asarray(Image.open(target)), wanted)
+
+
+def test_a_cut_out_on_sixteen_bits(cut: Path, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet) -> None:
+    deep = pixels.astype(np.uint16) * 257 + 3
+    write_deep(DeepPicture(deep), folder / "deep.png")
+    harmonize_cutout_file(cut, folder / "deep.png", None, folder / "out.png", small_model, at=(10, 20), layer=True)
+    assert read_deep(folder / "out.png", 10**6).pixels.shape == (*SIZE, 4)
+    harmonize_cutout_file(cut, folder / "deep.png", None, folder / "out.tif", small_model, at=(10, 20))
+    written = read_deep(folder / "out.tif", 10**6).pixels
+    assert np.array_equal(written[:20], deep[:20])
+    assert (written != deep).any()
+
+
+def test_the_background_of_a_cut_out_keeps_its_profile(
+    cut: Path, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    Image.fromarray(pixels).save(folder / "images/a.png", icc_profile=b"a profile")
+    harmonize_cutout_file(cut, folder / "images/a.png", None, folder / "out.png", small_model)
+    assert Image.open(folder / "out.png").info["icc_profile"] == b"a profile"
+
+
+def test_a_mask_file_of_a_cut_out(
+    folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    Image.fromarray(pixels[::-1]).save(folder / "opaque.png")
+    files = folder / "opaque.png", folder / "images/a.png", folder / "masks/a.png", folder / "out.png"
+    harmonize_cutout_file(*files, small_model, Settings(invert_mask=True), layer=True)
+    assert np.array_equal(np.asarray(Image.open(folder / "out.png"))[..., 3] == 0, mask)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_an_edit_file(
+    given: bool, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    after = np.where(mask[..., None], pixels // 2 + 100, pixels).astype(np.uint8)
+    Image.fromarray(after).save(folder / "after.png")
+    masks = folder / "masks/a.png" if given else None
+    harmonize_edit_file(folder / "images/a.png", folder / "after.png", masks, folder / "out.png", small_model)
+    written = np.asarray(Image.open(folder / "out.png"))
+    assert np.array_equal(written, harmonize(after, mask, small_model, before=pixels))
+    assert np.array_equal(written[~mask], pixels[~mask])
+    assert (written[mask] != after[mask]).any()
+
+
+def test_errors_name_the_file_and_write_nothing(
+    cut: Path, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    with pytest.raises(ScscoError, match=r"cut\.png: the foreground of 40x30 at 500,0 lies outside"):
+        harmonize_cutout_file(cut, folder / "images/a.png", None, folder / "b.png", small_model, at=(500, 0))
+    with pytest.raises(ScscoError, match="would overwrite an input"):
+        harmonize_cutout_file(cut, folder / "images/a.png", None, folder / "images/a.png", small_model)
+    with pytest.raises(ScscoError, match=r"a\.png: the pictures before and after the edit differ nowhere"):
+        harmonize_edit_file(folder / "images/a.png", folder / "images/a.png", None, folder / "b.png", small_model)
+    with pytest.raises(ScscoError, match=r"b\.jpg: \.jpg cannot hold transparency"):
+        harmonize_cutout_file(cut, folder / "images/a.png", None, folder / "b.jpg", small_model, layer=True)
+    assert not list(folder.glob("b.*"))

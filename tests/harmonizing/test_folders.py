@@ -262,4 +262,4 @@ def test_settings_reach_each_picture(folder: Path, small_model: HarmonizationUNe
     report = run(folder, small_model, settings=Settings(fit_mask=True, invert_mask=True))
     reasons = {path.name: reason for path, reason in report.failed.items()}
     assert "the mask is empty" in reasons["a.png"]
-    assert "all white" in reasons["x-1_1_2.jpg"]
+    assert "the mask is full" in reasons["x-1_1_2.jpg"]

@@ -1,52 +1,24 @@
 """One picture of any size, type and mode: what must change, what must not, and what is refused."""
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from stand_ins import Recolour, Shift, disc, picture
 
 from scsco_fast.data.images import image_to_tensor, tensor_to_image
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing import recolour
 from scsco_fast.harmonizing.masks import FLOOR
-from scsco_fast.harmonizing.pictures import harmonize
+from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
 from scsco_fast.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
 
 FLOAT32 = torch.finfo(torch.float32).eps
-
-
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """(H, W, 3) uint8: smooth colours with noise."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width] / max(height, width)
-    smooth = np.stack([x, y, 1 - x], axis=2) * 160 + 40
-    return (smooth + rng.integers(-20, 20, smooth.shape)).astype(np.uint8)
-
-
-def disc(height: int, width: int, radius: float = 0.3) -> np.ndarray:
-    """(H, W) bool."""
-    y, x = np.mgrid[0:height, 0:width]
-    return (y - height / 2) ** 2 + (x - width / 2) ** 2 < (radius * min(height, width)) ** 2
-
-
-class Shift(torch.nn.Module):
-    """Stands in for the network: adds a constant to each channel of the foreground, and remembers what it was given."""
-
-    def __init__(self, red: float, green: float, blue: float) -> None:
-        super().__init__()
-        self.working_size = 256
-        self.shift = torch.nn.Parameter(torch.tensor([red, green, blue]))
-        self.seen: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]] = []
-        self.was_training: list[bool] = []
-
-    def forward(self, composite: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None = None) -> torch.Tensor:
-        self.seen.append((composite, mask, valid))
-        self.was_training.append(self.training)
-        return composite + mask * self.shift[:, None, None]
 
 
 @pytest.mark.parametrize("size", [(48, 64), (37, 53), (1, 40), (9, 5)])
@@ -106,7 +78,8 @@ def test_a_network_that_changes_nothing_leaves_every_bit(dtype: type, size: int 
     image, mask = (picture(301, 173) * np.float64(scale)).astype(dtype), disc(301, 173).astype(np.float32)
     image[100, 80] = np.negative(image[100, 80] * 0)  # -0.0 in a float picture
     mask[120:130] *= 0.3
-    assert harmonize(image, mask, Shift(0.0, 0.0, 0.0), size).tobytes() == image.tobytes()
+    with pytest.warns(UnchangedWarning):
+        assert harmonize(image, mask, Shift(0.0, 0.0, 0.0), size).tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
@@ -349,31 +322,6 @@ def affine_model() -> HarmonizationUNet:
     return model
 
 
-class Recolour(torch.nn.Module):
-    """Stands in for a network with an affine head: one transform in the foreground, and nonsense outside of it."""
-
-    head = "affine"
-    matrix = np.array([[0.2, -0.1, 0.05], [0.0, -0.3, 0.1], [-0.05, 0.1, 0.15]])
-    offset = np.array([0.05, 0.1, -0.08])
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.working_size = 64
-        self.weight = torch.nn.Parameter(torch.zeros(1))
-        self.sizes: list[tuple[int, ...]] = []
-
-    def coefficients(
-        self, composite: torch.Tensor, mask: torch.Tensor, valid: torch.Tensor | None, working_size: int
-    ) -> torch.Tensor:
-        assert max(composite.shape) <= working_size
-        self.sizes.append(tuple(composite.shape[-2:]))
-        constant = torch.from_numpy(np.concatenate([self.matrix.ravel(), self.offset])).float()
-        return torch.where(mask > 0, constant[:, None, None], 100.0)
-
-    def change(self, image: np.ndarray) -> np.ndarray:
-        return image @ self.matrix.T + self.offset
-
-
 def exact_and_allowed(model: HarmonizationUNet, image: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]:
     """The model's own output in float64, and four times its error in float32 and four roundings more."""
     composite, region = torch.from_numpy(image).permute(2, 0, 1)[None], torch.from_numpy(mask)[None, None].double()
@@ -483,3 +431,88 @@ def test_a_diverged_affine_head_is_refused(affine_model: HarmonizationUNet) -> N
     torch.nn.init.constant_(affine_model.whole[-1].bias, float("inf"))
     with pytest.raises(ScscoError, match="NaN or infinite"):
         harmonize(picture(80, 80), disc(80, 80), affine_model)
+
+
+LUMA = np.array([0.299, 0.587, 0.114])
+
+
+@pytest.mark.parametrize("size", [(60, 60), (190, 130)], ids=["at the working size", "larger"])
+@pytest.mark.parametrize("strength", [0.0, 0.25, 1.0])
+def test_strength_is_a_share_of_the_change(strength: float, size: tuple[int, int]) -> None:
+    image, mask, model = picture(*size) / 255, disc(*size), Recolour()
+    wanted = (image + strength * mask[..., None] * model.change(image)).clip(0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnchangedWarning)
+        result = harmonize(image, mask, model, strength=strength)
+    assert np.abs(result - wanted).max() <= 16 * FLOAT32
+
+
+def test_keep_luma() -> None:
+    image, mask, model = picture(60, 60) / 255, disc(60, 60), Recolour()
+    change = model.change(image)
+    wanted = image + mask[..., None] * (change - (change @ LUMA)[..., None])
+    assert wanted.min() >= 0
+    assert wanted.max() <= 1  # nothing is cut off, so the luma is kept exactly
+    result = harmonize(image, mask, model, keep="luma")
+    assert np.abs(result - wanted).max() <= 16 * FLOAT32
+    assert np.abs((result - image) @ LUMA).max() <= 16 * FLOAT32
+    assert np.abs(result - image).max() > 0.05
+
+
+def test_keep_colour() -> None:
+    image, mask, model = picture(60, 60) / 255, disc(60, 60), Recolour()
+    luma, change = image @ LUMA, model.change(image) @ LUMA
+    wanted = image + (mask * change / (luma + 1 / 16))[..., None] * (image + 1 / 16)
+    assert 0 <= wanted.min() <= wanted.max() <= 1
+    result = harmonize(image, mask, model, keep="colour")
+    assert np.abs(result - wanted).max() <= 16 * FLOAT32
+    full = harmonize(image, mask, model)
+    assert np.abs((result - full) @ LUMA).max() <= 16 * FLOAT32  # as bright as with the whole change
+    assert np.abs((result - image) @ LUMA).max() > 0.05
+
+
+def test_keep_colour_of_black_is_finite() -> None:
+    image, mask = np.zeros((40, 40, 3)), disc(40, 40)
+    result = harmonize(image, mask, Shift(0.3, 0.3, 0.3), keep="colour")
+    assert np.abs(result[mask] - 0.3).max() <= 16 * FLOAT32
+
+
+def test_keep_and_strength_go_together() -> None:
+    image, mask = picture(60, 60) / 255, disc(60, 60)
+    whole = harmonize(image, mask, Recolour(), keep="luma") - image
+    half = harmonize(image, mask, Recolour(), keep="luma", strength=0.5) - image
+    assert np.abs(half - 0.5 * whole).max() <= 16 * FLOAT32
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"strength": -0.1}, "the strength is -0.1; wanted a number from 0"),
+        ({"strength": 1.5}, "the strength is 1.5"),
+        ({"strength": float("nan")}, "the strength is nan"),
+        ({"keep": "hue"}, "keep is 'hue'; wanted 'luma' or 'colour', or None"),
+        ({"grow_mask": 10**6}, "grow_mask is 1000000; wanted -4096 to 4096"),
+    ],
+)
+def test_options_out_of_range(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ScscoError, match=message):
+        harmonize(picture(20, 20), disc(20, 20), Shift(0.1, 0.1, 0.1), **options)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("shift", "options", "said"),
+    [(0.0, {}, "no pixel was changed: "), (0.1, {"strength": 0.0}, "the strength is 0"), (0.001, {}, "no pixel")],
+)
+def test_a_result_that_changed_nothing_says_so(shift: float, options: dict[str, float], said: str) -> None:
+    with pytest.warns(UnchangedWarning, match=said):
+        harmonize(picture(40, 50), disc(40, 50), Shift(shift, shift, shift), **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        harmonize(picture(40, 50), disc(40, 50), Shift(0.01, 0.0, 0.0))
+
+
+def test_warnings_name_the_line_that_called() -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        harmonize(picture(40, 50), ~disc(40, 50), Shift(0.0, 0.0, 0.0))
+    assert [Path(warning.filename).name for warning in caught] == ["test_pictures.py"] * 2
