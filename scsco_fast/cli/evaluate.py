@@ -1,6 +1,7 @@
 """`scsco evaluate`: a method on a data set, and `scsco evaluate compare`: two methods on the same pictures."""
 
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -218,13 +219,17 @@ def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | N
 
 def _at_full_resolution(model: "HarmonizationUNet") -> Any:
     """The model as `scsco harmonize` applies it to a picture of any size: it works at its own size."""
-    from scsco_fast.harmonizing.pictures import harmonize
+    from scsco_fast.harmonizing.masks import CoverageWarning
+    from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
 
     def run(composite: Any, mask: Any) -> Any:
         import torch
 
         pixels = composite[0].permute(1, 2, 0).contiguous().numpy()
-        changed = harmonize(pixels, mask[0, 0].numpy(), model)
+        with warnings.catch_warnings():  # a data set's foregrounds are what they are
+            for category in (CoverageWarning, UnchangedWarning):
+                warnings.simplefilter("ignore", category)
+            changed = harmonize(pixels, mask[0, 0].numpy(), model)
         return torch.from_numpy(changed).permute(2, 0, 1)[None]
 
     return run
