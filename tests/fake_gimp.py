@@ -96,9 +96,6 @@ class Drawable(Item):
     def get_offsets(self) -> tuple[bool, int, int]:
         return True, *self._offsets
 
-    def get_buffer(self) -> "Buffer":
-        return Buffer(self._pixels)
-
 
 class Channel(Drawable):
     pass
@@ -219,6 +216,9 @@ class Image:
     def get_floating_sel(self) -> Layer | None:
         return None
 
+    def get_selection(self) -> "Selection":
+        return Selection(self, "selection", self._selected())
+
     def get_item_position(self, item: Item) -> int:
         return self._beside(item._parent).index(item)
 
@@ -309,7 +309,12 @@ def _shown(layers: list[Layer]) -> Iterator[Layer]:
             yield from _shown(layer._children) if isinstance(layer, GroupLayer) else [layer]
 
 
-class Selection:
+class Selection(Channel):
+    """Of all drawables only this one's pixels are read: those of others depend on the image's precision."""
+
+    def get_buffer(self) -> "Buffer":
+        return Buffer(self._pixels)
+
     @staticmethod
     def is_empty(image: Image) -> bool:
         return image._selection is None
@@ -372,6 +377,19 @@ def file_save(run_mode: RunMode, image: Image, file: File, options: None) -> boo
     assert (layer.get_width(), layer.get_height()) == (image._width, image._height), "GIMP would write the layer alone"
     Pillow.fromarray(layer._pixels).convert("RGB" if layer._opaque else "RGBA").save(file._path)
     return True
+
+
+def progress_init(message: str) -> bool:
+    assert message
+    return True
+
+
+def displays_flush() -> bool:
+    return True
+
+
+def init(prog_name: str) -> None:
+    """GimpUi.init."""
 
 
 class Error(Exception):
@@ -487,21 +505,17 @@ def repository() -> dict[str, types.ModuleType]:
         *(RunMode, PDBStatusType, PDBProcType, ProcedureSensitivityMask, MergeType, ChannelOps, MaskApplyMode),
         *(AddMaskType, Item, Drawable, Channel, LayerMask, Layer, GroupLayer, Image, Selection, Choice),
         *(ImageProcedure, ProcedureConfig, PlugIn, file_load, file_load_layer, file_save),
+        *(progress_init, displays_flush),
     )
-    progress: list[str] = []
-    gimp.progress = progress
-    gimp.progress_init = progress.append
-    gimp.displays_flush = lambda: True
     gimp.main = lambda plug_in_type, argv: setattr(gimp, "started", plug_in_type)
     parts = {
         "Gimp": gimp,
-        "GimpUi": _module("GimpUi", ProcedureDialog),
+        "GimpUi": _module("GimpUi", ProcedureDialog, init),
         "Gegl": _module("Gegl", Rectangle, AbyssPolicy),
         "Gio": _module("Gio", File),
         "GLib": _module("GLib", Error),
         "GObject": _module("GObject"),
     }
-    parts["GimpUi"].init = lambda prog_name: True
     parts["GObject"].ParamFlags = types.SimpleNamespace(READWRITE=3)
     found = _module("gi.repository")
     for name, part in parts.items():

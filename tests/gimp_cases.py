@@ -3,6 +3,7 @@
 GIMP 3 runs this file as it is (`run_in_gimp`), in a Python without numpy and pytest.
 """
 
+import importlib
 import json
 import os
 from pathlib import Path
@@ -199,9 +200,11 @@ def run_in_gimp() -> None:
 
 def _arguments(name: str) -> str | None:
     """The arguments of something in GIMP's API, as its introspection says them; None where it is not there."""
-    import gi.repository
+    import gi
 
-    where: Any = gi.repository
-    for part in name.split("."):
+    gi.require_version("GimpUi", "3.0")
+    first, *parts = name.split(".")
+    where: Any = importlib.import_module(f"gi.repository.{first}")
+    for part in parts:
         where = getattr(where, part, None)
     return None if where is None else str(where.__doc__)
