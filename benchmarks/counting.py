@@ -5,7 +5,6 @@ backend's own module, so that what it launches is counted by its launchers and n
 """
 
 import gc
-import importlib
 import traceback
 import weakref
 from collections import Counter
@@ -25,6 +24,7 @@ from torch.utils.flop_counter import flop_registry
 
 from scsco_fast import kernels
 from scsco_fast.errors import ScscoError
+from scsco_fast.ops.registration import BODIES
 
 ROOT = Path(__file__).resolve().parents[1]
 META = torch.device("meta")
@@ -136,10 +136,8 @@ class Account(TorchDispatchMode):
 
     def _serve(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """An operation of ours, carried out by its backend: the body of the registered function, not its fake."""
-        operation = func.name().removeprefix("scsco_fast::")
-        module = importlib.import_module(f"scsco_fast.ops.{operation.removesuffix('_backward')}")
         with self:
-            return getattr(module, f"_{operation}")._init_fn(*args, **kwargs)
+            return BODIES[func.name().removeprefix("scsco_fast::")](*args, **kwargs)
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         name = func.name().split(".")[0]

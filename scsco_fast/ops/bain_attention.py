@@ -8,7 +8,14 @@ from torch import Tensor
 from scsco_fast.kernels import bain_attention_memory as triton_memory
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import autocasts, empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    autocasts,
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import bain_attention as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -92,7 +99,7 @@ register_reference(
 )
 
 
-@torch.library.custom_op("scsco_fast::bain_attention", mutates_args=())
+@register_operation("bain_attention")
 def _bain_attention(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -100,7 +107,7 @@ def _bain_attention(
     return module.forward(query, key, value, order, counts, scale, eps)
 
 
-@_bain_attention.register_fake
+@torch.library.register_fake(_bain_attention)
 def _(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -114,7 +121,7 @@ def _(
     return empty_like(value), empty_like(value), first, torch.empty_like(first), lse
 
 
-@torch.library.custom_op("scsco_fast::bain_attention_backward", mutates_args=())
+@register_operation("bain_attention_backward", differentiable=False)
 def _bain_attention_backward(
     grad_mean: Tensor,
     grad_std: Tensor,
@@ -135,7 +142,7 @@ def _bain_attention_backward(
     return module.backward(grad_mean, grad_std, *saved, scale, eps)
 
 
-@_bain_attention_backward.register_fake
+@torch.library.register_fake(_bain_attention_backward)
 def _(
     grad_mean: Tensor,
     grad_std: Tensor,
@@ -181,4 +188,4 @@ def _backward(ctx: Any, grad_mean: Tensor | None, grad_std: Tensor | None, *_: A
     return *grads, None, None, None, None, None
 
 
-_bain_attention.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_bain_attention, _backward, setup_context=_setup_context)

@@ -9,7 +9,7 @@ from scsco_fast.kernels import bain_attention_memory as triton_memory
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.bain_attention import bain_attention, check_attention, logit_operands, shapes_only
 from scsco_fast.ops.checks import check_device, check_map, check_parameters, check_same
-from scsco_fast.ops.registration import without_autocast
+from scsco_fast.ops.registration import register_operation, without_autocast
 from scsco_fast.reference.bain_norm import bain_norm as affine
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -78,7 +78,7 @@ def bain_norm(
         return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
 
 
-@torch.library.custom_op("scsco_fast::bain_norm", mutates_args=())
+@register_operation("bain_norm")
 def _bain_norm(
     query: Tensor,
     key: Tensor,
@@ -99,7 +99,7 @@ def _bain_norm(
     return module.forward(query, key, value, normalised, order, counts, *parameters, scale, eps)
 
 
-@_bain_norm.register_fake
+@torch.library.register_fake(_bain_norm)
 def _(
     query: Tensor,
     key: Tensor,
@@ -118,7 +118,7 @@ def _(
     return triton_memory.map_like(normalised), *triton_memory.allocate(query, key, value)
 
 
-@torch.library.custom_op("scsco_fast::bain_norm_backward", mutates_args=())
+@register_operation("bain_norm_backward", differentiable=False)
 def _bain_norm_backward(
     grad: Tensor,
     query: Tensor,
@@ -141,7 +141,7 @@ def _bain_norm_backward(
     return module.backward(grad, *maps, order, counts, fg_weight, bg_weight, *saved, scale, eps)
 
 
-@_bain_norm_backward.register_fake
+@torch.library.register_fake(_bain_norm_backward)
 def _(
     grad: Tensor,
     query: Tensor,
@@ -176,4 +176,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return *maps, None, None, *d_parameters.unbind(), None, None, None
 
 
-_bain_norm.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_bain_norm, _backward, setup_context=_setup_context)

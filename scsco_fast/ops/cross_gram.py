@@ -7,7 +7,13 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import cross_gram as reference
 
 
@@ -47,22 +53,22 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
 register_reference("cross_gram_reference(Tensor a, Tensor b) -> Tensor", reference.cross_gram)
 
 
-@torch.library.custom_op("scsco_fast::cross_gram", mutates_args=())
+@register_operation("cross_gram")
 def _cross_gram(a: Tensor, b: Tensor, backend: str) -> Tensor:
     return implementation(backend, "cross_gram").forward(a, b)
 
 
-@_cross_gram.register_fake
+@torch.library.register_fake(_cross_gram)
 def _(a: Tensor, b: Tensor, backend: str) -> Tensor:
     return a.new_empty((a.shape[0], a.shape[1], b.shape[1]), dtype=statistics_dtype(a, b))
 
 
-@torch.library.custom_op("scsco_fast::cross_gram_backward", mutates_args=())
+@register_operation("cross_gram_backward", differentiable=False)
 def _cross_gram_backward(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return implementation(backend, "cross_gram").backward(grad, a, b)
 
 
-@_cross_gram_backward.register_fake
+@torch.library.register_fake(_cross_gram_backward)
 def _(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return empty_like(a), empty_like(b)
 
@@ -76,4 +82,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *_cross_gram_backward(grad, *ctx.saved_tensors, ctx.backend), None
 
 
-_cross_gram.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_cross_gram, _backward, setup_context=_setup_context)

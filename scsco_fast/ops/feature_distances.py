@@ -7,7 +7,13 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import feature_distances as reference
 
 
@@ -47,17 +53,17 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
 register_reference("feature_distances_reference(Tensor anchor, Tensor others) -> Tensor", reference.feature_distances)
 
 
-@torch.library.custom_op("scsco_fast::feature_distances", mutates_args=())
+@register_operation("feature_distances")
 def _feature_distances(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
     return implementation(backend, "feature_distances").forward(anchor, others)
 
 
-@_feature_distances.register_fake
+@torch.library.register_fake(_feature_distances)
 def _(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
     return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, others))
 
 
-@torch.library.custom_op("scsco_fast::feature_distances_backward", mutates_args=())
+@register_operation("feature_distances_backward", differentiable=False)
 def _feature_distances_backward(
     grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
@@ -65,7 +71,7 @@ def _feature_distances_backward(
     return list(implementation(backend, "feature_distances").backward(grad, anchor, others, anchor_only))
 
 
-@_feature_distances_backward.register_fake
+@torch.library.register_fake(_feature_distances_backward)
 def _(grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool) -> list[Tensor]:
     return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, others))]
 
@@ -80,4 +86,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *[None] * (3 - len(grads))
 
 
-_feature_distances.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_feature_distances, _backward, setup_context=_setup_context)

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_same
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import gram_distances as reference
 
 
@@ -59,20 +65,20 @@ register_reference(
 
 
 # All but the compiled kernels keep the signs of the products for the backward; those compute them anew.
-@torch.library.custom_op("scsco_fast::gram_distances", mutates_args=())
+@register_operation("gram_distances")
 def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     found = implementation(backend, "gram_distances").forward(anchor, background, others)
     return (found, torch.empty(0, dtype=torch.int8, device=anchor.device)) if backend == "cuda" else found
 
 
-@_gram_distances.register_fake
+@torch.library.register_fake(_gram_distances)
 def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     signs = (0,) if backend == "cuda" else (*others.shape[:2], anchor.shape[1], background.shape[1])
     dtype = statistics_dtype(anchor, background, others)
     return anchor.new_empty(others.shape[:2], dtype=dtype), anchor.new_empty(signs, dtype=torch.int8)
 
 
-@torch.library.custom_op("scsco_fast::gram_distances_backward", mutates_args=())
+@register_operation("gram_distances_backward", differentiable=False)
 def _gram_distances_backward(
     grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
@@ -82,7 +88,7 @@ def _gram_distances_backward(
     return list(room.backward(grad, *known, anchor, background, others, anchor_only))
 
 
-@_gram_distances_backward.register_fake
+@torch.library.register_fake(_gram_distances_backward)
 def _(
     grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
@@ -104,4 +110,4 @@ def _backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ..
     return *grads, *[None] * (4 - len(grads))
 
 
-_gram_distances.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_gram_distances, _backward, setup_context=_setup_context)

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_map, check_regions
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import masked_gram as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -48,23 +54,23 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
 register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -> Tensor", reference.masked_gram)
 
 
-@torch.library.custom_op("scsco_fast::masked_gram", mutates_args=())
+@register_operation("masked_gram")
 def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     return implementation(backend, "masked_gram").forward(features, foreground)
 
 
-@_masked_gram.register_fake
+@torch.library.register_fake(_masked_gram)
 def _(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     batch, channels = features.shape[:2]
     return features.new_empty((batch, channels, channels), dtype=statistics_dtype(features))
 
 
-@torch.library.custom_op("scsco_fast::masked_gram_backward", mutates_args=())
+@register_operation("masked_gram_backward", differentiable=False)
 def _masked_gram_backward(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     return implementation(backend, "masked_gram").backward(grad, features, foreground)
 
 
-@_masked_gram_backward.register_fake
+@torch.library.register_fake(_masked_gram_backward)
 def _(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     return empty_like(features)
 
@@ -78,4 +84,4 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return _masked_gram_backward(grad, *ctx.saved_tensors, ctx.backend), None, None
 
 
-_masked_gram.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_masked_gram, _backward, setup_context=_setup_context)

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_map, check_parameters, check_regions
-from scsco_fast.ops.registration import empty_like, register_reference, statistics_dtype, without_autocast
+from scsco_fast.ops.registration import (
+    empty_like,
+    register_operation,
+    register_reference,
+    statistics_dtype,
+    without_autocast,
+)
 from scsco_fast.reference import region_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -74,7 +80,7 @@ register_reference(
 )
 
 
-@torch.library.custom_op("scsco_fast::region_norm", mutates_args=())
+@register_operation("region_norm")
 def _region_norm(
     x: Tensor,
     foreground: Tensor,
@@ -91,7 +97,7 @@ def _region_norm(
     return module.forward(x, foreground, valid, fg_weight, fg_bias, bg_weight, bg_bias, eps, adapt)
 
 
-@_region_norm.register_fake
+@torch.library.register_fake(_region_norm)
 def _(
     x: Tensor,
     foreground: Tensor,
@@ -108,7 +114,7 @@ def _(
     return empty_like(x), moments, torch.empty_like(moments)
 
 
-@torch.library.custom_op("scsco_fast::region_norm_backward", mutates_args=())
+@register_operation("region_norm_backward", differentiable=False)
 def _region_norm_backward(
     grad: Tensor,
     x: Tensor,
@@ -125,7 +131,7 @@ def _region_norm_backward(
     return module.backward(grad, x, foreground, valid, fg_weight, bg_weight, mean, std, adapt)
 
 
-@_region_norm_backward.register_fake
+@torch.library.register_fake(_region_norm_backward)
 def _(
     grad: Tensor,
     x: Tensor,
@@ -156,4 +162,4 @@ def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ..
     return dx, None, None, d_fg_weight, d_fg_bias, d_bg_weight, d_bg_bias, None, None, None
 
 
-_region_norm.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd(_region_norm, _backward, setup_context=_setup_context)

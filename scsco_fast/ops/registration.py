@@ -1,12 +1,13 @@
 """What every registration shares.
 
-Each operation stands behind the dispatcher in two forms. The memory-linear one is opaque (`torch.library.custom_op`
-with a fake and an explicit backward) and is told its backend. The reference, `<name>_reference`, decomposes into plain
+Each operation stands behind the dispatcher in two forms. The memory-linear one is opaque (`register_operation`, with a
+fake and an explicit backward) and is told its backend. The reference, `<name>_reference`, decomposes into plain
 PyTorch, so that autograd derives its backward independently of ours.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,38 @@ from torch import Tensor
 from scsco_fast.eager.dtypes import accumulate_dtype
 
 NAMESPACE = "scsco_fast"
+BODIES: dict[str, Callable[..., Any]] = {}  # what an operation runs, by its name
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def register_operation(name: str, differentiable: bool = True) -> Callable[[Callable[..., Any]], Any]:
+    """Make a function an operation of our namespace, which torch.compile and autograd do not look into; a decorator.
+
+    What `torch.library.custom_op` does, but that one imports torch._dynamo when an operation is first called: a second,
+    which a program that compiles nothing would wait for.
+
+    Args:
+        name: without the namespace. The schema is read off the function's annotations; nothing is changed in place.
+        differentiable: whether `torch.library.register_autograd` follows; otherwise a backward through it is an error.
+
+    Returns:
+        The decorator; it returns the operation, a `torch._ops.OpOverload`.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        schema = torch.library.infer_schema(function, mutates_args=(), op_name=name)
+        _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
+        _library.impl(name, function, "CompositeExplicitAutograd")
+        BODIES[name] = function
+        if not differentiable:
+            torch.library.register_autograd(f"{NAMESPACE}::{name}", partial(_refuse, name), lib=_library)
+        return getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    return register
+
+
+def _refuse(name: str, ctx: Any, *gradients: Tensor) -> None:
+    raise RuntimeError(f"{name} cannot be differentiated")
 
 
 def register_reference(schema: str, function: Callable[..., Any]) -> None:

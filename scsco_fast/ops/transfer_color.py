@@ -5,7 +5,7 @@ from torch import Tensor
 
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import empty_like, register_reference
+from scsco_fast.ops.registration import empty_like, register_operation, register_reference
 from scsco_fast.reference import transfer_color as reference_backend
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -80,13 +80,13 @@ register_reference(
 )
 
 
-@torch.library.custom_op("scsco_fast::transfer_color", mutates_args=())
+@register_operation("transfer_color", differentiable=False)
 def _transfer_color(
     source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str
 ) -> Tensor:
     return implementation(backend, "transfer_color").forward(source, reference, mask, reference_mask, method)
 
 
-@_transfer_color.register_fake
+@torch.library.register_fake(_transfer_color)
 def _(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str) -> Tensor:
     return empty_like(source)

@@ -1,5 +1,7 @@
 """Every operation behind the dispatcher: opcheck, one graph under torch.compile, no recompiles, fakes, export."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -111,3 +113,29 @@ def test_export_holds_the_operations() -> None:
     torch.testing.assert_close(exported.module()(x, mask), module(x, mask))
     targets = {str(node.target) for node in exported.graph.nodes}
     assert "scsco_fast.bain_attention.default" in targets
+
+
+def test_a_backward_cannot_be_differentiated() -> None:
+    x, *rest = arguments("region_norm")
+    output = OPS.region_norm(x, *rest)[0]
+    (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="region_norm_backward cannot be differentiated"):
+        gradient.sum().backward()
+
+
+def test_transfer_color_cannot_be_differentiated() -> None:
+    image, *rest = arguments("transfer_color")
+    output = OPS.transfer_color(image.requires_grad_(), *rest)
+    with pytest.raises(RuntimeError, match="transfer_color cannot be differentiated"):
+        output.sum().backward()
+
+
+def test_calling_an_operation_does_not_import_the_compiler() -> None:
+    code = (
+        "import sys, torch, scsco_fast as sf\n"
+        "x = torch.rand(1, 3, 4, 4, requires_grad=True)\n"
+        "sf.ops.region_norm(x, torch.ones(1, 1, 4, 4)).sum().backward()\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
