@@ -80,7 +80,7 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     if pixels == 0 or not mask.any():
         return mask
     result = np.zeros_like(mask)
-    (top, bottom), (left, right) = (span((mask > 0).any(axis=axis)) for axis in (1, 0))
+    (top, bottom), (left, right) = bounds(mask)
     reach = np.s_[max(0, top - pixels) : bottom + pixels, max(0, left - pixels) : right + pixels]
     wide = _largest(torch.from_numpy(np.ascontiguousarray(mask[reach]))[None, None], pixels, 0)
     result[reach] = _largest(wide, 0, pixels)[0, 0].numpy()
@@ -127,10 +127,15 @@ def check_coverage(mask: np.ndarray, stacklevel: int = 2) -> None:
         )
 
 
-def span(occupied: np.ndarray) -> tuple[int, int]:
-    """The first True, and one past the last."""
-    where = np.flatnonzero(occupied)
-    return int(where[0]), int(where[-1]) + 1
+def bounds(mask: np.ndarray) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns, first and one past the last, of what is above 0 in a mask (H, W) with some of it.
+
+    Examples:
+        >>> bounds(np.eye(4)[:, ::-1][1:3])
+        ((0, 2), (1, 3))
+    """
+    rows, columns = (np.flatnonzero(np.any(mask > 0, axis=axis)) for axis in (1, 0))
+    return (int(rows[0]), int(rows[-1]) + 1), (int(columns[0]), int(columns[-1]) + 1)
 
 
 def check_range(values: np.ndarray, name: str) -> None:

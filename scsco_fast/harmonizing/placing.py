@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.masks import PEAK, grown, span
+from scsco_fast.harmonizing.masks import PEAK, bounds, grown
 from scsco_fast.harmonizing.recolour import LUMA, unit_rgb
 
 MOST_SCALE = 1000.0
@@ -85,7 +85,7 @@ def place(
 
 def whole_layer(colours: np.ndarray, alpha: np.ndarray) -> Layer:
     """The part of a picture (H, W, 3) where `alpha` (H, W) is not 0, at its place in a background of the same size."""
-    rows, columns = (span((alpha > 0).any(axis=axis)) for axis in (1, 0))
+    rows, columns = bounds(alpha)
     box = np.s_[slice(*rows), slice(*columns)]
     return Layer(colours[box], alpha[box], (rows[0], columns[0]))
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.masks import PEAK, span
+from scsco_fast.harmonizing.masks import PEAK, bounds
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
 from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size
@@ -88,7 +88,7 @@ def recolour(
     peak = PEAK[pixels.dtype.name]
     precise: Any = np.float64 if pixels.dtype == np.float64 else np.float32
     colours = 3 if pixels.shape[2] >= 3 else 1
-    (top, bottom), (left, right) = (span((weight > 0).max(axis=axis)) for axis in (1, 0))
+    (top, bottom), (left, right) = bounds(weight)
     rows, columns = (top + corner[0], bottom + corner[0]), (left + corner[1], right + corner[1])
     step = max(1, _STRIP // (right - left))
     for start, stop, part in enlarged_rows(coefficients, size or weight.shape, rows, columns, step):
@@ -154,7 +154,7 @@ def _adjusted(change: np.ndarray, colour: np.ndarray, settings: Settings) -> np.
 
 def _fit(colour: Tensor, change: Tensor, region: Tensor) -> Tensor:
     """(1, 12, h, w): matrix and offset, fitted within the region's bounding box."""
-    rows, columns = (span(region[0, 0].any(dim=axis).numpy()) for axis in (1, 0))
+    rows, columns = bounds(region[0, 0].numpy())
     box = (..., slice(*rows), slice(*columns))
     radius = max(2, round(WINDOW * max(region.shape[-2:])))
     coefficients = region.new_zeros(1, AFFINE_CHANNELS, *region.shape[-2:])
