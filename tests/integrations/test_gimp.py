@@ -1,5 +1,6 @@
 """The GIMP plug-in without GIMP: its core for real, and the rest with a strict fake of GIMP's API."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -16,9 +17,11 @@ import fake_gimp
 import gimp_cases
 import numpy as np
 import pytest
+import serving
 from gimp_expected import TREES, check_sent, write_pictures
 from PIL import Image
 
+import scsco_fast as sf
 from scsco_fast import serve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -226,6 +229,57 @@ def test_temporary_files_are_the_users_alone_and_go(core: Any, tmp_path: Path) -
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         (folder / "picture.png").touch()
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+# The core, with scsco itself.
+
+
+@pytest.fixture(scope="module")
+def cat(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a photograph with a region that is too bright, and its mask with a soft edge."""
+    from skimage.data import chelsea
+
+    folder = tmp_path_factory.mktemp("cat")
+    picture = chelsea()  # (300, 451, 3) uint8
+    mask = np.zeros(picture.shape[:2], np.uint8)
+    mask[80:220, 120:300], mask[80, 120:300] = 255, 128
+    picture[mask > 0] = np.minimum(picture[mask > 0] * 1.6, 255)
+    Image.fromarray(picture).save(folder / "picture.png")
+    Image.fromarray(mask).save(folder / "mask.pgm")
+    return folder
+
+
+def check_layer(cat: Path, layer: Path, **settings: Any) -> None:
+    """Laid over the picture, the layer is what `sf.harmonize` makes of it."""
+    picture, mask = Image.open(cat / "picture.png"), Image.open(cat / "mask.pgm")
+    made = Image.open(layer)
+    assert (made.mode, made.size) == ("RGBA", picture.size)
+    assert np.array_equal(made.getchannel("A"), mask)
+    laid = np.asarray(Image.alpha_composite(picture.convert("RGBA"), made).convert("RGB")).astype(int)
+    wanted = np.asarray(sf.harmonize(picture, mask, **settings)).astype(int)
+    assert np.abs(laid - wanted).max() <= 1  # Pillow rounds soft edges by itself
+    assert (wanted != np.asarray(picture))[np.asarray(mask) > 0].mean() > 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("served", [False, True])
+def test_a_photograph_through_scsco(core: Any, cat: Path, tmp_path: Path, served: bool) -> None:
+    """By the program, and by the server: the program is then one that fails."""
+    scsco = Path(sys.executable).with_name("scsco")
+    failing = program(tmp_path / "failing", "sys.exit('not this one')")
+    settings = core.Settings(strength=0.75, keep="luma", program=str(failing if served else scsco))
+    paths = cat / "picture.png", cat / "mask.pgm", tmp_path / "layer.png"
+    running = serving.started(serving.scsco_serve(tmp_path / "serve.sock")) if served else contextlib.nullcontext()
+    with running:
+        core.harmonize(*paths, settings)
+        check_layer(cat, paths[2], strength=0.75, keep="luma")
+        grown = core.Settings(grow=-3, program=settings.program)
+        core.harmonize(*paths, grown)
+        assert 0 < np.count_nonzero(Image.open(paths[2]).getchannel("A")) < np.count_nonzero(Image.open(paths[1]))
+        Image.new("L", (9, 9), 255).save(tmp_path / "small.pgm")
+        with pytest.raises(core.HarmonizeError) as caught:
+            core.harmonize(paths[0], tmp_path / "small.pgm", paths[2], settings)
+    assert str(caught.value).startswith("the mask: the mask is 9x9 (width x height) but its picture is 451x300;")
 
 
 # The plug-in, with a fake of GIMP.

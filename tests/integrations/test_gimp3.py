@@ -10,7 +10,6 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -70,7 +69,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(folder: Path) -> Iterator[dict[str, Any]]:
+def found(folder: Path) -> dict[str, Any]:
     """What became of each case in GIMP, with scsco's own answers; what was asked and made is in `sent`, in order."""
     sent = []
 
@@ -96,7 +95,7 @@ def found(folder: Path) -> Iterator[dict[str, Any]]:
     )
     server.end()
     assert (folder / "found.json").exists(), done.stdout + done.stderr
-    yield {**json.loads((folder / "found.json").read_text()), "sent": sent}
+    return {**json.loads((folder / "found.json").read_text()), "sent": sent}
 
 
 def test_the_picture_and_the_mask_are_what_is_seen(folder: Path, found: dict[str, Any]) -> None:

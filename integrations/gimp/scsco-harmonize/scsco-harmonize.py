@@ -122,8 +122,8 @@ def write_mask(image: Gimp.Image, layer: Gimp.Layer, path: Path) -> None:
             copy.select_item(Gimp.ChannelOps.INTERSECT, selected)
         width, height = copy.get_width(), copy.get_height()
         whole = Gegl.Rectangle.new(0, 0, width, height)
-        # Of a selection Y is what is stored, at every precision: half selected is 128. A channel, a layer or a file made
-        # of it would hold 188 or 55 instead, by the transfer curve of sRGB.
+        # Of a selection Y is what is stored, at every precision: half selected is 128. A channel, a layer or a file
+        # made of it could hold 188 or 55 instead, by the transfer curve of sRGB.
         values = copy.get_selection().get_buffer().get(whole, 1.0, "Y u8", Gegl.AbyssPolicy.NONE)
     finally:
         copy.delete()
