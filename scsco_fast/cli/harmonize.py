@@ -3,14 +3,12 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, printable, progress_bar, read_model, worker_count
 from scsco_fast.errors import ScscoError
-
-if TYPE_CHECKING:
-    from scsco_fast.harmonizing.settings import Settings
+from scsco_fast.harmonizing.settings import Keep, Settings
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,8 @@ class HarmonizeOptions:
     image: Path | None = None
     """The composite picture."""
     mask: Path | None = None
-    """Its mask: white is foreground, black is background, grey blends (docs/masks.md). Of --foreground: a mask of its
-    size, besides its transparency. Of --after: if not given, the mask is found where the two pictures differ."""
+    """Its mask: white is foreground, black is background, grey blends (docs/masks.md). A cut-out's mask has the cut-out's
+    size; the mask of an edit, if not given, is found where the two pictures differ."""
     foreground: Path | None = None
     """A cut-out, with transparency or with --mask; it is laid on --background."""
     background: Path | None = None
@@ -54,7 +52,7 @@ class HarmonizeOptions:
     """Write the recoloured foreground alone, as RGBA of the whole picture's size, for an editor (one picture only)."""
     strength: float = 1.0
     """Share of the change that is applied, from 0 to 1."""
-    keep: Literal["luma", "colour"] | None = None
+    keep: Keep | None = None
     """luma: keep each pixel's brightness and change its colour only; colour: the other way round."""
     grow_mask: int = 0
     """Pixels by which the mask grows to each side; a negative number shrinks it."""
@@ -98,9 +96,10 @@ def command(arguments: list[str]) -> int:
     options = parse(HarmonizeOptions, arguments, "scsco harmonize")
     check_backend()
     place = _check_harmonized(options)
+    settings = _settings(options)
     if options.images is not None:
-        return _harmonize_folder(options, options.images)
-    _harmonize_one(options, place)
+        return _harmonize_folder(options, options.images, settings)
+    _harmonize_one(options, place, settings)
     print(f"wrote {options.output}")
     if options.strip is not None and options.image is not None:
         from scsco_fast.harmonizing.files import write_file_strip
@@ -165,10 +164,9 @@ def _place(text: str) -> tuple[int, int]:
     return x, y
 
 
-def _harmonize_one(options: HarmonizeOptions, place: tuple[int, int] | None) -> None:
+def _harmonize_one(options: HarmonizeOptions, place: tuple[int, int] | None, settings: Settings) -> None:
     from scsco_fast.harmonizing.files import harmonize_cutout_file, harmonize_edit_file, harmonize_file
 
-    settings = _settings(options)
     model = read_model(options.model, options.device)
     last = options.mask, options.output, model, settings
     if options.image is not None:
@@ -180,9 +178,7 @@ def _harmonize_one(options: HarmonizeOptions, place: tuple[int, int] | None) -> 
         harmonize_edit_file(options.before, options.after, *last, layer=options.layer)
 
 
-def _settings(options: HarmonizeOptions) -> "Settings":
-    from scsco_fast.harmonizing.settings import Settings
-
+def _settings(options: HarmonizeOptions) -> Settings:
     return Settings(
         options.working_size,
         native=options.native,
@@ -195,10 +191,9 @@ def _settings(options: HarmonizeOptions) -> "Settings":
     )
 
 
-def _harmonize_folder(options: HarmonizeOptions, images: Path) -> int:
+def _harmonize_folder(options: HarmonizeOptions, images: Path, settings: Settings) -> int:
     from scsco_fast.harmonizing.folders import REPORT, Entry, harmonize_folder
 
-    settings = _settings(options)
     model = read_model(options.model, options.device)
     on_cpu = next(model.parameters()).device.type == "cpu"
     with progress_bar("harmonizing") as progress:

@@ -1,11 +1,14 @@
 """What can be asked of a harmonization, whatever the picture comes as: an array, a tensor, a file or a folder."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 from scsco_fast.errors import ScscoError
+
+if TYPE_CHECKING:  # the command line refuses wrong options before it waits for PyTorch
+    import torch
 
 Keep = Literal["luma", "colour"]
 MAX_PIXELS = 250_000_000  # about 6 GB at 8 bits; a file of a few kB can claim any size
