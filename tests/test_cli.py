@@ -25,6 +25,8 @@ from scsco_fast.train import PRESETS
 from scsco_fast.triplets import Triplet, Triplets
 from scsco_fast.weights import load_model, save_model
 
+HEAVY = ("torch", "triton", "skimage", "matplotlib", "accelerate", "tensorboard", "numpy", "PIL")
+
 
 @pytest.fixture
 def model_file(small_model: HarmonizationUNet, tmp_path: Path) -> str:
@@ -67,6 +69,26 @@ def test_help_of_presets(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"\n  {preset} " in cli.TRAIN_USAGE
         assert cli.main(["train", preset, "--help"]) == 0
         assert f"(default: {PRESETS[preset].steps})" in capsys.readouterr().out
+
+
+def test_help_and_mistakes_wait_for_no_torch(tmp_path: Path) -> None:
+    lines = [
+        *([], ["--help"], ["--version"], ["frobnicate"], ["train"], ["train", "huge"], ["train", "resume"]),
+        *([command, *rest] for command in cli.COMMANDS for rest in (["--help"], ["--bogus"])),
+        *(["train", "demo", *rest] for rest in (["--help"], ["--stepz", "3"], ["--steps", "0"])),
+        *(["harmonize", "--image", "x"], ["harmonize", "--image", "x", "--output", "y"]),
+        *(["evaluate", "compare"], ["evaluate", "compare", "--help"], ["evaluate", "--repeat", "0"], ["prepare", "x"]),
+    ]
+    code = (
+        "import json, sys\nfrom scsco_fast.cli import main\nfound = {}\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    main(line)\n"
+        f"    found[' '.join(line)] = [name for name in {HEAVY} if name in sys.modules]\n"
+        "print(json.dumps({line: names for line, names in found.items() if names}))"
+    )
+    command = [sys.executable, "-c", code, json.dumps(lines)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert json.loads(result.stdout.splitlines()[-1]) == {}, "the first of these lines imports too much"
 
 
 def test_nothing_given_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -52,10 +52,12 @@ ORDER = (
 )
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "scsco_fast"}
+# Not before they are used; and not before anything is computed.
 LAZY = (
     *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
     *("h5py", "accelerate", "gradio", "onnx"),
 )
+HEAVY = ("torch", "numpy", "PIL", *LAZY)
 
 
 def installed_name(path: Path) -> str:
@@ -125,7 +127,15 @@ def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
 
 
 def test_importing_is_light() -> None:
-    code = f"import sys, scsco_fast, scsco_fast.cli; print([name for name in {LAZY} if name in sys.modules])"
+    code = f"import sys, scsco_fast, scsco_fast.cli, scsco_fast.train; print([n for n in {HEAVY} if n in sys.modules])"
+    assert run_python(code).strip() == "[]"
+
+
+def test_using_every_public_name_is_light() -> None:
+    code = (
+        "import sys, scsco_fast\nfor name in scsco_fast.__all__: getattr(scsco_fast, name)\n"
+        f"print([n for n in {LAZY} if n in sys.modules])"
+    )
     assert run_python(code).strip() == "[]"
 
 
@@ -138,7 +148,30 @@ def test_public_names_exist() -> None:
     assert sorted(scsco_fast.__all__) == sorted(set(scsco_fast.__all__))
     for name in scsco_fast.__all__:
         assert hasattr(scsco_fast, name)
-    assert callable(scsco_fast.harmonize)  # the function, not the module of that name
+        assert name in dir(scsco_fast)
+    assert callable(scsco_fast.harmonize)  # the function, not a module of that name
+    with pytest.raises(AttributeError, match="module 'scsco_fast' has no attribute 'harmonise'"):
+        scsco_fast.harmonise  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_public_names_are_those_that_type_checkers_see() -> None:
+    tree = ast.parse((ROOT / "scsco_fast" / "__init__.py").read_text())
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    seen = {alias.name: str(node.module) for node in block.body for alias in node.names}  # type: ignore[attr-defined]
+    assert set(seen) == set(scsco_fast.__all__)
+    for name, module in seen.items():
+        there = importlib.import_module(f"{module}.{name}" if name in ("nn", "ops") else module)
+        assert getattr(scsco_fast, name) is (there if name in ("nn", "ops") else getattr(there, name))
+
+
+@pytest.mark.parametrize("first", ["scsco_fast.nn", "scsco_fast.ops.region_norm", "scsco_fast.harmonizing", "pickle"])
+def test_public_names_work_in_any_order(first: str) -> None:
+    code = (
+        f"import pickle, {first}\nfrom scsco_fast import Regions, harmonize, nn, ops\nimport scsco_fast as sf\n"
+        "assert sf.ops is ops and sf.nn.BAIN is sf.BAIN and pickle.loads(pickle.dumps(sf.Regions)) is Regions\n"
+        "from scsco_fast import *\nfrom scsco_fast.train import train\nprint(callable(harmonize), callable(train))"
+    )
+    assert run_python(code).strip() == "True True"
 
 
 def test_metadata() -> None:
@@ -161,8 +194,9 @@ def test_pins_fit_the_requirements_and_are_installed() -> None:
 
 
 def test_triton_is_wanted_on_linux_only() -> None:
-    texts = importlib.metadata.requires("scsco-fast") or []
-    (triton,) = [Requirement(text) for text in texts if text.startswith("triton")]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert not [text for text in project["dependencies"] if text.startswith("triton")], "torch brings it for a GPU"
+    (triton,) = [Requirement(text) for text in project["optional-dependencies"]["bench"] if text.startswith("triton")]
     assert triton.marker is not None
     assert triton.marker.evaluate({"platform_system": "Linux"})
     assert not triton.marker.evaluate({"platform_system": "Darwin"})

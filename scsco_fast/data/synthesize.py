@@ -57,6 +57,7 @@ from scsco_fast.data.workers import Lost, run_tasks
 # Not `ops.transfer_color`: the first call of a registered operation imports torch._dynamo, in every process.
 from scsco_fast.eager import transfer_color
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 from scsco_fast.files import replacing
 
 SUBSET = "Synthetic"
@@ -149,7 +150,8 @@ def synthesize(
 
     Raises:
         ScscoError: no such folder, fewer than two usable photographs, an argument out of range, an output folder that
-            holds something else or was begun with other arguments or photographs, or a file that cannot be written.
+            holds something else or was begun with other arguments or photographs, a file that cannot be written, or a
+            photograph without a mask where scikit-image is missing.
 
     Examples:
         >>> import tempfile
@@ -159,6 +161,8 @@ def synthesize(
     """
     _check(count, seed, subset, suffix, quality, longest, workers)
     inputs = _find_inputs(photos, masks, Path(output))
+    if any(each.mask is None for each in inputs):
+        require("finding the regions of photographs without masks", "train", "scikit-image")
     folder = Path(output) / subset
     settings = {
         "count": count,
