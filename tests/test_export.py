@@ -1,6 +1,7 @@
 """Exported networks, run by whoever reads them: the same output on any size, and the same background."""
 
 import importlib.util
+import math
 import os
 import shutil
 import subprocess
@@ -35,7 +36,7 @@ def make(**options: object) -> sf.HarmonizationUNet:
 
 @pytest.fixture(scope="module", params=["residual", "affine"])
 def model(request: pytest.FixtureRequest) -> sf.HarmonizationUNet:
-    """A network with every kind of norm, and BAIN where it is sliced and where it is not; and one with a transform."""
+    """A network with every kind of norm, and BAIN of one block and of several; and one with a transform."""
     if request.param == "affine":
         norms = ["bain", "instance", "rain", "bain"]
         return make(norm=norms, head="affine", in_channels=7, upsampling="resize")
@@ -69,6 +70,32 @@ def assert_same(network: Network, model: sf.HarmonizationUNet, case: tuple[int, 
 def test_the_graph_holds_nothing_of_ours(program: torch.export.ExportedProgram) -> None:
     spaces = {node.target.namespace for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
     assert spaces == {"aten"}
+
+
+def test_no_tensor_holds_a_number_for_every_pair_of_pixels() -> None:
+    program = export.export_program(make(norm="bain"), (96, 96))
+    graphs = [graph for graph in program.graph_module.modules() if isinstance(graph, torch.fx.GraphModule)]
+    values = [node.meta.get("val") for graph in graphs for node in graph.graph.nodes]
+    pixels = 48 * 48  # of the finest level
+    assert max(value.numel() for value in values if isinstance(value, Tensor)) == export.BLOCK * pixels < pixels**2 / 8
+
+
+def test_blocks_without_foreground_are_not_computed(
+    program: torch.export.ExportedProgram, model: sf.HarmonizationUNet
+) -> None:
+    batch, height, width = 2, 96, 128
+    mask = make_mask("block", batch, height, width).float()
+    mask[1] = 0
+    mask[1, :, :10, :10] = 1
+    sizes = [(height >> level, width >> level) for level, norm in enumerate(model.norm, 1) if isinstance(norm, sf.BAIN)]
+    counts = [sf.Regions(mask).at(*size).counts[:, 0] for size in sizes]
+    wanted = sum(int((count + export.BLOCK - 1).div(export.BLOCK, rounding_mode="floor").sum()) for count in counts)
+    every = sum(batch * math.ceil(rows * columns / export.BLOCK) for rows, columns in sizes)
+    network = program.module()
+    with torch.profiler.profile() as profile, torch.no_grad():
+        network(torch.rand(batch, 3, height, width), mask)
+    computed = sum(event.count for event in profile.key_averages() if event.key == "aten::_softmax")
+    assert computed == wanted < every
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -136,10 +163,27 @@ def test_onnx_computes_the_same(
 
 
 @pytest.mark.slow
+def test_onnx_needs_little_memory(tmp_path: Path) -> None:
+    """A quarter of a gigabyte, where the dense attention of the finest level alone has more than five."""
+    pytest.importorskip("onnxscript", reason="needs onnx and onnxscript (the extra export)")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra export)")
+    export.export(make(norm="bain"), tmp_path / "model.onnx", "onnx")
+    code = (
+        "import numpy, onnxruntime\n"
+        "session = onnxruntime.InferenceSession('model.onnx', providers=['CPUExecutionProvider'])\n"
+        "mask = numpy.zeros((1, 1, 384, 384), numpy.float32); mask[..., 100:200, 100:200] = 1\n"
+        "session.run(None, {'composite': numpy.zeros((1, 3, 384, 384), numpy.float32), 'mask': mask})\n"
+        "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 256 * 1024  # KiB at most; resource.getrusage counts the process that started this one
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"head": "affine", "upsampling": "resize"}], ids=str)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
 def test_a_compiled_package_computes_the_same(options: dict[str, object], tmp_path: Path) -> None:
-    """Of a network with one sliced BAIN: compiling takes as long as the graph is."""
+    """Of a network with one BAIN: compiling takes as long as the graph is."""
     model = make(norm=["instance", "instance", "rain", "bain"], **options)
     path = tmp_path / "model.pt2"
     export.export(model, path, "aoti", (37, 50))
