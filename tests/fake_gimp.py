@@ -41,6 +41,10 @@ class ChannelOps(enum.Enum):
     ADD, SUBTRACT, REPLACE, INTERSECT = range(4)
 
 
+class Precision(enum.Enum):
+    U8_LINEAR, U8_NON_LINEAR, U8_PERCEPTUAL, U16_LINEAR, U16_NON_LINEAR = 100, 150, 175, 200, 250
+
+
 class MaskApplyMode(enum.Enum):
     APPLY, DISCARD = range(2)
 
@@ -201,6 +205,7 @@ class Image:
         self._width, self._height = width, height
         self._layers: list[Layer] = []
         self._selection: np.ndarray | None = None
+        self._precision = Precision.U8_NON_LINEAR
         self.history: list[str] = []
         Image.images += 1
 
@@ -212,6 +217,14 @@ class Image:
 
     def get_layers(self) -> list[Layer]:
         return list(self._layers)
+
+    def get_precision(self) -> Precision:
+        return self._precision
+
+    def convert_precision(self, precision: Precision) -> bool:
+        assert precision is not self._precision, "GIMP refuses this"
+        self._precision = precision
+        return True
 
     def get_floating_sel(self) -> Layer | None:
         return None
@@ -231,6 +244,7 @@ class Image:
     def duplicate(self) -> "Image":
         copy = Image(self._width, self._height)
         copy._layers = [_copied(layer, copy, None) for layer in self._layers]
+        copy._precision = self._precision
         copy._selection = None if self._selection is None else self._selection.copy()
         return copy
 
@@ -375,6 +389,7 @@ def file_save(run_mode: RunMode, image: Image, file: File, options: None) -> boo
     assert run_mode is RunMode.NONINTERACTIVE
     (layer,) = image._layers
     assert (layer.get_width(), layer.get_height()) == (image._width, image._height), "GIMP would write the layer alone"
+    assert image._precision in (Precision.U8_NON_LINEAR, Precision.U16_NON_LINEAR), "of 8 linear bits GIMP writes noise"
     Pillow.fromarray(layer._pixels).convert("RGB" if layer._opaque else "RGBA").save(file._path)
     return True
 
@@ -502,7 +517,16 @@ def repository() -> dict[str, types.ModuleType]:
     """`gi` and `gi.repository`; what is given to `Gimp.main` is kept as `Gimp.started`."""
     gimp = _module(
         "Gimp",
-        *(RunMode, PDBStatusType, PDBProcType, ProcedureSensitivityMask, MergeType, ChannelOps, MaskApplyMode),
+        *(
+            RunMode,
+            PDBStatusType,
+            PDBProcType,
+            ProcedureSensitivityMask,
+            MergeType,
+            ChannelOps,
+            MaskApplyMode,
+            Precision,
+        ),
         *(AddMaskType, Item, Drawable, Channel, LayerMask, Layer, GroupLayer, Image, Selection, Choice),
         *(ImageProcedure, ProcedureConfig, PlugIn, file_load, file_load_layer, file_save),
         *(progress_init, displays_flush),

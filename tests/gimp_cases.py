@@ -121,6 +121,14 @@ def on_nothing(studio: Studio) -> Any:
     return image, [studio.add(image)]
 
 
+def linear(studio: Studio) -> Any:
+    """Eight linear bits for each value, which loses dark ones; scsco gets those of sRGB."""
+    image = studio.image()
+    layer = studio.add(image)
+    image.convert_precision(studio.gimp.Precision.U8_LINEAR)
+    return image, [layer]
+
+
 def whole(studio: Studio) -> Any:
     image = studio.image()
     return image, image.get_layers()
@@ -144,7 +152,7 @@ def channel(studio: Studio) -> Any:
     return image, [studio.gimp.Selection.save(image)]
 
 
-DONE = (plain, hidden, in_groups, selected, masked, mask_off, beyond, on_nothing)
+DONE = (plain, hidden, in_groups, selected, masked, mask_off, beyond, on_nothing, linear)
 REFUSED = {
     whole: "the layer covers the whole picture; select what was pasted, or cut it out first",
     outside: "nothing of the layer is inside of the picture and the selection; there is no foreground",

@@ -137,7 +137,14 @@ def test_without_a_living_server_there_is_no_answer(core: Any, tmp_path: Path, m
 
 def test_a_server_that_is_no_scsco_or_hangs_is_said(core: Any, tmp_path: Path) -> None:
     foreign, silent, done = tmp_path / "a", tmp_path / "b", Event()
-    listening(foreign, lambda client: client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"))
+
+    def greet(client: socket.socket) -> None:
+        received = b""
+        while not received.endswith(b"}"):  # the whole request, or its sender would not read
+            received += client.recv(4096)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello")
+
+    listening(foreign, greet)
     with pytest.raises(core.HarmonizeError, match=r"a is no scsco serve; end it, or set SCSCO_SOCKET$"):
         core.ask_server(foreign, [])
     listening(silent, lambda client: done.wait() and None)

@@ -97,6 +97,7 @@ def write_picture(image: Gimp.Image, layer: Gimp.Layer, path: Path) -> None:
             for above in items[:position]:
                 above.set_visible(False)
             items[position].set_visible(True)
+        to_srgb(copy)
         merged = copy.merge_visible_layers(Gimp.MergeType.CLIP_TO_IMAGE)
         if (merged.get_width(), merged.get_height()) != (copy.get_width(), copy.get_height()):
             merged.add_alpha()
@@ -105,6 +106,18 @@ def write_picture(image: Gimp.Image, layer: Gimp.Layer, path: Path) -> None:
             raise scsco_core.HarmonizeError("GIMP cannot write the picture as a PNG; its own messages say why")
     finally:
         copy.delete()
+
+
+def to_srgb(image: Gimp.Image) -> None:
+    """Store the values as most pictures do, in 8 or 16 bits of sRGB.
+
+    GIMP 3.0.4 damages what it merges and writes of an image with 8 linear bits: most of a picture of 451x300 was noise.
+    """
+    precision, depth = image.get_precision(), Gimp.Precision
+    eight_bits = precision in (depth.U8_LINEAR, depth.U8_NON_LINEAR, depth.U8_PERCEPTUAL)
+    wanted = depth.U8_NON_LINEAR if eight_bits else depth.U16_NON_LINEAR
+    if precision != wanted:
+        image.convert_precision(wanted)
 
 
 def write_mask(image: Gimp.Image, layer: Gimp.Layer, path: Path) -> None:
