@@ -31,7 +31,7 @@ class HarmonizeOptions:
     image: Path | None = None
     """The composite picture."""
     mask: Path | None = None
-    """Its mask: white is foreground, black is background, grey blends (docs/masks.md). A cut-out's mask has the cut-out's
+    """Its mask: white is foreground, black is background, grey blends (docs/masks.md). A cut-out's mask has its
     size; the mask of an edit, if not given, is found where the two pictures differ."""
     foreground: Path | None = None
     """A cut-out, with transparency or with --mask; it is laid on --background."""
