@@ -74,10 +74,10 @@ def test_the_foregrounds_own_colour_is_changed_and_then_blended() -> None:
 
 
 @pytest.mark.parametrize("scale", [0.5, 0.37, 2.0, 3.3])
-def test_a_scaled_cut_out_has_no_dark_rim(scale: float) -> None:
-    """Hidden colours, black here, must not bleed into the edge: all that is visible is one colour."""
+def test_a_scaled_cut_out_has_no_rim_of_hidden_colours(scale: float) -> None:
+    """Hidden colours, green here, must not bleed into the edge: all that is visible is one colour."""
     cut = cut_out(soft=False)
-    cut[cut[..., 3] > 0, :3] = (200, 100, 50)
+    cut[..., :3] = np.where(cut[..., 3:] > 0, (200, 100, 50), (0, 255, 0))
     layer = place(cut[..., :3] / np.float32(255), cut[..., 3] / np.float32(255), (200, 200), (10, 20), scale)
     assert layer.alpha.shape == (round(40 * scale), round(50 * scale))
     assert layer.corner == (20, 10)
