@@ -81,4 +81,9 @@ def require(what: str, extra: str, *packages: str) -> None:
     """
     missing = [package for package in packages if not is_installed(package)]
     if missing:
-        raise ScscoError(f"{what} needs {' and '.join(missing)}: {install_line(extra)}")
+        raise ScscoError(f"{what} needs {_listed(missing)}: {install_line(extra)}")
+
+
+def _listed(names: list[str]) -> str:
+    """One name, or names with an "and" before the last."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -123,17 +123,23 @@ def test_a_missing_extra_is_one_line(extra: str, line: list[str], tmp_path: Path
     ((code, output, errors),) = without_extras([line], tmp_path)
     assert code == 2, (output, errors)
     assert errors.startswith("scsco: error: ")
-    assert re.search(rf" needs [\w-]+( and [\w-]+)*: {re.escape(install_line(extra))}\n$", errors)
+    assert re.search(rf" needs ([\w-]+(, [\w-]+)* and )?[\w-]+: {re.escape(install_line(extra))}\n$", errors)
     assert errors.count("\n") == 1
     assert {path.name for path in tmp_path.iterdir()} == {"photos"}, "nothing is begun"
 
 
 def test_require_names_all_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("tensorboard", "matplotlib"):
+    for module in ("tensorboard", "matplotlib", "skimage"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ScscoError) as caught:
-        require("training", "train", "tensorboard", "h5py", "matplotlib")
-    assert str(caught.value) == 'training needs tensorboard and matplotlib: pip install "scsco-fast[train]"'
+    for asked, named in (
+        (("tensorboard", "h5py"), "tensorboard"),
+        (("tensorboard", "h5py", "matplotlib"), "tensorboard and matplotlib"),
+        (("tensorboard", "matplotlib", "scikit-image"), "tensorboard, matplotlib and scikit-image"),
+    ):
+        with pytest.raises(ScscoError) as caught:
+            require("training", "train", *asked)
+        assert str(caught.value) == f'training needs {named}: pip install "scsco-fast[train]"'
+    require("training", "train", "h5py")
 
 
 def test_the_table_is_what_the_extras_install() -> None:
