@@ -30,6 +30,7 @@ PACKAGES: dict[str, Package] = {
     "scikit-learn": Package("train", "two more photographs to train on", "sklearn"),
     "triton": Package("bench", "Triton kernels; a CUDA build of torch brings its own"),
     "gradio": Package("demo", "the page of scsco demo"),
+    "pillow-heif": Package("heif", "HEIC pictures", "pillow_heif"),
     "onnx": Package("export", "export to ONNX"),
     "onnxscript": Package("export", "export to ONNX"),
     "onnxruntime": Package("export", "running exported ONNX"),
