@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from collections.abc import Iterator
@@ -228,6 +229,50 @@ def test_wheel_holds_everything(tmp_path: Path) -> None:
     assert {"scsco_fast/py.typed", "scsco_fast/kernels/__init__.py", "scsco_fast/train/presets/__init__.py"} <= names
     assert {name.split("/")[0] for name in names} == {"scsco_fast", f"scsco_fast-{scsco_fast.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_what_is_published_is_whole_and_its_metadata_are_well_formed(tmp_path: Path) -> None:
+    source, built = tmp_path / "source", tmp_path / "dist"
+    left_out = (
+        ".git",
+        ".venv",
+        "build",
+        "runs",
+        "dist",
+        "*.egg-info",
+        "__pycache__",
+        "built",
+        ".*_cache",
+        ".hypothesis",
+    )
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*left_out))
+    environment = {**os.environ, "SCSCO_BUILD_CUDA": "0"}
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(built)!r})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, env=environment, check=True, capture_output=True)
+    (archive,) = built.glob(f"scsco_fast-{scsco_fast.__version__}.tar.gz")
+    with tarfile.open(archive) as opened:
+        names = {name.partition("/")[2] for name in opened.getnames()}
+    for folder in (*FOLDERS, "csrc", "docs", "integrations", "tests"):
+        wanted = {path.relative_to(source).as_posix() for path in (source / folder).rglob("*") if path.is_file()}
+        assert wanted <= names
+    assert {"CITATION.cff", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "Makefile", "mkdocs.yml", ".ci/run"} <= names
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    command += ["--wheel-dir", str(built), str(archive)]
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    files = [str(path) for path in built.iterdir()]
+    assert len(files) == 2
+    checked = subprocess.run(
+        [sys.executable, "-m", "twine", "check", "--strict", *files], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout
+    assert checked.stdout.count("PASSED") == 2
+
+
+def test_the_citation_is_of_this_version() -> None:
+    lines = (ROOT / "CITATION.cff").read_text().splitlines()
+    assert "cff-version: 1.2.0" in lines
+    assert f"version: {scsco_fast.__version__}" in lines
+    assert "license: MIT" in lines
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
