@@ -18,9 +18,9 @@ class HarmonizeOptions:
     --image A --mask M: a composite and its mask. --foreground CUT --background B: a cut-out, laid on a background.
     --before A --after B: a picture before and after an edit. --images DIR: a folder of composites.
 
-    Pixels outside the mask stay identical where the format is lossless: PNG, TIFF, BMP, WebP. JPEG is written at
-    quality 95. The mask of cat.jpg is cat.png, cat_mask.png, cat-mask.png, cat.mask.png or cat_m.png in --masks;
-    without --masks, --images is a folder with images/ and masks/, iHarmony4's composite_images/ and masks/, or all
+    Pixels outside the mask stay identical where the format is lossless: PNG, TIFF, BMP, WebP, HEIC. JPEG is written at
+    quality 95, AVIF at 100. The mask of cat.jpg is cat.png, cat_mask.png, cat-mask.png, cat.mask.png or cat_m.png in
+    --masks; without --masks, --images is a folder with images/ and masks/, iHarmony4's composite_images/ and masks/, or all
     files beside each other (docs/harmonize.md). A folder's outputs that are there already are skipped.
     """
 
@@ -67,7 +67,7 @@ class HarmonizeOptions:
     fit_mask: bool = False
     """Resize a mask of another size to its picture's, and say so, instead of refusing it. The mask of a picture that
     lies on its side in its file is turned, too."""
-    format: Literal["same", "png", "jpg", "tif", "webp"] = "same"
+    format: Literal["same", "png", "jpg", "tif", "webp", "avif", "heic"] = "same"
     """Format of the files written to a folder; "same" is each picture's own."""
     working_size: int | None = None
     """Long side in pixels at which the network works; if not given, its training size."""

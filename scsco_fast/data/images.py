@@ -19,16 +19,21 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from scsco_fast.data.avif_heic import SUFFIXES, formats_of
 from scsco_fast.errors import ScscoError
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", *SUFFIXES)
 
-# What else Pillow opens are formats of no picture, or need another program: an EPS file is run by Ghostscript.
+# And those of `data.avif_heic`. What else Pillow opens are formats of no picture, or need another program: an EPS file
+# is run by Ghostscript.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes a phone's MPO
 _PILLOWS_LIMIT = threading.Lock()
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError (an OSError).
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, struct.error, zlib.error)
+_DAMAGE = (
+    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, RuntimeError),
+    *(struct.error, zlib.error),
+)
 
 
 class Picture(NamedTuple):
@@ -126,6 +131,8 @@ def open_upright(
     except ScscoError:
         raise
     except UnidentifiedImageError as error:
+        if formats_of(path):  # it begins as one
+            raise ScscoError(f"{name}: cannot be decoded, the file is truncated or damaged; replace it") from error
         raise ScscoError(
             f"{name}: not a picture of a known format and pixel type; save it as an 8-bit PNG or JPEG"
         ) from error
@@ -141,7 +148,8 @@ def stored_orientation(path: str | os.PathLike[str]) -> int:
     """The EXIF orientation of a picture file, 1 to 8; 1, which is upright, where it has none that can be read."""
     try:
         with open_unlimited(path) as opened:
-            return int(opened.getexif().get(ExifTags.Base.Orientation, 1))
+            turned = opened.info.get("original_orientation")  # of HEIC, which is decoded upright
+            return int(turned or opened.getexif().get(ExifTags.Base.Orientation, 1))
     except _DAMAGE:
         return 1
 
@@ -151,14 +159,14 @@ def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
     with _PILLOWS_LIMIT:  # it is one for the whole process
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(file, formats=_FORMATS)
+            return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
         finally:
             Image.MAX_IMAGE_PIXELS = before
 
 
 def _opened(path: str | os.PathLike[str], max_pixels: int | None) -> Image.Image:
     if max_pixels is None:
-        return Image.open(path, formats=_FORMATS)
+        return Image.open(path, formats=(*_FORMATS, *formats_of(path)))
     opened = open_unlimited(path)
     if opened.width * opened.height > max_pixels:
         opened.close()

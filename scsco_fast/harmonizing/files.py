@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from scsco_fast.data.avif_heic import AVIF_SUFFIX, bits_of, check_written
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
-from scsco_fast.data.images import open_upright, read_picture, stored_orientation
+from scsco_fast.data.images import is_high_depth, open_upright, read_picture, stored_orientation
 from scsco_fast.data.masks import binary_mask, one_sided, read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
@@ -33,9 +34,11 @@ _TURNS = {  # of EXIF orientations that swap the sides
     8: Image.Transpose.ROTATE_90,
 }
 
-# Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical. Measured on a
-# photograph of 12 megapixels: PNG takes 1.4 s and 12.9 MB at level 4, 3.9 s and 12.5 MB at Pillow's 6; lossless WebP
-# 0.7 s at the least effort and 5.6 s at the most, for the same 9.8 MB.
+# Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical. Nor can AVIF
+# as Pillow writes it: its codec is without loss at quality 100, but colours are turned to luma and chroma, which moves
+# them by up to 3 of 255. HEIC keeps RGB as it is with matrix 0. Measured on a photograph of 12 megapixels: PNG takes
+# 1.4 s and 12.9 MB at level 4, 3.9 s and 12.5 MB at Pillow's 6; lossless WebP 0.7 s at the least effort and 5.6 s at
+# the most, for the same 9.8 MB.
 _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     ".png": {"compress_level": 4},
     ".jpg": {"quality": 95, "subsampling": 0},
@@ -44,7 +47,12 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     ".tiff": {"compression": "tiff_deflate"},
     ".bmp": {},
     ".webp": {"lossless": True, "exact": True, "quality": 0, "method": 0},
+    ".avif": {"quality": 100, "subsampling": "4:4:4", "speed": 8},
+    ".heic": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
+    ".heif": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
 }
+_OPAQUE = (".jpg", ".jpeg", ".bmp")
+_DEEP = (".png", ".tif", ".tiff")
 # What of a TIFF's tags says something about the picture; the others say how the file is laid out.
 _TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)  # description, camera, software, date, people
 _TIFF_GROUPS = (0x8769, 0x8825)  # Exif, GPS
@@ -72,6 +80,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             raise DeepColorError(
                 f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey"
             )
+        if (bits := bits_of(opened, path)) > 8 and not is_high_depth(opened):
+            raise ScscoError(f"{path}: {bits}-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit PNG")
         if opened.format == "TIFF":
             exif_of_tiff.append(_exif_of_tiff(opened))
 
@@ -92,14 +102,17 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     for key in ("icc_profile", "exif"):
         if image.info.get(key):
             options[key] = image.info[key]
-    if path.suffix.lower() in (".jpg", ".jpeg", ".bmp") and image.mode not in ("L", "RGB"):
-        kind = "16 bits" if image.mode.startswith(("I", "F")) else "transparency"
+    suffix, deep = path.suffix.lower(), image.mode.startswith(("I", "F"))
+    if (deep and suffix not in _DEEP) or (suffix in _OPAQUE and image.mode not in ("L", "RGB")):
+        kind = "16 bits" if deep else "transparency"
         raise ScscoError(f"{path}: {path.suffix} cannot hold {kind} (mode {image.mode}); name a .png")
-    if "compression" in options and "exif" in options:
+    if suffix == AVIF_SUFFIX and image.mode == "L":
+        options["subsampling"] = "4:0:0"  # or it would be read as RGB
+    if suffix in (".tif", ".tiff", AVIF_SUFFIX) and "exif" in options:
         groups = _groups(image.info["exif"])
         if groups is None:
             del options["exif"]  # damaged; other formats keep the block as it is
-        elif groups:
+        elif groups and "compression" in options:
             options["compression"] = "raw"  # libtiff, with which Pillow compresses, cannot write them
     with replacing(path) as temporary:
         image.save(temporary, **options)  # type: ignore[arg-type]
@@ -239,6 +252,7 @@ def write_file_strip(strip: str | Path, before: str | Path, after: str | Path, r
 
 def save_options(path: Path) -> dict[str, object]:
     """Pillow's options for the format of a suffix; ScscoError for one that is not written."""
+    check_written(path)
     try:
         return _SAVE_OPTIONS[path.suffix.lower()]
     except KeyError:
