@@ -20,8 +20,8 @@ class HarmonizeOptions:
 
     Pixels outside the mask stay identical where the format is lossless: PNG, TIFF, BMP, WebP, HEIC. JPEG is written at
     quality 95, AVIF at 100. The mask of cat.jpg is cat.png, cat_mask.png, cat-mask.png, cat.mask.png or cat_m.png in
-    --masks; without --masks, --images is a folder with images/ and masks/, iHarmony4's composite_images/ and masks/, or all
-    files beside each other (docs/harmonize.md). A folder's outputs that are there already are skipped.
+    --masks; without --masks, --images is a folder with images/ and masks/, iHarmony4's composite_images/ and masks/, or
+    all files beside each other (docs/harmonize.md). A folder's outputs that are there already are skipped.
     """
 
     output: Path
