@@ -175,3 +175,15 @@ def test_the_base_is_what_is_imported() -> None:
         "scsco_fast",
         "starlette",  # gradio's
     }
+
+
+def test_the_page_of_the_installation_says_the_same() -> None:
+    page = (ROOT / "docs" / "installation.md").read_text()
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")]
+    extras = {cells[1].strip(" `"): cells[3] for cells in rows if cells[1].startswith(" `") and len(cells) == 5}
+    assert set(extras) == set(PROJECT["optional-dependencies"])
+    for extra in set(extras) - {"docs", "dev"}:
+        said = set(re.findall(r"[\w-]+", extras[extra].lower().replace("_", "-"))) - set(extras)
+        assert said == names([text for text in PROJECT["optional-dependencies"][extra] if "scsco-fast" not in text])
+    listed = " ".join(cells[1] for cells in rows if len(cells) == 4)
+    assert names(PROJECT["dependencies"]) - {"torch"} <= set(re.findall(r"[\w-]+", listed))
