@@ -81,7 +81,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
                 f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey"
             )
         if (bits := bits_of(opened, path)) > 8 and not is_high_depth(opened):
-            raise ScscoError(f"{path}: {bits}-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit PNG")
+            raise ScscoError(f"{path}: {bits}-bit pixels would be cut to 8 bits; save it as 8 bits or as 16-bit PNG")
         if opened.format == "TIFF":
             exif_of_tiff.append(_exif_of_tiff(opened))
 

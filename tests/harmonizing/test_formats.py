@@ -125,7 +125,7 @@ def test_sixteen_bit_grey_is_not_written(suffix: str, pixels: np.ndarray, tmp_pa
 def test_ten_bit_colour_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
     wide = (pixels[:, :, :3].astype(np.uint16) * 257).tobytes()
     pillow_heif.from_bytes("RGB;16", (SIZE[1], SIZE[0]), wide).save(tmp_path / "a.heic")
-    wanted = "10-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit PNG"
+    wanted = "10-bit pixels would be cut to 8 bits; save it as 8 bits or as 16-bit PNG"
     assert error_of(tmp_path / "a.heic").endswith(wanted)
 
     write_image(as_mode(pixels, "RGB"), tmp_path / "a.avif")
@@ -135,7 +135,7 @@ def test_ten_bit_colour_is_refused(pixels: np.ndarray, tmp_path: Path) -> None:
     for bits, high in ((10, 0x40), (12, 0x60)):
         made = eight[:flags] + bytes([eight[flags] | high]) + eight[flags + 1 :]
         (tmp_path / "b.avif").write_bytes(made.replace(b"\3\x08\x08\x08", bytes([3, bits, bits, bits])))
-        assert f"{bits}-bit colour" in error_of(tmp_path / "b.avif")
+        assert f"{bits}-bit pixels" in error_of(tmp_path / "b.avif")
 
 
 def test_ten_bit_grey_heic_is_sixteen_bit_grey(pixels: np.ndarray, tmp_path: Path) -> None:
