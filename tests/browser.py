@@ -1,6 +1,6 @@
 """`scsco demo` as a visitor uses it: the server in a process of its own, the page in a headless Chromium.
 
-`python tests/browser.py MODEL PICTURE MASK OUTPUT.png` writes the screenshot of docs/demo.md.
+`python tests/browser.py MODEL FOLDER` writes the screenshots of docs/demo.md: demo_page.png and demo_place.png.
 """
 
 import base64
@@ -10,6 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -32,18 +33,20 @@ def missing() -> str | None:
 
 
 @contextmanager
-def served(model: Path, *options: str) -> Iterator[str]:
-    """The address of a running `scsco demo`."""
+def served(model: Path, *options: str, first: str = "") -> Iterator[str]:
+    """The address of a running `scsco demo`; `first` is Python that runs in it before."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "scsco_fast", "demo", "--model", str(model), "--device", "cpu"]
+    program = f"import sys, scsco_fast.cli\n{first}\nsys.exit(scsco_fast.cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", program, "demo", "--model", str(model), "--device", "cpu"]
     command += ["--port", str(port), *options]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert server.stdout is not None
         line = next((line for line in server.stdout if "the page is at" in line), "the server ended")
         assert line == f"the page is at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
+        threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop the server
         yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
@@ -148,14 +151,47 @@ class Page:
             chain.move_by_offset((last[0] - first[0]) // 5, (last[1] - first[1]) // 5)
         chain.release().perform()
 
-    def harmonize(self) -> None:
+    def tab(self, text: str) -> None:
+        """Go to one of the three ways."""
+
+        def button() -> Any:
+            return next((one for one in self.all("#ways button[role=tab]") if one.text.strip() == text), None)
+
+        self.until(f"{text!r} of the ways", button).click()
+
+    def drag(self, selector: str, right: int, down: int, kind: str = "mouse") -> None:
+        """Drag an element by pixels of the screen (multiples of 4), with a mouse or by touch."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+        element = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        actions = ActionBuilder(self.driver, mouse=PointerInput(kind, kind))
+        pointer = actions.pointer_action
+        pointer.move_to(element)
+        pointer.pointer_down()
+        for part in (1, 1, 2):
+            pointer.move_by(right * part // 4, down * part // 4)
+        pointer.pointer_up()
+        actions.perform()
+
+    def fill(self, selector: str, text: str) -> None:
+        """Type into a field, in the place of what is in it."""
+        field = self.find(selector)
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'}); arguments[0].select()", field)
+        field.send_keys(text + "\n")
+
+    def press(self, selector: str, *keys: str) -> None:
+        self.find(selector).send_keys(*keys)
+
+    def harmonize(self, start: str = "#start") -> None:
         """Press the button, and wait for a result that differs from the one before."""
 
         def shown() -> list[str]:
             return self.each("#slider img", "e.src")
 
         before = shown()
-        self.click("#start")
+        self.click(start)
         self.until("a new result", lambda: len(shown()) == 2 and shown() != before)
         self.idle()
 
@@ -163,10 +199,10 @@ class Page:
         """Where an image comes from, or None where there is none."""
         return next(iter(self.each(selector, "e.src")), None)
 
-    def download(self) -> Path:
-        """What the button downloads."""
+    def download(self, button: str = "#download") -> Path:
+        """What a button downloads."""
         known = set(self.downloads.iterdir())
-        self.click("#download")
+        self.click(button)
 
         def new() -> Path | None:
             files = set(self.downloads.iterdir()) - known
@@ -186,29 +222,40 @@ class Page:
         self.until("no message", lambda: not self.messages())
         return text
 
+    def screenshot(self, output: Path) -> None:
+        """Of the whole page, with 256 colours."""
+        time.sleep(1)  # for the toolbars to fade
+        size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+        whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
+        shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
+        picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
+        palette = picture.quantize(256, kmeans=1)
+        picture.quantize(palette=palette).save(output, optimize=True)  # with a palette it is dithered
+
     def requests(self) -> set[str]:
         """The addresses that the page has asked for."""
         events = (json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance"))
         return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
 
 
-def screenshot(model: Path, composite: Path, mask: Path, output: Path) -> None:
+def screenshots(model: Path, folder: Path) -> None:
     with served(model) as address:
-        page = Page(address, output.parent, width=1295, height=1200)  # 15 of it are the scroll bar's
+        page = Page(address, folder, width=1295, height=1200)  # 15 of it are the scroll bar's
         try:
-            page.upload("composite", composite)
-            page.upload("mask", mask)
+            page.click("#samples tbody tr")
+            page.idle()
             page.harmonize()
-            time.sleep(1)  # for the toolbars to fade
-            size = page.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-            whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
-            shot = page.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
-            picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-            palette = picture.quantize(256, kmeans=1)
-            picture.quantize(palette=palette).save(output, optimize=True)  # with a palette it is dithered
+            page.screenshot(folder / "demo_page.png")
+            page.tab("Cut-out")
+            page.click("#cutout_samples tbody tr")
+            page.find("#stage .front[src]")
+            page.idle()
+            page.drag("#stage .front", 0, 70)
+            page.harmonize("#cutout_start")
+            page.screenshot(folder / "demo_place.png")
         finally:
             page.close()
 
 
 if __name__ == "__main__":
-    screenshot(*map(Path, sys.argv[1:5]))
+    screenshots(*map(Path, sys.argv[1:3]))

@@ -9,7 +9,8 @@ from scsco_fast.cli.shared import check_backend, read_model
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """Show a page where a picture and its mask are uploaded, harmonized and downloaded (docs/demo.md).
+    """Show a page where pictures are uploaded, harmonized and downloaded: a composite and its mask, a cut-out that is
+    dragged over its background, or a picture before and after an edit (docs/demo.md).
 
     Only this machine can open it, unless --host says otherwise; there is no password.
     """
@@ -22,6 +23,8 @@ class DemoOptions:
     """Port to listen on."""
     max_megapixels: float = 24.0
     """Larger pictures are refused."""
+    segment: Path | None = None
+    """File u2netp.onnx, with which the page also offers to find the mask (docs/demo.md says where it comes from)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
 
@@ -32,5 +35,6 @@ def command(arguments: list[str]) -> int:
     from scsco_fast.demo import require_gradio, serve
 
     require_gradio()
-    serve(read_model(options.model, options.device), options.host, options.port, options.max_megapixels)
+    model = read_model(options.model, options.device)
+    serve(model, options.host, options.port, options.max_megapixels, options.segment)
     return 0
