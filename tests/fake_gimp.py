@@ -141,7 +141,8 @@ class Layer(Drawable):
 
     def remove_mask(self, mode: MaskApplyMode) -> bool:
         assert self._mask is not None
-        if mode is MaskApplyMode.APPLY:
+        if mode is MaskApplyMode.APPLY:  # also of a mask that is switched off
+            self._apply_mask = True
             self._pixels[..., 3] = self._seen_alpha()
         self._mask = None
         return True
@@ -152,6 +153,8 @@ class Layer(Drawable):
 
     def resize_to_image_size(self) -> bool:
         self._pixels, self._offsets = self._at_image_size(self._pixels), (0, 0)
+        if self._opaque:
+            self._pixels[..., 3] = 255  # GIMP fills with the background's colour
         return True
 
     def _seen_alpha(self) -> np.ndarray:

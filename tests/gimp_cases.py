@@ -121,6 +121,13 @@ def on_nothing(studio: Studio) -> Any:
     return image, [studio.add(image)]
 
 
+def small(studio: Studio) -> Any:
+    """The same, with an object that has no alpha channel."""
+    image = studio.image()
+    image.get_layers()[0].set_visible(False)
+    return image, [studio.add(image, "below.png", (5, 6))]
+
+
 def linear(studio: Studio) -> Any:
     """Eight linear bits for each value, which loses dark ones; scsco gets those of sRGB."""
     image = studio.image()
@@ -152,7 +159,7 @@ def channel(studio: Studio) -> Any:
     return image, [studio.gimp.Selection.save(image)]
 
 
-DONE = (plain, hidden, in_groups, selected, masked, mask_off, beyond, on_nothing, linear)
+DONE = (plain, hidden, in_groups, selected, masked, mask_off, beyond, on_nothing, small, linear)
 REFUSED = {
     whole: "the layer covers the whole picture; select what was pasted, or cut it out first",
     outside: "nothing of the layer is inside of the picture and the selection; there is no foreground",

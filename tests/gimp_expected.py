@@ -23,6 +23,7 @@ TREES: dict[str, list[Any]] = {
     "mask_off": ["object harmonized", "object", "background"],
     "beyond": ["object harmonized", "object", "background"],
     "on_nothing": ["object harmonized", "object", "background"],
+    "small": ["below harmonized", "below", "background"],
     "linear": ["object harmonized", "object", "background"],
 }
 # The layers that are seen, from below, and where they lie.
@@ -35,6 +36,7 @@ SEEN = {
     "mask_off": {"background": (0, 0), "object": AT},
     "beyond": {"background": (0, 0), "object": (-6, 30)},
     "on_nothing": {"object": AT},
+    "small": {"below": (5, 6)},
     "linear": {"background": (0, 0), "object": AT},
 }
 
