@@ -23,9 +23,12 @@ from serving import ask, get, post
 
 import scsco_fast
 from scsco_fast import cli
+from scsco_fast import serve as serve_module
 from scsco_fast.cli import serve as serve_command
 from scsco_fast.cli import shared
 from scsco_fast.errors import ScscoError
+from scsco_fast.harmonizing import pictures as pictures_module
+from scsco_fast.harmonizing.recolour import predict
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.serve import Run, Server, default_socket, listen, work
 from scsco_fast.weights import save_model
@@ -394,9 +397,7 @@ def test_it_says_what_it_is(served: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["image", "mask", "output", "model"])
-def test_a_path_that_is_not_full_is_refused_in_one_line(
-    served: Path, pictures: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_path_that_is_not_full_is_refused(served: Path, pictures: Path, tmp_path: Path, name: str) -> None:
     given = {"image": pictures / "cat.png", "mask": pictures / "cat_mask.png", "output": tmp_path / "done.png"}
     given[name] = Path("here.png")
     status, answer = ask(served, *(text for key, path in given.items() for text in (f"--{key}", str(path))))
@@ -428,6 +429,18 @@ def test_a_model_file_is_read_once_until_it_changes(
     file.rename(tmp_path / "compact")  # a file of that name comes before the package's own
     assert shared.read_model("compact", "cpu").config == small_model.config
     assert shared.read_model(None, "cpu").config != small_model.config
+
+
+def test_a_model_is_used_before_anybody_asks(
+    path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """What a first picture waits for is then over."""
+    used: list[HarmonizationUNet] = []
+    monkeypatch.setattr(pictures_module, "predict", lambda *given: used.append(given[3]) or predict(*given))
+    monkeypatch.setattr(serve_module, "serve", lambda *_: None)
+    assert cli.main(["serve", "--socket", str(path)]) == 0
+    assert used == [shared.read_model(None, "auto")]
+    assert not recwarn.list
 
 
 @pytest.mark.parametrize(

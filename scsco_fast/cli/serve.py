@@ -3,13 +3,18 @@
 import contextlib
 import io
 import sys
+import warnings
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scsco_fast.cli.harmonize import HarmonizeOptions
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, read_model
 from scsco_fast.errors import ScscoError
+
+if TYPE_CHECKING:
+    from scsco_fast.nn.unet import HarmonizationUNet
 
 
 @dataclass(frozen=True)
@@ -37,10 +42,24 @@ def command(arguments: list[str]) -> int:
     from scsco_fast.weights import DEFAULT
 
     default = None if options.model is None else _full_or_name(options.model)
-    read_model(default, "auto")  # so that a wrong file is said now, and the first request is fast
+    _warm_up(read_model(default, "auto"))
     facts = {"version": __version__, "model": DEFAULT if default is None else str(default)}
     serve(options.socket or default_socket(), lambda asked: _run(asked, default), facts, options.idle_minutes)
     return 0
+
+
+def _warm_up(model: "HarmonizationUNet") -> None:
+    """What a first picture waits for, imports and first calls of operations, before anybody asks for one."""
+    import numpy as np
+
+    import scsco_fast.harmonizing.files  # noqa: F401
+    from scsco_fast.harmonizing.pictures import harmonize
+
+    picture, mask = np.full((64, 64, 3), 128, np.uint8), np.zeros((64, 64), np.float32)
+    mask[24:40, 24:40] = 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about a picture that nobody has
+        harmonize(picture, mask, model)
 
 
 def _full_or_name(model: Path) -> Path:
