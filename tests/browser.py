@@ -1,6 +1,6 @@
 """`scsco demo` as a visitor uses it: the server in a process of its own, the page in a headless Chromium.
 
-`python tests/browser.py MODEL FOLDER` writes the screenshots of docs/demo.md: demo_page.png and demo_place.png.
+`python tests/browser.py FOLDER` writes the screenshots of docs/demo.md: demo_page.png and demo_place.png.
 """
 
 import base64
@@ -33,24 +33,36 @@ def missing() -> str | None:
 
 
 @contextmanager
-def served(model: Path, *options: str, first: str = "") -> Iterator[str]:
-    """The address of a running `scsco demo`; `first` is Python that runs in it before."""
+def serving(model: Path | None, *options: str, first: str = "") -> Iterator[tuple[str, int]]:
+    """The address and the process of a running `scsco demo`.
+
+    Args:
+        model: None is the package's.
+        first: Python that runs in it before.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = f"import sys, scsco_fast.cli\n{first}\nsys.exit(scsco_fast.cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", program, "demo", "--model", str(model), "--device", "cpu"]
-    command += ["--port", str(port), *options]
+    command = [sys.executable, "-c", program, "demo", "--device", "cpu", "--port", str(port), *options]
+    command += [] if model is None else ["--model", str(model)]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         assert server.stdout is not None
         line = next((line for line in server.stdout if "the page is at" in line), "the server ended")
         assert line == f"the page is at http://127.0.0.1:{port} (Ctrl-C ends it)\n"
         threading.Thread(target=server.stdout.read, daemon=True).start()  # a full pipe would stop the server
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{port}", server.pid
     finally:
         server.terminate()
         server.wait(PATIENCE)
+
+
+@contextmanager
+def served(model: Path, *options: str, first: str = "") -> Iterator[str]:
+    """The address alone."""
+    with serving(model, *options, first=first) as (address, _):
+        yield address
 
 
 class Page:
@@ -238,11 +250,13 @@ class Page:
         return {event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"}
 
 
-def screenshots(model: Path, folder: Path) -> None:
-    with served(model) as address:
+def screenshots(folder: Path) -> None:
+    with serving(None) as (address, _):
         page = Page(address, folder, width=1295, height=1200)  # 15 of it are the scroll bar's
         try:
             page.click("#samples tbody tr")
+            page.find("#mask img")
+            page.find("#composite img")
             page.idle()
             page.harmonize()
             page.screenshot(folder / "demo_page.png")
@@ -258,4 +272,4 @@ def screenshots(model: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    screenshots(*map(Path, sys.argv[1:3]))
+    screenshots(Path(sys.argv[1]))

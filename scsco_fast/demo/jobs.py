@@ -1,5 +1,6 @@
 """What a visitor asks for, as files: how each of the three ways is harmonized, and what it looks like before."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -9,8 +10,8 @@ import numpy as np
 from scsco_fast.data.images import Picture, read_picture
 from scsco_fast.data.masks import read_mask
 from scsco_fast.harmonizing.files import harmonize_cutout_file, harmonize_edit_file, harmonize_file
-from scsco_fast.harmonizing.masks import grown, mask_values
-from scsco_fast.harmonizing.placing import Layer, changed_mask, over, place, whole_layer
+from scsco_fast.harmonizing.masks import CoverageWarning, grown, mask_values
+from scsco_fast.harmonizing.placing import Layer, over, place, whole_layer
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
 
@@ -74,24 +75,28 @@ class CutOut:
 
 @dataclass(frozen=True)
 class Edit:
-    """A picture before and after an edit; without `mask` the edit is where the two differ."""
+    """A picture before and after an edit, and the edit's mask.
+
+    Attributes:
+        found: the mask was not given but is where the two differ.
+    """
 
     image: Path
     before: Path
-    mask: Path | None
+    mask: Path
+    found: bool
     settings: Settings
 
     def write(self, model: HarmonizationUNet, output: Path, layer: bool = False) -> None:
         """Harmonize into a file, as `scsco harmonize --before` does."""
-        harmonize_edit_file(self.before, self.image, self.mask, output, model, self.settings, layer=layer)
+        with warnings.catch_warnings():
+            if self.found:
+                warnings.simplefilter("ignore", CoverageWarning)  # it is of masks that may be inverted
+            harmonize_edit_file(self.before, self.image, self.mask, output, model, self.settings, layer=layer)
 
     def scene(self) -> Scene:
         after, before = read_picture(self.image), read_picture(self.before)
-        if self.mask is None:
-            mask = grown(changed_mask(before.rgb, after.rgb), self.settings.grow_mask)
-        else:
-            mask = _read_mask(self.mask, before, self.settings)
-        return _laid(whole_layer(_unit(after.rgb), mask), before)
+        return _laid(whole_layer(_unit(after.rgb), _read_mask(self.mask, before, self.settings)), before)
 
 
 Job = Composite | CutOut | Edit

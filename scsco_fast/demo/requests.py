@@ -16,6 +16,7 @@ from scsco_fast.demo.stage import read_place
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.files import hidden_colour
 from scsco_fast.harmonizing.pictures import has_transparency
+from scsco_fast.harmonizing.placing import changed_mask
 from scsco_fast.harmonizing.settings import Keep, Settings
 
 Way = Literal["composite", "cutout", "edit"]
@@ -85,18 +86,13 @@ class Desk:
             image = self._given(request.image, "cut-out", "upload one with transparency, or any picture and its mask")
             background = self._given(request.under, "background", "upload the picture that the cut-out is laid on")
             at, scale = read_place(request.place)
-            return CutOut(image, background, self.own_or_mask(request, image, folder), settings, at, scale)
+            mask = None if self._has_own(request) else self.mask(request, image, folder)
+            return CutOut(image, background, mask, settings, at, scale)
         before = self._given(request.under, "picture before the edit", "upload it")
         image = self._given(request.image, "picture after the edit", "upload it")
-        return Edit(image, before, self.own_or_mask(request, before, folder), settings)
-
-    def own_or_mask(self, request: Request, image: Path, folder: Path) -> Path | None:
-        """The mask's file, or None where the picture itself tells it."""
-        if request.source != OWN.get(request.way):
-            return self.mask(request, image, folder)
-        if request.invert:
-            raise ScscoError("there is no mask to invert: give one, or leave it as it is")
-        return None
+        found = self._has_own(request)
+        mask = _difference(before, image, folder) if found else self.mask(request, before, folder)
+        return Edit(image, before, mask, found, settings)
 
     def mask(self, request: Request, image: Path, folder: Path) -> Path:
         """The mask's file; a painted one is written to `folder` in the size of its picture."""
@@ -137,6 +133,13 @@ class Desk:
         self.check_pixels(path)
         return Path(path)
 
+    def _has_own(self, request: Request) -> bool:
+        """Whether the picture itself tells the mask."""
+        own = request.source == OWN[request.way]
+        if own and request.invert:
+            raise ScscoError("there is no mask to invert: give one, or leave it as it is")
+        return own
+
     def _check_background(self, image: Path, request: Request, mask: Path | None) -> None:
         """Refuse a cut-out as a composite: it hides one colour only, and no mask leaves something visible around it.
 
@@ -156,6 +159,21 @@ class Desk:
             f"{image}: behind its transparency there is only one colour ({colour}), so this is a cut-out and no "
             f'composite; go to "{TITLES["cutout"]}", and give its background'
         )
+
+
+def _difference(before: Path, after: Path, folder: Path) -> Path:
+    """The file of the mask of where two pictures differ. It is looked for once: that takes longer than harmonizing."""
+    old, new = read_picture(before).rgb, read_picture(after).rgb
+    if old.shape != new.shape:
+        sizes = [f"{rgb.shape[1]}x{rgb.shape[0]}" for rgb in (new, old)]
+        raise ScscoError(f"{after}: is {sizes[0]} but the picture before the edit is {sizes[1]}; give it in that size")
+    mask = changed_mask(old, new)
+    if mask.min() == mask.max():
+        differ = "everywhere" if mask.any() else "nowhere"
+        raise ScscoError(f"the pictures before and after the edit differ {differ}; give the mask of the edit")
+    path = folder / "mask of the edit.png"
+    Image.fromarray(np.rint(mask * 255).astype(np.uint8)).save(path)
+    return path
 
 
 def _size(path: Path) -> tuple[int, int]:

@@ -51,8 +51,8 @@ def cutout(pictures: Path, **others: Any) -> Request:
 
 
 def edit(pictures: Path, **others: Any) -> Request:
-    paths = str(pictures / "edited.png"), str(pictures / "cat.png")
-    return Request("edit", *paths, **{"source": OWN["edit"], **others})
+    paths = {"image": str(pictures / "edited.png"), "under": str(pictures / "cat.png")}
+    return Request("edit", **{**paths, "source": OWN["edit"], **others})
 
 
 def run(actions: Actions, request: Request, strength: float = 1, keep: str = NOTHING) -> Shown:
@@ -238,10 +238,23 @@ def test_masks_of_files_are_refused_as_elsewhere(actions: Actions, pictures: Pat
     with pytest.raises(sf.ScscoError, match="the mask is 220x140"):
         run(actions, composite(pictures, "cut.png"))
     with pytest.raises(sf.ScscoError, match="differ nowhere"):
-        run(actions, Request("edit", str(pictures / "cat.png"), str(pictures / "cat.png"), source=OWN["edit"]))
+        run(actions, edit(pictures, image=str(pictures / "cat.png")))
+    with pytest.raises(sf.ScscoError, match=r"field.png: is 320x240 but the picture before the edit is 220x150"):
+        run(actions, edit(pictures, image=str(pictures / "field.png")))
     assert not list(actions.results.iterdir())  # nothing is left of what failed
     run(actions, composite(pictures, "inverted.png"))
     assert [line[:15] for line in said] == ["the mask covers"]
+
+
+def test_an_edit_of_most_of_a_picture_is_no_inverted_mask(
+    actions: Actions, pictures: Path, tmp_path: Path, said: list[str]
+) -> None:
+    edited = np.array(Image.open(pictures / "cat.png"))
+    edited[:130] //= 2
+    Image.fromarray(edited).save(tmp_path / "edited.png")
+    now = run(actions, edit(pictures, image=str(tmp_path / "edited.png")))
+    assert (now.weight > 0.5).mean() > 0.6
+    assert not said
 
 
 def test_a_result_without_change_is_said_once(actions: Actions, pictures: Path, said: list[str]) -> None:
