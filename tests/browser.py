@@ -235,13 +235,13 @@ class Page:
         return text
 
     def screenshot(self, output: Path) -> None:
-        """Of the whole page, with 256 colours."""
+        """Of the whole page, with 192 colours."""
         time.sleep(1)  # for the toolbars to fade
         size = self.driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
         whole = {"captureBeyondViewport": True, "clip": {**size, "scale": 1}}
         shot = self.driver.execute_cdp_cmd("Page.captureScreenshot", whole)
         picture = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
-        palette = picture.quantize(256, kmeans=1)
+        palette = picture.quantize(192, kmeans=1)
         picture.quantize(palette=palette).save(output, optimize=True)  # with a palette it is dithered
 
     def requests(self) -> set[str]:

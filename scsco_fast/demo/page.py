@@ -1,6 +1,8 @@
 """How the page is laid out, and what happens when something in it is used."""
 
 import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +10,7 @@ from typing import Any, NamedTuple
 from scsco_fast.data.salient import Saliency
 from scsco_fast.demo.actions import Actions, Shown, forget
 from scsco_fast.demo.attention import attention_levels
-from scsco_fast.demo.fields import MaskFields, mask_fields, picture, said, warn
+from scsco_fast.demo.fields import MaskFields, mask_fields, on, picture, said, warn
 from scsco_fast.demo.requests import FIND, KEEP, TITLES, Request, Way
 from scsco_fast.demo.samples import sample_composites, sample_cutouts, sample_edits
 from scsco_fast.demo.stage import SCRIPT, TEMPLATE
@@ -170,7 +172,11 @@ class _Wiring:
         ways: list[WayFields],
     ) -> None:
         self.actions, self.levels, self.shown, self.result, self.ways = actions, levels, shown, result, ways
-        self.said = partial(said, folder=folder)
+        self.said, self.worker = partial(said, folder=folder), ThreadPoolExecutor(1)
+
+    def alone(self, action: Callable[..., Any]) -> Callable[..., Any]:
+        """The action in the page's one thread, and with what it says shown."""
+        return self.said(on(self.worker, action))
 
     def connect(self) -> None:
         import gradio as gr
@@ -186,8 +192,8 @@ class _Wiring:
             return self.actions.look(now, self.levels.get(at), None)[0]
 
         point = [self.shown, result.level]
-        result.attention.select(self.said(look), point, [result.attention, self.shown], **_PRIVATE)
-        result.level.input(self.said(look_again), point, result.attention, **_PRIVATE)
+        result.attention.select(self.alone(look), point, [result.attention, self.shown], **_PRIVATE)
+        result.level.input(self.alone(look_again), point, result.attention, **_PRIVATE)
         self._connect_strength()
 
     def _connect_way(self, way: WayFields) -> None:
@@ -215,14 +221,14 @@ class _Wiring:
             return now, previews, attention, _ready(now), _later()
 
         painted = way.under if way.way == "edit" else way.image
-        painted.change(self.said(canvas), [painted, way.mask.source], way.mask.painted, **_PRIVATE)
-        way.mask.source.input(self.said(found), [painted, way.mask.source], way.mask.painted, **_PRIVATE)
+        painted.change(self.alone(canvas), [painted, way.mask.source], way.mask.painted, **_PRIVATE)
+        way.mask.source.input(self.alone(found), [painted, way.mask.source], way.mask.painted, **_PRIVATE)
         if way.stage is not None:
             events = [field.change for field in (way.image, way.under, *way.mask)]
-            gr.on(events, self.said(stage), set(given), way.stage, trigger_mode="always_last", **_PRIVATE)
+            gr.on(events, self.alone(stage), set(given), way.stage, trigger_mode="always_last", **_PRIVATE)
         inputs = {*given, result.strength, result.keep, result.level, self.shown}
         outputs = [self.shown, result.slider, result.attention, result.download, result.layer]
-        done = way.start.click(self.said(run), inputs, outputs, **_PRIVATE)
+        done = way.start.click(self.alone(run), inputs, outputs, **_PRIVATE)
         done.success(None, js=_TO_RESULT, **_PRIVATE)
         self._then_layer(done)
 
@@ -244,14 +250,14 @@ class _Wiring:
             return now, previews, _ready(now)
 
         inputs = [self.shown, result.strength, result.keep]
-        # A queue of its own: a preview need not wait for the full size that is being computed.
+        # Neither in the page's queue nor in its thread: a preview need not wait for the full size.
         changed = gr.on(
             [result.strength.input, result.keep.input], self.said(adjust), inputs,
             [result.slider, result.download, result.layer], trigger_mode="always_last", show_progress="hidden",
             concurrency_id="adjust", concurrency_limit=1, **_PRIVATE,
         )  # fmt: skip
         done = changed.success(
-            self.said(finish), inputs, [self.shown, result.slider, result.download], trigger_mode="always_last",
+            self.alone(finish), inputs, [self.shown, result.slider, result.download], trigger_mode="always_last",
             show_progress="hidden", **_PRIVATE,
         )  # fmt: skip
         self._then_layer(done)
@@ -264,7 +270,7 @@ class _Wiring:
             return _later() if path is None else gr.DownloadButton(value=str(path), interactive=True)
 
         event.success(
-            self.said(layer), self.shown, self.result.layer, trigger_mode="always_last", show_progress="hidden",
+            self.alone(layer), self.shown, self.result.layer, trigger_mode="always_last", show_progress="hidden",
             **_PRIVATE,
         )  # fmt: skip
 

@@ -39,8 +39,8 @@ def sample_composites(folder: Path) -> list[list[str]]:
     """Files of composites and their masks: the same object, as if it came from under another light."""
     pairs = []
     for name, photograph, outline, gains in (
-        ("cup", "coffee.png", CUP, (0.62, 0.92, 1.75)),
-        ("cat", "chelsea.png", CAT, (1.28, 0.93, 0.55)),
+        ("cup", "coffee.png", CUP, (0.75, 0.95, 1.4)),
+        ("cat", "chelsea.png", CAT, (1.2, 0.95, 0.7)),
     ):
         picture = _photograph(photograph)
         mask = _drawn(outline, picture.size)

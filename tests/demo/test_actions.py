@@ -1,8 +1,11 @@
 """What the page computes and refuses, without a browser."""
 
 import base64
+import contextvars
 import io
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from scsco_fast.data.masks import read_mask
 from scsco_fast.data.salient import SIDE
 from scsco_fast.demo.actions import Actions, Shown
 from scsco_fast.demo.attention import attention_picture
-from scsco_fast.demo.fields import in_the_page
+from scsco_fast.demo.fields import in_the_page, on
 from scsco_fast.demo.painting import painting_value, read_painted
 from scsco_fast.demo.requests import FIND, OWN, PAINT, Request
 from scsco_fast.demo.samples import sample_composites, sample_cutouts, sample_edits
@@ -274,6 +277,20 @@ def test_a_layer_that_cannot_be_is_said(actions: Actions, pictures: Path, tmp_pa
     assert actions.layer(now) is None
     assert len(said) == 1
     assert said[0].startswith(f"there is no layer: {tmp_path / 'deep.png'}: ")
+
+
+def test_all_is_done_in_one_thread_that_knows_the_visitor() -> None:
+    visitor: contextvars.ContextVar[str] = contextvars.ContextVar("visitor")
+    action = on(ThreadPoolExecutor(1), lambda _: (threading.get_ident(), visitor.get()))
+
+    def visit(name: str) -> tuple[int, str]:
+        visitor.set(name)
+        return action(None)
+
+    with ThreadPoolExecutor(2) as visitors:
+        answers = list(visitors.map(visit, "ab"))
+    assert [name for _, name in answers] == ["a", "b"]
+    assert len({thread for thread, _ in answers}) == 1
 
 
 def test_messages_are_in_the_words_of_the_page(tmp_path: Path) -> None:

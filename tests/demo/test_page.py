@@ -195,9 +195,15 @@ def test_a_painted_mask(page: browser.Page, pictures: Path) -> None:
 def test_what_cannot_be_used_is_said_in_the_page(page: browser.Page, pictures: Path, tmp_path: Path) -> None:
     (tmp_path / "note.png").write_text("no picture")
     page.upload("composite", pictures / "cat.png")
-    page.choose("source", PAINT)  # a field that was hidden is still opened by this project's readers alone
+    page.choose("source", PAINT)
+    page.idle()
     page.choose("source", UPLOAD)
     page.until("the field for the mask", lambda: any(field.is_displayed() for field in page.all("#mask")))
+    page.upload(
+        "mask", tmp_path / "note.png"
+    )  # hidden before: gradio must not open it
+    page.click("#start")
+    assert "note.png: not a picture of a known format" in page.message("note.png")
     page.upload("mask", pictures / "cut.png")
     page.click("#start")
     text = page.message("the mask is")
