@@ -75,19 +75,24 @@ class Desk:
         Raises:
             ScscoError: something is missing, too large, or cannot be read.
         """
-        settings = self.settings(request, strength, keep)
-        if request.way == "composite":
-            image = self._given(request.image, "composite", "upload one, or take a sample picture")
-            self._check_background(image, request, None)
-            mask = self.mask(request, image, folder)
-            self._check_background(image, request, mask)
-            return Composite(image, mask, settings)
-        if request.way == "cutout":
-            image = self._given(request.image, "cut-out", "upload one with transparency, or any picture and its mask")
-            background = self._given(request.under, "background", "upload the picture that the cut-out is laid on")
-            at, scale = read_place(request.place)
-            mask = None if self._has_own(request) else self.mask(request, image, folder)
-            return CutOut(image, background, mask, settings, at, scale)
+        make = {"composite": self._composite, "cutout": self._cutout, "edit": self._edit}[request.way]
+        return make(request, self.settings(request, strength, keep), folder)
+
+    def _composite(self, request: Request, settings: Settings, folder: Path) -> Job:
+        image = self._given(request.image, "composite", "upload one, or take a sample picture")
+        self._check_background(image, request, None)
+        mask = self.mask(request, image, folder)
+        self._check_background(image, request, mask)
+        return Composite(image, mask, settings)
+
+    def _cutout(self, request: Request, settings: Settings, folder: Path) -> Job:
+        image = self._given(request.image, "cut-out", "upload one with transparency, or any picture and its mask")
+        background = self._given(request.under, "background", "upload the picture that the cut-out is laid on")
+        at, scale = read_place(request.place)
+        mask = None if self._has_own(request) else self.mask(request, image, folder)
+        return CutOut(image, background, mask, settings, at, scale)
+
+    def _edit(self, request: Request, settings: Settings, folder: Path) -> Job:
         before = self._given(request.under, "picture before the edit", "upload it")
         image = self._given(request.image, "picture after the edit", "upload it")
         found = self._has_own(request)

@@ -199,9 +199,7 @@ def test_what_cannot_be_used_is_said_in_the_page(page: browser.Page, pictures: P
     page.idle()
     page.choose("source", UPLOAD)
     page.until("the field for the mask", lambda: any(field.is_displayed() for field in page.all("#mask")))
-    page.upload(
-        "mask", tmp_path / "note.png"
-    )  # hidden before: gradio must not open it
+    page.upload("mask", tmp_path / "note.png")  # hidden before: gradio must not open it
     page.click("#start")
     assert "note.png: not a picture of a known format" in page.message("note.png")
     page.upload("mask", pictures / "cut.png")
