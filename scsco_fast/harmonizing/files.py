@@ -142,7 +142,7 @@ def harmonize_file(
     """
     settings = settings or Settings()
     target = _target(output_path, image_path, mask_path)
-    picture = _read(image_path, settings.max_pixels)
+    picture = _read(image_path, settings.max_pixels, layer)
     pixels, alpha = picture.pixels, None
     if mask_path is not None:
         mask = _read_mask(mask_path, picture, settings)
@@ -190,7 +190,8 @@ def harmonize_cutout_file(
     """
     settings = settings or Settings()
     target = _target(output_path, foreground_path, background_path, mask_path)
-    front, behind = (_read(path, settings.max_pixels) for path in (foreground_path, background_path))
+    front = _read(foreground_path, settings.max_pixels)
+    behind = _read(background_path, settings.max_pixels, layer)
     mask = None if mask_path is None else _read_mask(mask_path, front, settings)
     if mask is not None and settings.invert_mask:
         mask = 1 - mask
@@ -227,7 +228,8 @@ def harmonize_edit_file(
     """
     settings = settings or Settings()
     target = _target(output_path, before_path, after_path, mask_path)
-    before, after = (_read(path, settings.max_pixels) for path in (before_path, after_path))
+    before = _read(before_path, settings.max_pixels, layer)
+    after = _read(after_path, settings.max_pixels)
     mask = None if mask_path is None else _read_mask(mask_path, before, settings)
     if mask is not None and mask_path is not None:
         mask = 1 - mask if settings.invert_mask else mask
@@ -272,12 +274,17 @@ class _File(NamedTuple):
         return self.pixels.size if self.deep is None else (self.pixels.shape[1], self.pixels.shape[0])
 
 
-def _read(path: str | Path, max_pixels: int) -> _File:
+def _read(path: str | Path, max_pixels: int, layer: bool = False) -> _File:
+    """The file; 16-bit grey as an array too where a layer is made of it, which is colour."""
     try:
-        return _File(path, read_image(path, max_pixels), None)
+        image = read_image(path, max_pixels)
     except DeepColorError:
         deep = read_deep(path, max_pixels)
         return _File(path, deep.pixels, deep)
+    if layer and image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.uint16)[..., None]
+        return _File(path, grey, DeepPicture(grey, image.info.get("icc_profile"), image.info.get("exif")))
+    return _File(path, image, None)
 
 
 def _write(result: Any, like: _File, target: Path) -> None:

@@ -3,10 +3,7 @@
 import warnings
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from scsco_fast.data.masks import mask_of
 from scsco_fast.errors import ScscoError
@@ -82,15 +79,18 @@ def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
     result = np.zeros_like(mask)
     (top, bottom), (left, right) = bounds(mask)
     reach = np.s_[max(0, top - pixels) : bottom + pixels, max(0, left - pixels) : right + pixels]
-    wide = _largest(torch.from_numpy(np.ascontiguousarray(mask[reach]))[None, None], pixels, 0)
-    result[reach] = _largest(wide, 0, pixels)[0, 0].numpy()
+    result[reach] = _largest(_largest(mask[reach], pixels).T, pixels).T
     return result
 
 
-def _largest(x: Tensor, rows: int, columns: int) -> Tensor:
-    """Maximum over a window, in steps that max_pool2d's padding of half a window allows."""
-    window = (2 * rows + 1, 2 * columns + 1)
-    return F.max_pool2d(x, window, stride=1, padding=(rows, columns))
+def _largest(values: np.ndarray, pixels: int) -> np.ndarray:
+    """The largest of 2 pixels + 1 rows around each. Windows are doubled: the time grows with their logarithm."""
+    padded = np.pad(values, ((pixels, pixels), (0, 0)))
+    width, wanted = 1, 2 * pixels + 1
+    while width < wanted:
+        step = min(width, wanted - width)
+        padded, width = np.maximum(padded[:-step], padded[step:]), width + step
+    return padded
 
 
 def check_regions(weight: np.ndarray, valid: np.ndarray | None, stacklevel: int) -> bool:

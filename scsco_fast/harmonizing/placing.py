@@ -155,8 +155,11 @@ def changed_mask(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """
     difference = (unit_rgb(before) - unit_rgb(after)).abs().amax(dim=0)  # (H, W)
     reach = max(1, round(_REACH * max(difference.shape)))
-    window = (2 * reach + 1, 2 * reach + 1)
-    mean = F.avg_pool2d(difference[None, None], window, stride=1, padding=reach, count_include_pad=False)[0, 0]
+    mean = difference[None, None]
+    for window in ((2 * reach + 1, 1), (1, 2 * reach + 1)):
+        padding = (window[0] // 2, window[1] // 2)
+        mean = F.avg_pool2d(mean, window, stride=1, padding=padding, count_include_pad=False)
+    mean = mean[0, 0]
     bound = min(max(_LEAST_CHANGE, _TIMES_NOISE * float(mean.median())), _MOST_NOISE)
     closed = grown(grown((mean > bound).float().numpy(), 2 * reach), -2 * reach)
     return np.where((difference > bound).numpy(), closed, grown(closed, -reach))

@@ -439,6 +439,24 @@ def test_a_cut_out_on_sixteen_bits(cut: Path, folder: Path, pixels: np.ndarray, 
     assert (written != deep).any()
 
 
+def test_layers_of_sixteen_bit_grey(
+    cut: Path, folder: Path, pixels: np.ndarray, mask: np.ndarray, small_model: HarmonizationUNet
+) -> None:
+    grey = pixels[..., 0].astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "images/a.png")
+    Image.fromarray(np.where(mask, grey // 2, grey).astype(np.uint16)).save(folder / "after.png")
+    image, layer = folder / "images/a.png", {"layer": True}
+    harmonize_file(image, folder / "masks/a.png", folder / "b.png", small_model, **layer)
+    wanted = harmonize(grey, mask, small_model, layer=True)
+    assert np.array_equal(read_deep(folder / "b.png", 10**6).pixels, wanted)
+    for write, first, second in (
+        (harmonize_cutout_file, cut, image),
+        (harmonize_edit_file, image, folder / "after.png"),
+    ):
+        write(first, second, None, folder / "c.png", small_model, **layer)
+        assert read_deep(folder / "c.png", 10**6).pixels.shape == (*SIZE, 4)
+
+
 def test_the_background_of_a_cut_out_keeps_its_profile(
     cut: Path, folder: Path, pixels: np.ndarray, small_model: HarmonizationUNet
 ) -> None:
