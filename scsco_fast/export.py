@@ -23,7 +23,6 @@ from typing import Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._higher_order_ops import scan
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
@@ -42,6 +41,9 @@ SIZES = {0: "batch", 2: "height", 3: "width"}  # the axes that are free
 LARGEST = 1 << 14  # batch, height and width: the exporter wants a bound
 INPUTS, OUTPUT = ("composite", "mask"), "output"
 
+# The operations themselves. `torch.cond` and its like have dynamo trace the functions that they are given, and dynamo
+# remembers: a network exported after others had been compiled by the same process refused batches of one picture.
+_scan, _cond = torch.ops.higher_order.scan, torch.ops.higher_order.cond
 _EXAMPLE = (2, 70, 100)  # batch, height, width: none of them 1, which the exporter would keep for good
 
 
@@ -177,25 +179,25 @@ def _attention(query: Tensor, key: Tensor, bias: Tensor, value: Tensor, level: R
     busy = (starts < level.counts[:, :1]).flatten()  # (steps,)
     image = (torch.arange(query.shape[0], device=query.device)[:, None] + torch.zeros_like(starts)).flatten()
 
-    def step(carry: Tensor, given: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        of_block, has_foreground, of_image = given
-        operands = (of_block, of_image, key, bias, value)
-        return carry.clone(), torch.cond(has_foreground, _attend, _attend_not, operands)
-
-    nothing = query.new_zeros(())  # `scan` wants something to carry
-    _, found = scan(step, nothing, (blocks, busy, image))  # (steps, BLOCK, M)
+    nothing = query.new_zeros(())  # a scan wants something to carry
+    _, found = _scan(_step, [nothing], [blocks, busy, image], [key, bias, value])  # (steps, BLOCK, M)
     found = found.reshape(query.shape[0], -1, value.shape[2])
     return torch.zeros_like(value).scatter(1, order.expand(-1, -1, value.shape[2]), found)
 
 
-def _attend(query: Tensor, image: Tensor, key: Tensor, bias: Tensor, value: Tensor) -> Tensor:
+def _step(carry: Tensor, query: Tensor, has_foreground: Tensor, *operands: Tensor) -> list[Tensor]:
+    (found,) = _cond(has_foreground, _attend, _attend_not, (query, *operands))
+    return [carry.clone(), found]
+
+
+def _attend(query: Tensor, image: Tensor, key: Tensor, bias: Tensor, value: Tensor) -> tuple[Tensor]:
     """(BLOCK, M) for queries (BLOCK, D) of one image, whose number is a tensor without axes."""
     k, b, v = (of_all.index_select(0, image.reshape(1)).squeeze(0) for of_all in (key, bias, value))
-    return torch.softmax(query @ k + b, dim=1) @ v
+    return (torch.softmax(query @ k + b, dim=1) @ v,)
 
 
-def _attend_not(query: Tensor, image: Tensor, key: Tensor, bias: Tensor, value: Tensor) -> Tensor:
-    return query.new_zeros((query.shape[0], value.shape[2]))
+def _attend_not(query: Tensor, image: Tensor, key: Tensor, bias: Tensor, value: Tensor) -> tuple[Tensor]:
+    return (query.new_zeros((query.shape[0], value.shape[2])),)
 
 
 Writer = Callable[[torch.export.ExportedProgram, Path, int], None]

@@ -80,6 +80,16 @@ def test_no_tensor_holds_a_number_for_every_pair_of_pixels() -> None:
     assert max(value.numel() for value in values if isinstance(value, Tensor)) == export.BLOCK * pixels < pixels**2 / 8
 
 
+def test_exporting_remembers_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo, which `torch.compile` calls, decides by what the process has compiled before."""
+
+    def compiled(*arguments: object, **options: object) -> None:
+        raise AssertionError("something was compiled")
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    export.export_program(make(norm="bain"), (32, 32))
+
+
 def test_blocks_without_foreground_are_not_computed(
     program: torch.export.ExportedProgram, model: sf.HarmonizationUNet
 ) -> None:
