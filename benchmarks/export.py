@@ -4,10 +4,10 @@
     python -m benchmarks.export --smoke          # a small picture: does the program work?
 
 Every case runs in a process of its own that loads the file, with nothing of this project and, for ONNX, nothing of
-torch. `seconds` is the median of the repetitions after a first call, `peak_mib` the most memory that the process ever
-held, Python and the runtime included, of which `base_mib` was held after loading. A process may take 85 % of the memory
-that was free before it, so that a dense attention does not end others; a case that needs more has no time, and its
-`note` says so.
+torch. `seconds` is the fastest of the repetitions after a first call, for others may use the machine as well; `peak_mib`
+is the most memory that the process ever held, Python and the runtime included, of which `base_mib` was held after
+loading. A process may take 85 % of the memory that was free before it, so that a dense attention does not end others; a
+case that needs more has no time, and its `note` says so.
 
 The picture is noise, the mask a disc over 20 % of it. `compact` and `compact-free` are the models in the package,
 `bain` is a network of base width 16 and 5 levels with `norm="bain"` and random weights. Rows are added to FILE, so that
@@ -19,7 +19,6 @@ import csv
 import itertools
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -79,7 +78,7 @@ def measure(path: Path, format: str, size: int, repeats: int) -> dict[str, float
         start = time.perf_counter()
         run(composite, mask)
         seconds.append(time.perf_counter() - start)
-    return {"seconds": statistics.median(seconds), "load": loaded, "peak_mib": resident("VmHWM"), "base_mib": base}
+    return {"seconds": min(seconds), "load": loaded, "peak_mib": resident("VmHWM"), "base_mib": base}
 
 
 def load(path: Path, format: str) -> Run:
@@ -187,7 +186,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--csv", type=Path, help="add the rows to this file")
     parser.add_argument("--smoke", action="store_true", help="a small picture, one network")
-    parser.add_argument("--repeats", type=int, default=3, help="repetitions in each process")
+    parser.add_argument("--repeats", type=int, default=5, help="repetitions in each process")
     parser.add_argument("--networks", nargs="+", default=NETWORKS, choices=NETWORKS)
     parser.add_argument("--formats", nargs="+", default=FORMATS, choices=FORMATS)
     parser.add_argument("--sizes", nargs="+", default=SIZES, type=int, help="sides of the pictures in pixels")
