@@ -4,7 +4,7 @@
     python -m benchmarks.export --smoke          # a small picture: does the program work?
 
 Every case runs in a process of its own that loads the file, with nothing of this project and, for ONNX, nothing of
-torch. `seconds` is the fastest of the repetitions after a first call, for others may use the machine as well; `peak_mib`
+torch. `seconds` is the fastest of the repetitions after a first call, as others may use the machine too; `peak_mib`
 is the most memory that the process ever held, Python and the runtime included, of which `base_mib` was held after
 loading. A process may take 85 % of the memory that was free before it, so that a dense attention does not end others; a
 case that needs more has no time, and its `note` says so.
