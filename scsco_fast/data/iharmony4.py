@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from scsco_fast.data.images import image_to_tensor, read_picture
 from scsco_fast.data.layouts import Member, find_layout
-from scsco_fast.data.masks import binary_mask, read_mask
+from scsco_fast.data.masks import binary_mask, check_two_sided, read_mask
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 
@@ -128,15 +128,8 @@ def read_composite(member: Member) -> tuple[np.ndarray, np.ndarray]:
     composite = read_picture(member.composite).rgb
     height, width = composite.shape[:2]
     soft = read_mask(member.mask, size=(height, width))
-    mask = binary_mask(soft)
-    if not mask.any():
-        raise ScscoError(
-            f"{member.mask}: the mask is empty (its largest grey value is {soft.max() * 255:.0f}, "
-            "foreground is above 127)"
-        )
-    if mask.all():
-        raise ScscoError(f"{member.mask}: the mask is full, no background is left")
-    return composite, mask
+    check_two_sided(soft, member.mask)
+    return composite, binary_mask(soft)
 
 
 def check_real_size(real: Path, size: tuple[int, ...], wanted: tuple[int, ...]) -> None:

@@ -96,6 +96,18 @@ def one_sided(coverage: float) -> str | None:
     )
 
 
+def check_two_sided(mask: np.ndarray, path: str | os.PathLike[str]) -> None:
+    """Refuse a mask in [0, 1], read from `path`, without foreground or without background.
+
+    Raises:
+        ScscoError: in one line, with the largest value of an empty mask.
+    """
+    reason = one_sided(float(binary_mask(mask).mean(dtype=np.float64)))
+    if reason is not None:
+        largest = f" (the largest is {round(float(mask.max()) * 255)})" if mask.max() <= THRESHOLD else ""
+        raise ScscoError(f"{os.fspath(path)}: {reason}{largest}; white is the foreground, black is the background")
+
+
 def _unit(grey: Image.Image) -> np.ndarray:
     """(H, W) float32 in [0, 1] of 8 bits."""
     return _zeros_and_ones(np.asarray(grey, dtype=np.float32) / 255, 255)

@@ -15,14 +15,13 @@ from PIL import Image
 from scsco_fast.data.avif_heic import AVIF_SUFFIX, bits_of, check_written
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import is_high_depth, open_upright, read_picture, stored_orientation
-from scsco_fast.data.masks import binary_mask, one_sided, read_mask
+from scsco_fast.data.masks import check_two_sided, read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import check_writable, replacing
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize, has_transparency
 from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.regions import THRESHOLD
 from scsco_fast.strips import write_strip
 
 # Standard deviation, of 255, of the colours behind an alpha channel: a removed background is less than this.
@@ -153,7 +152,7 @@ def harmonize_file(
         raise ScscoError(f"{image_path}: the alpha channel of 16-bit colour is not read as a mask; give a mask file")
     if settings.invert_mask:
         mask = 1 - mask
-    _check_mask(mask, image_path if mask_path is None else mask_path)
+    check_two_sided(mask, image_path if mask_path is None else mask_path)
     _check_deep(picture, target)
     with _naming(image_path):
         result = harmonize(pixels, mask, model, layer=layer, **_options(settings))
@@ -233,7 +232,7 @@ def harmonize_edit_file(
     mask = None if mask_path is None else _read_mask(mask_path, before, settings)
     if mask is not None and mask_path is not None:
         mask = 1 - mask if settings.invert_mask else mask
-        _check_mask(mask, mask_path)
+        check_two_sided(mask, mask_path)
     _check_deep(before, target)
     with _naming(after_path):
         result = harmonize(after.pixels, mask, model, before=before.pixels, layer=layer, **_options(settings))
@@ -396,13 +395,6 @@ def _opaque(image: Image.Image) -> Image.Image:
     opaque = image.convert("LA" if grey else "RGBA").convert("L" if grey else "RGB")
     opaque.info.pop("transparency", None)
     return opaque
-
-
-def _check_mask(mask: np.ndarray, path: str | Path) -> None:
-    reason = one_sided(float(binary_mask(mask).mean(dtype=np.float64)))
-    if reason is not None:
-        largest = f" (the largest is {round(float(mask.max()) * 255)})" if mask.max() <= THRESHOLD else ""
-        raise ScscoError(f"{path}: {reason}{largest}; white is the foreground, black is the background")
 
 
 def _is_deep_colour(opened: Image.Image) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import scsco_fast as sf
+from scsco_fast.data.deep_color import read_deep
 from scsco_fast.data.masks import read_mask
 from scsco_fast.data.salient import SIDE
 from scsco_fast.demo.actions import Actions, Shown
@@ -270,13 +271,22 @@ def test_a_result_without_change_is_said_once(actions: Actions, pictures: Path, 
     assert len(said) == 1
 
 
-def test_a_layer_that_cannot_be_is_said(actions: Actions, pictures: Path, tmp_path: Path, said: list[str]) -> None:
+def test_a_layer_that_cannot_be_written_is_said(actions: Actions, pictures: Path, said: list[str]) -> None:
+    now = run(actions, composite(pictures))
+    said.clear()
+    path = now.result.with_name(f"{now.job.image.stem}_layer.png")
+    path.mkdir()
+    assert actions.layer(now) is None
+    assert [line.split(" (")[0] for line in said] == [f"there is no layer: {path}: cannot be written"]
+
+
+def test_a_layer_of_sixteen_bit_grey(actions: Actions, pictures: Path, tmp_path: Path) -> None:
     deep = np.asarray(Image.open(pictures / "cat.png").convert("L")).astype(np.uint16) * 257
     Image.fromarray(deep).save(tmp_path / "deep.png")
     now = run(actions, Request("composite", str(tmp_path / "deep.png"), uploaded=str(pictures / "mask.png")))
-    assert actions.layer(now) is None
-    assert len(said) == 1
-    assert said[0].startswith(f"there is no layer: {tmp_path / 'deep.png'}: ")
+    layer = actions.layer(now)
+    assert layer is not None
+    assert read_deep(layer, 10**6).pixels.shape == (*deep.shape, 4)
 
 
 def test_all_is_done_in_one_thread_that_knows_the_visitor() -> None:
