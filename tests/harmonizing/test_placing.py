@@ -239,6 +239,32 @@ def test_the_mask_of_an_edit_is_found(amount: int) -> None:
     assert np.array_equal(changed_mask(before, after), inside)
 
 
+def test_gaps_in_an_edit_are_closed_and_wide_ones_are_not() -> None:
+    before = picture(150, 200)
+    after, inside = edited(before, 50)
+    after[75:77], after[:, 90:115] = before[75:77], before[:, 90:115]  # a thin and a wide stripe that were not changed
+    found = changed_mask(before, after) > 0
+    assert found[75:77][inside[75:77]].mean() > 0.7
+    assert not found[:, 95:110].any()
+
+
+def test_an_edit_of_a_few_levels_is_found_and_rounding_is_not() -> None:
+    before = picture(150, 200)
+    after, inside = edited(before, 12)
+    assert (changed_mask(before, after) > 0)[inside].mean() > 0.99
+    rounded, _ = edited(before, 2)
+    assert not changed_mask(before, rounded).any()
+
+
+@pytest.mark.parametrize("scale", [0.25, 0.5])
+def test_a_cut_out_is_reduced_without_aliasing(scale: float) -> None:
+    """A checkerboard of single pixels becomes its mean; taking the nearest pixel would leave black or white."""
+    board = np.indices((80, 80)).sum(axis=0) % 2 * np.ones((3, 1, 1))
+    colours = np.moveaxis(board, 0, 2).astype(np.float32)
+    layer = place(colours, np.ones((80, 80), np.float32), (200, 200), None, scale)
+    assert np.abs(layer.colours[2:-2, 2:-2] - 0.5).max() < 0.01
+
+
 @pytest.mark.parametrize("quality", [95, 80])
 def test_jpeg_does_not_hide_an_edit(quality: int) -> None:
     before = np.asarray(Image.fromarray(picture(150, 200)).resize((400, 300), Image.Resampling.BICUBIC))
