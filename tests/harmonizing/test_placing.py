@@ -9,6 +9,7 @@ from PIL import Image
 from stand_ins import Recolour, Shift, disc, picture
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.harmonizing.masks import CoverageWarning
 from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
 from scsco_fast.harmonizing.placing import Layer, canvas, changed_mask, over, place
 
@@ -309,3 +310,30 @@ def test_an_edit_that_the_network_leaves_says_so() -> None:
     with pytest.warns(UnchangedWarning, match="no pixel was changed"):
         result = harmonize(after, inside, NOTHING, before=before)
     assert np.array_equal(result, after)
+
+
+def test_an_edit_takes_the_masks_options() -> None:
+    before = picture(80, 100)
+    after, inside = edited(before, 50)
+    areas = [
+        int((harmonize(after, inside, SHIFT, before=before, grow_mask=pixels, layer=True)[..., 3] > 0).sum())
+        for pixels in (-3, 0, 3)
+    ]
+    assert areas[0] < areas[1] == inside.sum() < areas[2]
+    with pytest.warns(CoverageWarning, match="--invert-mask"):
+        harmonize(after, ~inside, SHIFT, before=before)
+
+
+def test_a_mask_is_multiplied_with_the_cut_outs_alpha() -> None:
+    mask = np.zeros((40, 50), np.float32)
+    mask[:, :25] = 0.5
+    layer = harmonize(cut_out(), mask, SHIFT, background=picture(100, 120), at=(7, 5), layer=True)
+    assert np.abs(layer[5:45, 7:57, 3] - mask * cut_out()[..., 3]).max() <= 0.5 + 1e-4
+
+
+@pytest.mark.parametrize("way", ["composite", "cut-out"])
+def test_a_layer_without_a_change_says_so(way: str) -> None:
+    given = {"background": picture(100, 120)} if way == "cut-out" else {"mask": disc(40, 50)}
+    image = cut_out() if way == "cut-out" else picture(40, 50)
+    with pytest.warns(UnchangedWarning, match="no pixel was changed"):
+        harmonize(image, model=NOTHING, layer=True, **given)  # type: ignore[arg-type]
