@@ -104,7 +104,7 @@ def save_pictures(folder: Path, width: int, height: int) -> None:
 
 
 def run(command: tuple[str, ...], folder: Path, codes: tuple[int, ...] = (0,)) -> tuple[float, float]:
-    """Seconds and peak MiB of a process; of several processes, of the largest."""
+    """Seconds and peak MiB of a process; processes that it starts count in the time only."""
     light = (sys.executable, "-I", "-S", "-c", LAUNCHER, *command)
     done = subprocess.run(light, cwd=folder, capture_output=True, text=True, check=True)
     code, seconds, peak = json.loads(done.stdout)
