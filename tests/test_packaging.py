@@ -36,6 +36,7 @@ ORDER = (
         "extras",
         "architecture",
         "files",
+        "locks",
         "reference",
         "kernels",
         "cuda",
@@ -56,7 +57,7 @@ TOP_LEVEL = {"torch", "numpy", "PIL", "scsco_fast"}
 # Not before they are used; and not before anything is computed.
 LAZY = (
     *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
-    *("h5py", "accelerate", "gradio", "onnx"),
+    *("h5py", "accelerate", "gradio", "onnx", "filelock"),
 )
 HEAVY = ("torch", "numpy", "PIL", *LAZY)
 
