@@ -18,18 +18,18 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # as 
 
 
 class _Held(threading.local):
-    """The folders that this thread has locked."""
+    """The locks that this thread has."""
 
     def __init__(self) -> None:
-        self.folders: set[str] = set()
+        self.locks: set[str] = set()
 
 
 _held = _Held()
 
 
 @contextmanager
-def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Keep others from writing to `folder` until the block ends.
+def writing(folder: str | os.PathLike[str], only: str | None = None) -> Iterator[None]:
+    """Keep others from writing to `folder`, or to one file of it, until the block ends.
 
     The folder is made if it is missing, and taken away again if the block leaves it empty. The lock is the operating
     system's: it goes with the process, so that a killed run locks nobody out. Nested blocks of one thread are one
@@ -39,9 +39,10 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Args:
         folder: what is written to. Those below it and above it are other folders.
+        only: name of the one file that is written to, in a folder where others may write to theirs.
 
     Raises:
-        ScscoError: another process or thread writes to the folder, or it cannot be written to.
+        ScscoError: another process or thread writes to the same, or it cannot be written to.
 
     Examples:
         >>> import tempfile
@@ -52,16 +53,20 @@ def writing(folder: str | os.PathLike[str]) -> Iterator[None]:
         ['a.txt']
     """
     folder = Path(folder)
-    key = os.path.realpath(folder)
-    if key in _held.folders:
+    lock = folder / (LOCK if only is None else f".{only}{LOCK}")
+    key = os.path.realpath(lock)
+    if key in _held.locks:
         yield
         return
-    with _made(folder), _locked(folder):
-        _held.folders.add(key)
+    what = f"{folder}: another run is writing to this folder; wait until it ends, or name another folder"
+    if only is not None:
+        what = f"{folder / only}: another run is writing to this file; wait until it ends, or name another file"
+    with _made(folder), _locked(lock, what):
+        _held.locks.add(key)
         try:
             yield
         finally:
-            _held.folders.discard(key)
+            _held.locks.discard(key)
 
 
 @contextmanager
@@ -80,22 +85,19 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(path: Path, refusal: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    path = folder / LOCK
     # filelock would otherwise fall back to a file whose mere presence locks, and a kill leaves that behind.
     lock = FileLock(path, timeout=_PATIENCE, fallback_to_soft=False)
     try:
         lock.acquire()
     except Timeout as error:
-        raise ScscoError(
-            f"{folder}: another run is writing to this folder; wait until it ends, or name another folder"
-        ) from error
+        raise ScscoError(refusal) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:
-            raise ScscoError(_unwritable(folder, error)) from error
-        _warn_once(folder)
+            raise ScscoError(_unwritable(path.parent, error)) from error
+        _warn_once(path.parent)
     try:
         yield
     finally:

@@ -85,6 +85,17 @@ def test_blocks_of_one_thread_are_one_and_another_thread_is_refused(tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+def test_one_file_of_a_folder_alone(tmp_path: Path) -> None:
+    with writing(tmp_path, "a.txt"):
+        with writing(tmp_path, "b.txt"), writing(tmp_path):
+            pass
+        command = [sys.executable, "-c", HOLDER.replace("sys.argv[1]", "sys.argv[1], 'a.txt'"), str(tmp_path)]
+        result = subprocess.run(command, input="", capture_output=True, text=True, check=False)
+    told = f"{tmp_path / 'a.txt'}: another run is writing to this file; wait until it ends, or name another file"
+    assert result.stderr.strip().endswith(told)
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_in_the_block_is_its_own_and_ends_the_lock(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="mine"), writing(tmp_path):
         raise OSError("mine")
