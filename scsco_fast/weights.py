@@ -180,8 +180,11 @@ def _check_kind(path: Path) -> None:
     if not path.is_file():
         names = " or ".join(SHIPPED_SHA256)
         raise ScscoError(f"{path}: no such file; wanted a model.safetensors (`scsco train` writes one), or {names}")
-    with path.open("rb") as file:
-        magic = file.read(4)
+    try:
+        with path.open("rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise ScscoError(f"{path}: cannot be read ({error.strerror}); check its permissions") from error
     if magic.startswith((b"PK\x03\x04", b"\x80\x02\x8a")):
         raise ScscoError(
             f"{path}: a training checkpoint or other pickle; pass the model.safetensors of its run instead"

@@ -1,5 +1,6 @@
 """Checkpoints: written whole or not at all, checked when read, and never read partially."""
 
+import pickle
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +50,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ScscoError(f"{path}: no such checkpoint") from error
     except ScscoError:
         raise
+    except pickle.UnpicklingError as error:  # its text recommends to run what the file holds
+        raise ScscoError(
+            f"{path}: holds more than numbers, text and tensors, such as code, which is never run; "
+            "use a checkpoint that scsco train wrote"
+        ) from error
     except Exception as error:  # a damaged archive fails in many ways: zip, pickle, storage sizes
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ScscoError(f"{path}: truncated or not a checkpoint ({reason}); use an older one") from error

@@ -69,8 +69,10 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
     text.write_text("hello")
     torch.save({"run": os.system}, code)
     for path in (weights, text, code, tmp_path / "missing.pt"):
-        with pytest.raises(ScscoError, match=path.name):
+        with pytest.raises(ScscoError, match=path.name) as error:
             checkpoint.load_checkpoint(path)
+        assert "weights_only" not in str(error.value)  # torch's advice is to run what the file holds
+        assert ("code, which is never run" in str(error.value)) == (path == code)
 
 
 def test_full_disk_leaves_the_older_checkpoint_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
