@@ -64,6 +64,11 @@ def check_writable(folder: Path) -> None:
         raise ScscoError(f"{folder}: cannot be written ({above} is read-only); name another folder")
 
 
+def is_same_path(one: str | Path, other: str | Path) -> bool:
+    """Whether two paths lead to the same place, whatever is there; a loop of links leads to itself."""
+    return os.path.realpath(one) == os.path.realpath(other)  # Path.resolve raises for a loop before Python 3.13
+
+
 def _is_alive(process: int) -> bool:
     try:
         os.kill(process, 0)

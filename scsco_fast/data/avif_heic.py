@@ -38,7 +38,7 @@ def formats_of(file: str | os.PathLike[str] | BinaryIO) -> tuple[str, ...]:
         ()
     """
     brands = _brands(_head(file))
-    named = "the picture" if hasattr(file, "read") else os.fspath(file)
+    named = getattr(file, "name", "the picture") if hasattr(file, "read") else os.fspath(file)
     if brands & _AVIF_BRANDS:
         _require_avif(f"{named}: this is an AVIF file, and")
         return ("AVIF",)

@@ -9,20 +9,23 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import open_unlimited
+from scsco_fast.data.images import open_unlimited, opened_picture, orientation_of
+from scsco_fast.data.metadata import MOST_PROFILE, kept_profile
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 
 SUFFIXES = (".png", ".tif", ".tiff")
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _CHANNELS = {2: 3, 4: 2, 6: 4}  # of a PNG's colour types: RGB, grey and alpha, RGBA
-_ORIENTATION = 0x0112
+_KEPT = (b"IHDR", b"IDAT", b"tRNS", b"iCCP", b"eXIf", b"IEND")
+_ORIENTATION, _PROFILE = 0x0112, 34675
 
 
 @dataclass(frozen=True)
@@ -37,22 +40,29 @@ class DeepPicture:
 def read_deep(path: str | os.PathLike[str], max_pixels: int) -> DeepPicture:
     """Read a picture with several channels of 16 bits.
 
+    A colour profile that is too large is left out, with a `DroppedWarning`.
+
     Raises:
-        ScscoError: a damaged file, more than `max_pixels`, or a kind of file that is not read: interlaced PNG, TIFF
+        ScscoError: as `read_picture`; more than `max_pixels`; or a kind of file that is not read: interlaced PNG, TIFF
             with compressions that need imagecodecs, 32 bits, planes, other colours than grey and RGB.
     """
     name = os.fspath(path)
-    data = Path(path).read_bytes()
     try:
-        read = _read_png(data, max_pixels) if data.startswith(_SIGNATURE) else _read_tiff(name, max_pixels)
+        with opened_picture(path, max_pixels) as opened:  # for the limits
+            if opened.format == "PNG":
+                picture = _read_png(name)
+            else:
+                picture = _read_tiff(name, orientation_of(opened))
     except ScscoError as error:
-        raise ScscoError(f"{name}: {error}") from error
-    except (OSError, ValueError, KeyError, IndexError, struct.error, zlib.error) as error:
+        raise ScscoError(f"{error}" if str(error).startswith(name) else f"{name}: {error}") from error
+    except MemoryError as error:
+        raise ScscoError(f"{name}: not enough memory to decode the picture; make it smaller") from error
+    except Exception as error:  # tifffile can raise anything on a file made to break it
         raise ScscoError(
             f"{name}: 16-bit colour that cannot be read ({' '.join(str(error).split())}); save it as TIFF with ZIP "
             "compression, or as 8-bit colour"
         ) from error
-    return read
+    return replace(picture, icc_profile=kept_profile(picture.icc_profile, name))
 
 
 def write_deep(picture: DeepPicture, path: str | Path) -> None:
@@ -78,27 +88,25 @@ def write_deep(picture: DeepPicture, path: str | Path) -> None:
             _write_tiff(picture, temporary)
 
 
-def _read_png(data: bytes, max_pixels: int) -> DeepPicture:
-    width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", data[16:29])
-    channels = _CHANNELS.get(kind, 0)
-    if depth != 16 or not channels or interlaced:
-        raise ScscoError("an interlaced or unusual 16-bit PNG; save it without interlacing")
-    if width * height > max_pixels:
-        raise ScscoError(f"the picture is {width}x{height}; the limit is {max_pixels / 1e6:g} megapixels")
+def _read_png(path: str) -> DeepPicture:
     found: dict[bytes, bytes] = {}
-    packed: list[bytes] = []
-    for name, content in _chunks(data):
-        if name == b"IDAT":
-            packed.append(content)
-        else:
-            found[name] = content
+    with open(path, "rb") as file:
+        width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(29)[16:])
+        channels = _CHANNELS.get(kind, 0)
+        if depth != 16 or not channels or interlaced:
+            raise ScscoError("an interlaced or unusual 16-bit PNG; save it without interlacing")
+        row = 1 + 2 * channels * width
+        raw, inflate = bytearray(), zlib.decompressobj()
+        for name, content in _chunks(file):
+            if name == b"IDAT":
+                raw += inflate.decompress(content, row * height - len(raw) or 1)  # not more: a bomb has no end
+            elif name in _KEPT:
+                found[name] = content
     if b"tRNS" in found:
         raise ScscoError("a 16-bit PNG with a transparent colour; save it with an alpha channel")
-    row = 1 + 2 * channels * width
-    raw = zlib.decompressobj().decompress(b"".join(packed), row * height)  # not more: a bomb has no end
-    if len(raw) != row * height:
+    if len(raw) < row * height:
         raise ScscoError("the file is truncated or damaged; replace it")
-    filtered = np.frombuffer(raw, np.uint8).reshape(height, row)
+    filtered = np.frombuffer(raw, np.uint8, row * height).reshape(height, row)
     halves = np.empty((height, width, 2, channels), np.uint8)
     for half in range(2):
         halves[:, :, half] = _unfiltered(filtered, half, width, channels, kind)
@@ -106,7 +114,7 @@ def _read_png(data: bytes, max_pixels: int) -> DeepPicture:
     icc = found.get(b"iCCP")
     return _upright(
         pixels.view(">u2")[..., 0].astype(np.uint16),
-        None if icc is None else zlib.decompress(icc[icc.index(0) + 2 :]),
+        None if icc is None else zlib.decompressobj().decompress(icc[icc.index(0) + 2 :], MOST_PROFILE + 1),
         found.get(b"eXIf"),
     )
 
@@ -125,15 +133,18 @@ def _unfiltered(filtered: np.ndarray, half: int, width: int, channels: int, kind
         return np.asarray(image).reshape(height, width, channels)
 
 
-def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = len(_SIGNATURE)
-    while at < len(data):
-        (length,) = struct.unpack(">I", data[at : at + 4])
-        name, content = data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
-        if data[at + 8 + length : at + 12 + length] != struct.pack(">I", zlib.crc32(name + content)):
+def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of what is read of a PNG."""
+    file.seek(len(_SIGNATURE))
+    while start := file.read(8):
+        length, name = struct.unpack(">I4s", start)
+        if name not in _KEPT:
+            file.seek(length + 4, os.SEEK_CUR)
+            continue
+        content = file.read(length)
+        if file.read(4) != struct.pack(">I", zlib.crc32(name + content)):
             raise ScscoError("the file is truncated or damaged; replace it")
         yield name, content
-        at += 12 + length
 
 
 def _chunk(name: bytes, content: bytes) -> bytes:
@@ -157,24 +168,18 @@ def _write_png(picture: DeepPicture, path: Path) -> None:
         file.write(_chunk(b"IDAT", zlib.compress(filtered.tobytes(), 4)) + _chunk(b"IEND", b""))
 
 
-def _read_tiff(path: str, max_pixels: int) -> DeepPicture:
+def _read_tiff(path: str, orientation: int) -> DeepPicture:
     import tifffile
 
     with tifffile.TiffFile(path) as file:
         page = file.pages.first
-        height, width = page.shape[:2]
-        if width * height > max_pixels:
-            raise ScscoError(f"the picture is {width}x{height}; the limit is {max_pixels / 1e6:g} megapixels")
         if page.dtype != np.uint16 or page.photometric not in (1, 2) or page.planarconfig != 1 or page.ndim != 3:
             raise ScscoError("TIFF with unusual colours; save it as 16-bit RGB, not in planes")
+        if not 2 <= page.shape[2] <= 4:
+            raise ScscoError(f"TIFF with {page.shape[2]} channels; save it as 16-bit RGB")
         pixels = page.asarray()
-        if not 2 <= pixels.shape[2] <= 4:
-            raise ScscoError(f"TIFF with {pixels.shape[2]} channels; save it as 16-bit RGB")
-        tags = {code: page.tags[code].value for code in (_ORIENTATION, 34675) if code in page.tags}
-    exif = Image.Exif()
-    exif[_ORIENTATION] = int(tags.get(_ORIENTATION, 1))
-    upright = _upright(np.ascontiguousarray(pixels), None, exif.tobytes())
-    return DeepPicture(upright.pixels, tags.get(34675), None)
+        profile = page.tags[_PROFILE].value if _PROFILE in page.tags else None
+    return DeepPicture(_turned(pixels, orientation), profile)
 
 
 def _write_tiff(picture: DeepPicture, path: Path) -> None:
@@ -199,16 +204,21 @@ def _upright(pixels: np.ndarray, icc_profile: bytes | None, block: bytes | None)
     exif = Image.Exif()
     try:
         exif.load(block or b"")
-    except (OSError, SyntaxError, ValueError, struct.error):
-        return DeepPicture(pixels, icc_profile, block)
-    orientation = exif.get(_ORIENTATION, 1)
+        orientation = exif.get(_ORIENTATION, 1)
+        if _ORIENTATION in exif:
+            del exif[_ORIENTATION]
+            block = exif.tobytes() if len(exif) else None
+    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+        return DeepPicture(np.ascontiguousarray(pixels), icc_profile, block)
+    return DeepPicture(_turned(pixels, orientation), icc_profile, block)
+
+
+def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Upright, from how EXIF says that they lie; other values than 1 to 8 say nothing."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.swapaxes(0, 1)
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     if orientation in (2, 3, 6, 7):
         pixels = pixels[:, ::-1]
-    if _ORIENTATION in exif:
-        del exif[_ORIENTATION]
-        block = exif.tobytes() if len(exif) else None
-    return DeepPicture(np.ascontiguousarray(pixels), icc_profile, block)
+    return np.ascontiguousarray(pixels)

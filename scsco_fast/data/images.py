@@ -1,16 +1,19 @@
 """Pictures from files: every common mode is understood, everything else is refused in one line.
 
-Sixteen-bit grey is scaled by 1/257, floats must lie in [0, 1], CMYK, palette and grey become RGB, the EXIF
-orientation is applied, and the first frame of an animation is read. Masks are read in `masks`.
+Sixteen-bit grey is scaled by 1/257, floats must lie in [0, 1], CMYK, palette and grey become RGB, and the EXIF
+orientation is applied. Files of several pictures, such as animations, are refused. Masks are read in `masks`.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import struct
+import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -19,6 +22,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from scsco_fast.data import metadata
 from scsco_fast.data.avif_heic import SUFFIXES, formats_of
 from scsco_fast.errors import ScscoError
 
@@ -53,8 +57,9 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
         A `Picture`; `alpha` is None when the file has no transparency.
 
     Raises:
-        ScscoError: no such file, a folder, an empty or damaged file, not a picture, too many pixels, NaN or infinite
-            pixels, floats outside [0, 1], integers outside 16 bits. The message names the file.
+        ScscoError: no such file, a folder, an empty or damaged file, not a picture, more than one picture, too many
+            pixels, too much metadata, NaN or infinite pixels, floats outside [0, 1], integers outside 16 bits. The
+            message names the file.
 
     Examples:
         >>> import tempfile
@@ -109,20 +114,39 @@ def open_upright(
     max_pixels: int | None = None,
     look: Callable[[Image.Image], None] | None = None,
 ) -> Image.Image:
-    """The first frame, fully decoded and turned upright; ScscoError for anything that is not a whole picture.
+    """The picture of a file, decoded and turned upright; ScscoError for anything that is not one whole picture.
 
     Args:
         max_pixels: a larger picture is refused before it is decoded; None is Pillow's own limit.
         look: called with the opened file before it is decoded; it may raise a ScscoError.
     """
-    _check_file(path)
+    with opened_picture(path, max_pixels) as opened:
+        if look is not None:
+            look(opened)
+        opened.load()
+        return _upright(opened)
+
+
+@contextmanager
+def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """A picture file within the limits on pixels, metadata and frames, opened and not yet decoded.
+
+    Raises:
+        ScscoError: as `read_picture`; also for what the block raises on a damaged file.
+    """
     name = os.fspath(path)
     try:
-        with _opened(path, max_pixels) as opened:
-            if look is not None:
-                look(opened)
-            opened.load()
-            return _upright(opened)
+        # Pillow is not given the path: it would map an uncompressed file into memory, and end the process when another
+        # one shortens it; and of a TIFF that is turned on its side it maps the pixels with sides swapped (Pillow 12.3).
+        with _regular_file(path) as file:
+            if (reason := metadata.too_much(file)) is not None:
+                raise ScscoError(f"{name}: {reason}; save the picture without it")
+            file.seek(0)
+            with _within(file, name, max_pixels) as opened:
+                # MPO is a phone's JPEG with a second view, which other programs ignore as well.
+                if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                    raise ScscoError(f"{name}: holds several frames or pages; save the one to use as a file of its own")
+                yield opened
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ScscoError(
             f"{name}: the picture claims more pixels than is safe to decode ({_one_line(error)}); "
@@ -147,11 +171,33 @@ def open_upright(
 def stored_orientation(path: str | os.PathLike[str]) -> int:
     """The EXIF orientation of a picture file, 1 to 8; 1, which is upright, where it has none that can be read."""
     try:
-        with open_unlimited(path) as opened:
-            turned = opened.info.get("original_orientation")  # of HEIC, which is decoded upright
-            return int(turned or opened.getexif().get(ExifTags.Base.Orientation, 1))
+        with opened_picture(path, sys.maxsize) as opened:
+            return orientation_of(opened)
+    except ScscoError:
+        return 1
+
+
+def orientation_of(opened: Image.Image) -> int:
+    """The EXIF orientation of an opened picture, 1 to 8; 1 for values that are none."""
+    try:
+        found = opened.info.get("original_orientation")  # of HEIC, which is decoded upright
+        found = found or opened.getexif().get(ExifTags.Base.Orientation)
     except _DAMAGE:
         return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of a picture file as it is read, from its header alone.
+
+    Raises:
+        ScscoError: as `read_picture`, but for pixels, of which none is decoded.
+    """
+    with opened_picture(path, sys.maxsize) as opened:
+        width, height = opened.size
+        turned = orientation_of(opened) >= 5
+    # Pillow swaps the sides of a TIFF when it is opened, and pillow-heif those of HEIC.
+    return (width, height) if turned and opened.format not in ("TIFF", "HEIF") else (height, width)
 
 
 def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
@@ -164,35 +210,40 @@ def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _opened(path: str | os.PathLike[str], max_pixels: int | None) -> Image.Image:
+def _within(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     if max_pixels is None:
-        return Image.open(path, formats=(*_FORMATS, *formats_of(path)))
-    opened = open_unlimited(path)
+        return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
+    opened = open_unlimited(file)
     if opened.width * opened.height > max_pixels:
         opened.close()
         raise ScscoError(
-            f"{os.fspath(path)}: the picture is {opened.width}x{opened.height}, "
-            f"{opened.width * opened.height / 1e6:.0f} megapixels; the limit is {max_pixels / 1e6:g}: make it smaller, "
+            f"{name}: the picture is {opened.width}x{opened.height}, "
+            f"{opened.width * opened.height / 1e6:.4g} megapixels; the limit is {max_pixels / 1e6:g}: make it smaller, "
             "or raise --max-megapixels if there is memory for it"
         )
     return opened
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
-    file = Path(path)
+def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file, opened; ScscoError for what is no file with something in it, without waiting for a pipe's writer."""
+    name = os.fspath(path)
     try:
-        if file.is_dir():
-            raise ScscoError(f"{file}: is a folder; a picture file is wanted")
-        if not file.exists():
-            raise ScscoError(f"{file}: no such file; check the path")
-        if not file.is_file():
-            raise ScscoError(f"{file}: is not a regular file; a picture file is wanted")
-        if file.stat().st_size == 0:
-            raise ScscoError(f"{file}: is empty (0 bytes); replace it")
+        status = os.stat(path)
+        if stat.S_ISDIR(status.st_mode):
+            raise ScscoError(f"{name}: is a folder; a picture file is wanted")
+        if not stat.S_ISREG(status.st_mode):
+            raise ScscoError(f"{name}: is not a regular file; a picture file is wanted")
+        if status.st_size == 0:
+            raise ScscoError(f"{name}: is empty (0 bytes); replace it")
+        return open(path, "rb")
+    except FileNotFoundError as error:
+        raise ScscoError(f"{name}: no such file; check the path") from error
     except OSError as error:
         raise ScscoError(
-            f"{file}: cannot be looked at ({error.strerror}); check the path and its permissions"
+            f"{name}: cannot be opened ({error.strerror}); check the path and its permissions"
         ) from error
+    except ValueError as error:  # a NUL in the path
+        raise ScscoError(f"{name}: cannot be opened ({error}); check the path") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import open_unlimited, read_picture, stored_orientation
+from scsco_fast.data.images import open_unlimited, read_picture, upright_size
 from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.demo.jobs import Composite, CutOut, Edit, Job
 from scsco_fast.demo.painting import read_painted
@@ -108,7 +108,7 @@ class Desk:
         if painted is None:
             raise ScscoError("there is no mask; upload one, or paint over the foreground")
         path = folder / "painted mask.png"
-        Image.fromarray(np.rint(resized(painted / 255, _size(image)) * 255).astype(np.uint8)).save(path)
+        Image.fromarray(np.rint(resized(painted / 255, upright_size(image)) * 255).astype(np.uint8)).save(path)
         return path
 
     def settings(self, request: Request, strength: float, keep: str) -> Settings:
@@ -179,13 +179,6 @@ def _difference(before: Path, after: Path, folder: Path) -> Path:
     path = folder / "mask of the edit.png"
     Image.fromarray(np.rint(mask * 255).astype(np.uint8)).save(path)
     return path
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width of a picture file, upright."""
-    with open_unlimited(path) as opened:
-        width, height = opened.size
-    return (width, height) if stored_orientation(path) >= 5 else (height, width)
 
 
 def _is_transparent(path: Path) -> bool:

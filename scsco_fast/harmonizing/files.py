@@ -13,11 +13,13 @@ import numpy as np
 from PIL import Image
 
 from scsco_fast.data.avif_heic import AVIF_SUFFIX, bits_of, check_written
+from scsco_fast.data.colour_profiles import converted
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import is_high_depth, open_upright, read_picture, stored_orientation
 from scsco_fast.data.masks import check_two_sided, read_mask
+from scsco_fast.data.metadata import DroppedWarning, kept_profile
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import check_writable, replacing
+from scsco_fast.files import check_writable, is_same_path, replacing
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize, has_transparency
 from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings
@@ -50,7 +52,10 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
     ".heic": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
     ".heif": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
 }
-_OPAQUE = (".jpg", ".jpeg", ".bmp")
+_JPEG = (".jpg", ".jpeg")
+_JPEG_EXIF = 65533  # bytes of one segment
+_MOST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # libwebp's and libjpeg's
+_OPAQUE = (*_JPEG, ".bmp")
 _DEEP = (".png", ".tif", ".tiff")
 # What of a TIFF's tags says something about the picture; the others say how the file is laid out.
 _TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)  # description, camera, software, date, people
@@ -64,17 +69,15 @@ class DeepColorError(ScscoError):
 def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture file as a PIL image of its own mode, upright, with its colour profile and EXIF block.
 
+    A colour profile that is too large is left out, with a `DroppedWarning`.
+
     Raises:
-        ScscoError: as `read_picture`; more than `max_pixels`; and files that would lose something: animations, and
-            16-bit colour, which Pillow reads as 8-bit (`DeepColorError`).
+        ScscoError: as `read_picture`; more than `max_pixels`; and files that would be cut to 8 bits: among them 16-bit
+            colour (`DeepColorError`).
     """
     exif_of_tiff: list[bytes] = []
 
     def look(opened: Image.Image) -> None:
-        frames = getattr(opened, "n_frames", 1)
-        # MPO is a phone's JPEG with a second view, which other programs ignore as well.
-        if frames > 1 and opened.format != "MPO":
-            raise ScscoError(f"{path}: holds {frames} frames or pages; save the one to harmonize as a file of its own")
         if _is_deep_colour(opened):
             raise DeepColorError(
                 f"{path}: 16-bit colour would be cut to 8 bits; save it as 8-bit colour or 16-bit grey"
@@ -87,16 +90,20 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     image = open_upright(path, max_pixels, look)
     if exif_of_tiff:  # Pillow puts all tags there when it turns a TIFF
         image.info["exif"] = exif_of_tiff[0]
+    image.info["icc_profile"] = kept_profile(image.info.get("icc_profile"), str(path))
     return image
 
 
 def write_image(image: Image.Image, path: str | Path) -> None:
     """Write a PIL image in the format of the suffix, atomically, with its colour profile and EXIF block.
 
+    An EXIF block that the format cannot hold is left out, with a `DroppedWarning`.
+
     Raises:
-        ScscoError: a suffix that is not written, or a format that cannot hold the image's mode.
+        ScscoError: a suffix that is not written, or a format that cannot hold the image's mode or its size.
     """
     path = Path(path)
+    check_size(path, image.size)
     options = dict(save_options(path))
     for key in ("icc_profile", "exif"):
         if image.info.get(key):
@@ -113,8 +120,37 @@ def write_image(image: Image.Image, path: str | Path) -> None:
             del options["exif"]  # damaged; other formats keep the block as it is
         elif groups and "compression" in options:
             options["compression"] = "raw"  # libtiff, with which Pillow compresses, cannot write them
+    if suffix in _JPEG and len(image.info.get("exif") or b"") > _JPEG_EXIF:
+        del options["exif"]
+        warnings.warn(
+            f"{path}: the EXIF block of {len(image.info['exif']) / 1e3:.0f} kB is dropped; JPEG holds at most "
+            f"{_JPEG_EXIF / 1e3:.0f} kB",
+            DroppedWarning,
+            stacklevel=2,
+        )
     with replacing(path) as temporary:
-        image.save(temporary, **options)  # type: ignore[arg-type]
+        _save(image, temporary, path, options)
+
+
+def _save(image: Image.Image, temporary: Path, path: Path, options: dict[str, Any]) -> None:
+    try:
+        image.save(temporary, **options)
+    except OSError:
+        raise  # a full disk
+    except Exception as error:  # an encoder refuses what no list of limits foresees
+        raise ScscoError(
+            f"{path}: {path.suffix} cannot hold this picture ({' '.join(str(error).split())}); name a .png"
+        ) from error
+
+
+def check_size(path: Path, size: tuple[int, int]) -> None:
+    """ScscoError if the format of a suffix cannot hold so many pixels a side."""
+    most = _MOST_SIDE.get(path.suffix.lower())
+    if most is not None and max(size) > most:
+        raise ScscoError(
+            f"{path}: the picture is {size[0]}x{size[1]}, and {path.suffix} holds at most {most} pixels a side; "
+            "name a .png"
+        )
 
 
 def harmonize_file(
@@ -153,7 +189,7 @@ def harmonize_file(
     if settings.invert_mask:
         mask = 1 - mask
     check_two_sided(mask, image_path if mask_path is None else mask_path)
-    _check_deep(picture, target)
+    _check_fits(picture, target)
     with _naming(image_path):
         result = harmonize(pixels, mask, model, layer=layer, **_options(settings))
     if alpha is not None and not layer and isinstance(result, Image.Image):
@@ -189,12 +225,12 @@ def harmonize_cutout_file(
     """
     settings = settings or Settings()
     target = _target(output_path, foreground_path, background_path, mask_path)
-    front = _read(foreground_path, settings.max_pixels)
     behind = _read(background_path, settings.max_pixels, layer)
+    front = _in_colours_of(behind, _read(foreground_path, settings.max_pixels))
     mask = None if mask_path is None else _read_mask(mask_path, front, settings)
     if mask is not None and settings.invert_mask:
         mask = 1 - mask
-    _check_deep(behind, target)
+    _check_fits(behind, target)
     with _naming(foreground_path):
         result = harmonize(
             front.pixels, mask, model, background=behind.pixels, at=at, scale=scale, linear_light=linear_light,
@@ -228,12 +264,12 @@ def harmonize_edit_file(
     settings = settings or Settings()
     target = _target(output_path, before_path, after_path, mask_path)
     before = _read(before_path, settings.max_pixels, layer)
-    after = _read(after_path, settings.max_pixels)
+    after = _in_colours_of(before, _read(after_path, settings.max_pixels))
     mask = None if mask_path is None else _read_mask(mask_path, before, settings)
     if mask is not None and mask_path is not None:
         mask = 1 - mask if settings.invert_mask else mask
         check_two_sided(mask, mask_path)
-    _check_deep(before, target)
+    _check_fits(before, target)
     with _naming(after_path):
         result = harmonize(after.pixels, mask, model, before=before.pixels, layer=layer, **_options(settings))
     _write(result, before, target)
@@ -286,6 +322,23 @@ def _read(path: str | Path, max_pixels: int, layer: bool = False) -> _File:
     return _File(path, image, None)
 
 
+def _in_colours_of(other: _File, file: _File) -> _File:
+    """With its colours in the other file's profile, which the output keeps; a warning where 16 bits keep them out."""
+    profile = other.pixels.info.get("icc_profile") if other.deep is None else other.deep.icc_profile
+    if file.deep is not None:
+        if file.deep.icc_profile != profile:
+            warnings.warn(
+                f"{file.path}: its colour profile is not that of {other.path}, and 16-bit colours are not converted",
+                stacklevel=3,
+            )
+        return file
+    image = file.pixels
+    if image.mode in ("P", "PA", "LA", "La", "RGBa") or has_transparency(image):
+        image = image.convert("RGBA" if has_transparency(image) else "RGB")
+    result = converted(image, profile)
+    return file if result is None else file._replace(pixels=result)
+
+
 def _write(result: Any, like: _File, target: Path) -> None:
     """In the kind of file that `like` was."""
     if like.deep is None:
@@ -299,13 +352,15 @@ def _target(output: str | Path, *inputs: str | Path | None) -> Path:
     path = Path(output)
     save_options(path)
     for source in inputs:
-        if source is not None and path.resolve() == Path(source).resolve():
+        if source is not None and is_same_path(path, source):
             raise ScscoError(f"{path}: the output would overwrite an input; name another file")
     check_writable(path.parent)
     return path
 
 
-def _check_deep(file: _File, target: Path) -> None:
+def _check_fits(file: _File, target: Path) -> None:
+    """Before the work rather than after it: that the target can hold the picture."""
+    check_size(target, file.size)
     if file.deep is not None and target.suffix.lower() not in SUFFIXES:
         raise ScscoError(f"{target}: {target.suffix} cannot hold 16-bit colour; name a .png or a .tif")
 
@@ -323,7 +378,9 @@ def _naming(path: str | Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RegionWarning)
             yield
-    except (ScscoError, RegionWarning) as error:
+    except RegionWarning as error:
+        raise ScscoError(f"{path}: {error.reason}; nothing was written") from error
+    except ScscoError as error:
         raise ScscoError(f"{path}: {error}") from error
 
 

@@ -17,7 +17,11 @@ PEAK = {"uint8": 255.0, "uint16": 65535.0, "float16": 1.0, "float32": 1.0, "floa
 
 
 class RegionWarning(UserWarning):
-    """A mask without foreground, or without background."""
+    """A mask without foreground, or without background: `reason`, and what is done about it."""
+
+    def __init__(self, reason: str, done: str) -> None:
+        super().__init__(f"{reason}: {done}")
+        self.reason = reason
 
 
 class CoverageWarning(UserWarning):
@@ -96,11 +100,14 @@ def _largest(values: np.ndarray, pixels: int) -> np.ndarray:
 def check_regions(weight: np.ndarray, valid: np.ndarray | None, stacklevel: int) -> bool:
     """Whether there is a foreground; warns where a region is empty."""
     if not weight.any():
-        warnings.warn("the mask is empty: the picture is returned unchanged", RegionWarning, stacklevel)
+        hidden = "" if valid is None or valid.all() else " of visible pixels"
+        warnings.warn(
+            RegionWarning(f"the mask{hidden} is empty", "the picture is returned unchanged"), stacklevel=stacklevel
+        )
         return False
     inside = weight > THRESHOLD
     if (inside if valid is None else inside[valid]).all():
-        warnings.warn("the mask is full: there is no background to adapt to", RegionWarning, stacklevel)
+        warnings.warn(RegionWarning("the mask is full", "there is no background to adapt to"), stacklevel=stacklevel)
     return True
 
 

@@ -97,8 +97,8 @@ def test_damaged_exif_is_kept(tmp_path: Path) -> None:
         (png(random_pixels(), [0] * 23)[:-12], ""),
         (png(random_pixels(), [0] * 23, interlace=1), "without interlacing"),
         (png(random_pixels(), [0] * 23, extra=chunk(b"tRNS", bytes(6))), "with an alpha channel"),
-        (b"\x89PNG\r\n\x1a\n", "cannot be read"),
-        (b"II*\0 not a TIFF", "cannot be read"),
+        (b"\x89PNG\r\n\x1a\n", "not a picture"),
+        (b"II*\0 not a TIFF", "not a picture"),
     ],
 )
 def test_damaged(content: bytes, message: str, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_damaged(content: bytes, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
 def test_limit(suffix: str, tmp_path: Path) -> None:
     write_deep(DeepPicture(random_pixels()), tmp_path / f"a{suffix}")
-    with pytest.raises(ScscoError, match=r"the picture is 17x23; the limit is 0\.0001 megapixels"):
+    with pytest.raises(ScscoError, match=r"the picture is 17x23, 0.000391 megapixels; the limit is 0\.0001:"):
         read_deep(tmp_path / f"a{suffix}", 100)
 
 

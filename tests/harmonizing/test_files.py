@@ -131,7 +131,7 @@ def test_foreground_that_is_transparent(
     """Transparent pixels are no foreground: what is left of the mask is empty."""
     rgba = np.dstack([pixels, np.where(mask, 0, 255).astype(np.uint8)])
     Image.fromarray(rgba).save(folder / "images/a.png")
-    with pytest.raises(ScscoError, match=r"a\.png: the mask is empty"):
+    with pytest.raises(ScscoError, match=r"a\.png: the mask of visible pixels is empty; nothing was written"):
         run(folder, "b.png", small_model)
 
 
@@ -216,7 +216,7 @@ def test_fitted_mask(folder: Path, pixels: np.ndarray, mask: np.ndarray, small_m
 
 
 def test_more_pixels_than_the_limit(folder: Path, small_model: HarmonizationUNet) -> None:
-    with pytest.raises(ScscoError, match=r"a\.png: the picture is 90x70, 0 megapixels; the limit is 0\.006: make it"):
+    with pytest.raises(ScscoError, match=r"a\.png: the picture is 90x70, 0.0063 megapixels; the limit is 0\.006: make it"):
         run(folder, "b.png", small_model, max_pixels=6000)
     run(folder, "b.png", small_model, max_pixels=6300)
 
@@ -275,7 +275,7 @@ def test_failed_write_leaves_nothing(
 def test_animations_are_refused_and_phone_pictures_are_not(folder: Path, pixels: np.ndarray) -> None:
     frames = [Image.fromarray(pixels), Image.fromarray(255 - pixels)]
     frames[0].save(folder / "two.tif", save_all=True, append_images=frames[1:])
-    with pytest.raises(ScscoError, match=r"two\.tif: holds 2 frames"):
+    with pytest.raises(ScscoError, match=r"two\.tif: holds several frames"):
         read_image(folder / "two.tif")
     frames[0].save(folder / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(folder / "phone.jpg").size == (SIZE[1], SIZE[0])

@@ -150,13 +150,13 @@ def test_ten_bit_grey_heic_is_sixteen_bit_grey(pixels: np.ndarray, tmp_path: Pat
 def test_several_pictures_in_a_file_are_refused(suffix: str, pixels: np.ndarray, tmp_path: Path) -> None:
     frame = as_mode(pixels, "RGB")
     frame.save(tmp_path / f"a{suffix}", save_all=True, append_images=[Image.new("RGB", frame.size)])
-    assert "holds 2 frames or pages" in error_of(tmp_path / f"a{suffix}")
+    assert "holds several frames or pages" in error_of(tmp_path / f"a{suffix}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_too_many_pixels(suffix: str, pixels: np.ndarray, tmp_path: Path) -> None:
     write_image(as_mode(pixels, "RGB"), tmp_path / f"a{suffix}")
-    assert "90x70, 0 megapixels; the limit is 0.005" in error_of(tmp_path / f"a{suffix}", 5000)
+    assert "90x70, 0.0063 megapixels; the limit is 0.005" in error_of(tmp_path / f"a{suffix}", 5000)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
