@@ -120,4 +120,4 @@ def _warn_once(folder: Path) -> None:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder}: cannot be written ({error.strerror or error}); name another folder"
+    return f"{folder}: cannot be written ({error.strerror or error}); choose another output folder"

@@ -1,5 +1,6 @@
 """Programs of a few processes for the tests: `python ranks.py SCENARIO FOLDER`, started once for each rank."""
 
+import fcntl
 import json
 import os
 import socket
@@ -63,6 +64,7 @@ def everything(folder: Path) -> None:
     from tiny_runs import Pictures
 
     from scsco_fast.errors import ScscoError
+    from scsco_fast.locks import LOCK
     from scsco_fast.train import checkpoint
     from scsco_fast.train.engine import train
 
@@ -77,12 +79,17 @@ def everything(folder: Path) -> None:
     # Sample 14 is the second process's; step 2 alone is skipped, then all steps from 4 on.
     train(tiny(folder / "nan", batch_size=8, steps=4), Pictures(not_finite={14}))
     errors = {}
+    (folder / "held").mkdir(exist_ok=True)
+    lock = (folder / "held" / LOCK).open("w")
+    if os.environ["RANK"] == "0":
+        fcntl.flock(lock, fcntl.LOCK_EX)  # as another run has it
     for name, changes, pictures in [
         ("limit", {"non_finite_limit": 2, "batch_size": 8}, Pictures(not_finite={22, 30})),
         ("bad", {"bad_sample_limit": 1, "batch_size": 8}, Pictures(bad={3, 6})),
         ("batch", {"batch_size": 3}, Pictures()),
         ("again", {"output": str(folder / "nan")}, Pictures()),
         ("graph", {"cuda_graph": True}, Pictures()),
+        ("held", {}, Pictures()),
     ]:
         try:
             train(tiny(folder / name, **changes) if "output" not in changes else tiny(folder / "nan"), pictures)

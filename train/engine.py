@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -25,6 +25,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.evaluate import evaluate
 from scsco_fast.extras import require
 from scsco_fast.files import write_durably
+from scsco_fast.locks import LOCK, writing
 from scsco_fast.loss import SCSCoLoss
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
 from scsco_fast.nn.efficientnet import load_imagenet
@@ -65,7 +66,7 @@ def train(
     Raises:
         ScscoError: a package of the extra `train` is missing, the folder holds a run already, nothing to resume, a
             checkpoint of another architecture, too many bad samples, too many non-finite steps in a row, a file that
-            cannot be written. All processes raise it.
+            cannot be written, another run at work in the folder. All processes raise it.
 
     Examples:
         >>> train(dataclasses.replace(PRESETS["demo"], output="runs/mine", steps=100))  # doctest: +SKIP
@@ -74,9 +75,12 @@ def train(
     require("training", "train", "tensorboard", "matplotlib", "scikit-image")
     processes = start_processes(config.device)
     folder, console, given = Path(config.output), _console(processes.rank), config
-    with _deterministic(config.deterministic), scsco_fast.use_backend(config.backend):
+    with _deterministic(config.deterministic), scsco_fast.use_backend(config.backend), ExitStack() as held:
         with processes.together():
             check_folder(folder, resume=config.resume)
+            if processes.rank == 0:
+                held.enter_context(writing(folder))
+                check_folder(folder, resume=config.resume)  # another run may have come and gone in between
             config = resolve(config, processes)
             samples = build_dataset(config) if dataset is None else dataset
             validation = build_validation(config) if dataset is None else validation
@@ -419,7 +423,7 @@ def check_folder(folder: Path, *, resume: bool) -> None:
     """Refuse what would overwrite a run, and a run to resume that is not there."""
     if resume and not folder.is_dir():
         raise ScscoError(f"{folder}: no such run to resume; wanted the output folder of an earlier run")
-    if not resume and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not resume and folder.exists() and (not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir())):
         raise ScscoError(f"{folder}: exists already; choose another output folder, or scsco train resume {folder}")
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.locks import LOCK
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import StopSignals, train
@@ -387,6 +388,30 @@ def test_signal_saves_and_exits_0(tiny: Tiny, number: signal.Signals) -> None:
     steps = last(Path(config.output))["step"]
     assert 3 <= steps < 100_000
     assert read_rows(Path(config.output) / "metrics.csv")[-1]["step"] == steps
+
+
+def test_a_folder_has_one_run_until_it_is_killed(tiny: Tiny, pictures: Any) -> None:
+    config = tiny(steps=100_000, log_every=1, checkpoint_every=1, workers=1)
+    command = [sys.executable, "-c", SIGNALLED, str(Path(__file__).parent.parent), config.to_json()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("step 3/"))
+        before = (Path(config.output) / "config.json").read_bytes()
+        with pytest.raises(ScscoError, match="another run is writing to this folder"):
+            train(tiny(steps=4, resume=True), pictures())
+        assert (Path(config.output) / "config.json").read_bytes() == before
+        process.kill()
+        process.wait()
+        steps = last(Path(config.output))["step"]  # its worker may still be alive
+        train(tiny(steps=steps + 1, resume=True), pictures())
+    assert last(Path(config.output))["step"] == steps + 1
+    assert not (Path(config.output) / LOCK).exists()
+
+
+def test_what_a_killed_run_left_of_its_lock_is_no_run(tiny: Tiny, pictures: Any) -> None:
+    Path(tiny().output).mkdir()
+    (Path(tiny().output) / LOCK).touch()
+    train(tiny(steps=1), pictures())
 
 
 def test_second_interrupt_is_immediate_and_handlers_come_back() -> None:

@@ -114,6 +114,7 @@ def test_errors_of_one_process_stop_all_with_the_same_line(two: tuple[Path, list
     assert "exists already" in one["again"]
     assert "cuda_graph is set for 2 processes on cpu" in one["graph"]
     assert "no space" in one["full"]
+    assert "another run is writing to this folder" in one["held"]
     assert not any("\n" in message for message in one.values())
 
 
