@@ -1,5 +1,6 @@
 """Writing files so that a reader never meets half of one."""
 
+import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from typing import BinaryIO
 
 from scsco_fast.errors import ScscoError
 
+_LONG = 200  # bytes of a name, of which file systems allow 255; a temporary's has up to 20 more
 _TEMPORARY = re.compile(r"\..*\.(\d+)\.tmp(?:\.[^.]*)?", re.DOTALL)
 
 
@@ -30,7 +32,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")  # known to `sweep`
+    _check_name(path)
+    stem = path.stem
+    if len(os.fsencode(path.name)) > _LONG:
+        stem = hashlib.sha256(os.fsencode(stem)).hexdigest()[:32]
+    temporary = path.with_name(f".{stem}.{os.getpid()}.tmp{path.suffix}")  # known to `sweep`
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -57,6 +63,7 @@ def check_writable(folder: Path) -> None:
     Raises:
         ScscoError: it, or the nearest folder above it that is there, is no folder or not writable.
     """
+    _check_name(folder)
     above = next((path for path in (folder, *folder.absolute().parents) if os.path.lexists(path)), folder)
     if not above.is_dir():
         raise ScscoError(f"{folder}: cannot be written ({above} is not a folder); name another folder")
@@ -64,8 +71,15 @@ def check_writable(folder: Path) -> None:
         raise ScscoError(f"{folder}: cannot be written ({above} is read-only); name another folder")
 
 
+def _check_name(path: Path) -> None:
+    if "\0" in str(path):
+        raise ScscoError(f"{path}: cannot be written (a NUL byte is in the name); give another name")
+
+
 def is_same_path(one: str | Path, other: str | Path) -> bool:
     """Whether two paths lead to the same place, whatever is there; a loop of links leads to itself."""
+    if "\0" in f"{one}{other}":  # no path: opening it says so
+        return False
     return os.path.realpath(one) == os.path.realpath(other)  # Path.resolve raises for a loop before Python 3.13
 
 

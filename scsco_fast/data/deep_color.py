@@ -49,10 +49,7 @@ def read_deep(path: str | os.PathLike[str], max_pixels: int) -> DeepPicture:
     name = os.fspath(path)
     try:
         with opened_picture(path, max_pixels) as opened:  # for the limits
-            if opened.format == "PNG":
-                picture = _read_png(name)
-            else:
-                picture = _read_tiff(name, orientation_of(opened))
+            picture = _read_png(name) if opened.format == "PNG" else _read_tiff(name, orientation_of(opened))
     except ScscoError as error:
         raise ScscoError(f"{error}" if str(error).startswith(name) else f"{name}: {error}") from error
     except MemoryError as error:

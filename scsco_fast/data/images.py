@@ -14,7 +14,6 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -63,6 +62,7 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
 
     Examples:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> path = Path(tempfile.mkdtemp()) / "grey.png"
         >>> Image.new("L", (4, 2), 128).save(path)
         >>> read_picture(path).rgb.shape
@@ -163,6 +163,10 @@ def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) 
     except MemoryError as error:
         raise ScscoError(f"{name}: not enough memory to decode the picture; make it smaller") from error
     except _DAMAGE as error:
+        if "MAX_TEXT" in str(error):  # of a PNG, unpacked
+            raise ScscoError(
+                f"{name}: a colour profile or text of it has more than is safe to unpack; save the picture without it"
+            ) from error
         raise ScscoError(
             f"{name}: cannot be decoded to its end, the file is truncated or damaged ({_one_line(error)}); replace it"
         ) from error
@@ -236,12 +240,12 @@ def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
         if status.st_size == 0:
             raise ScscoError(f"{name}: is empty (0 bytes); replace it")
         return open(path, "rb")
+    except ScscoError:
+        raise
     except FileNotFoundError as error:
         raise ScscoError(f"{name}: no such file; check the path") from error
     except OSError as error:
-        raise ScscoError(
-            f"{name}: cannot be opened ({error.strerror}); check the path and its permissions"
-        ) from error
+        raise ScscoError(f"{name}: cannot be opened ({error.strerror}); check the path and its permissions") from error
     except ValueError as error:  # a NUL in the path
         raise ScscoError(f"{name}: cannot be opened ({error}); check the path") from error
 

@@ -1,7 +1,8 @@
 """What a picture file holds besides pixels: limits, and what is dropped.
 
-The bytes of it are counted by the lengths that the file states, before anything else of it is read. Pillow keeps all of them in memory as soon as a file is opened, before any limit on pixels can be checked: a PNG of 4
-pixels with a colour profile of 3 GB takes 3 GB.
+Its bytes are counted by the lengths that the file states, before anything else of it is read: Pillow keeps all of them
+in memory as soon as a file is opened, before any limit on pixels can be checked. A PNG of 4 pixels with a colour profile
+of 3 GB took 3 GB.
 """
 
 import os
@@ -10,9 +11,10 @@ import warnings
 from typing import BinaryIO
 
 MOST_METADATA = 256 * 2**20  # bytes; layered TIFFs hold a hundred megabytes of their editor's own data
+MOST_OF_GIF = 4 * 2**20  # Pillow's time for comments grows with the square of their length: 10 MB take 7 s
 MOST_WHOLE = 2**30  # bytes of a file that Pillow reads at once
 MOST_PROFILE = 2**20  # bytes; Pillow reads no larger one from a PNG. Those of RGB printers have at most about as much
-_IN_ONE_PIECE = (b"GIF8", b"RIFF", b"ftyp")  # GIF, WebP, AVIF and HEIC
+_IN_ONE_PIECE = (b"RIFF", b"ftyp")  # WebP, AVIF and HEIC
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 
 
@@ -48,24 +50,58 @@ def too_much(file: BinaryIO) -> str | None:
     head = file.read(12)
     if head[:4] in _IN_ONE_PIECE or head[4:8] in _IN_ONE_PIECE:
         size = file.seek(0, os.SEEK_END)
-        return f"the file has {size / 1e6:.0f} MB, at most {MOST_WHOLE / 1e6:.0f} are read" if size > MOST_WHOLE else None
+        return f"the file has more than {MOST_WHOLE / 2**30:g} GiB" if size > MOST_WHOLE else None
     try:
-        found = _bytes_of(head, file)
+        found, most = _bytes_of(head, file)
     except struct.error:  # it ends in the middle of a length
         return None
-    if found <= MOST_METADATA:
-        return None
-    return f"it holds {found / 1e6:.0f} MB of metadata, at most {MOST_METADATA / 1e6:.0f} are read"
+    return f"it holds more than {most / 2**20:g} MiB of metadata" if found > most else None
 
 
-def _bytes_of(head: bytes, file: BinaryIO) -> int:
+def _bytes_of(head: bytes, file: BinaryIO) -> tuple[int, int]:
+    """What was found, and what is too much; counting may end there."""
+    if head.startswith(b"GIF8"):
+        return _gif(file), MOST_OF_GIF
+    found = 0
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return _png(file)
-    if head.startswith(b"\xff\xd8"):
-        return _jpeg(file)
-    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return _tiff(head, file)
-    return 0
+        found = _png(file)
+    elif head.startswith(b"\xff\xd8"):
+        found = _jpeg(file)
+    elif head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        found = _tiff(head, file)
+    return found, MOST_METADATA
+
+
+def _gif(file: BinaryIO) -> int:
+    """Of all extensions."""
+    file.seek(10)
+    found = 0
+    (flags,) = struct.unpack("B2x", file.read(3))
+    file.seek(_colours(flags), os.SEEK_CUR)
+    while found <= MOST_OF_GIF and (kind := file.read(1)) in (b"!", b","):
+        if kind == b"!":
+            file.seek(1, os.SEEK_CUR)
+            found += _skip_blocks(file)
+        else:
+            (flags,) = struct.unpack("8xB", file.read(9))
+            file.seek(_colours(flags) + 1, os.SEEK_CUR)
+            _skip_blocks(file)
+    return found
+
+
+def _colours(flags: int) -> int:
+    """Bytes of a GIF's colour table."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 128 else 0
+
+
+def _skip_blocks(file: BinaryIO) -> int:
+    found = 0
+    while size := file.read(1):
+        if size == b"\0":
+            break
+        file.seek(size[0], os.SEEK_CUR)
+        found += size[0] + 1
+    return found
 
 
 def _png(file: BinaryIO) -> int:

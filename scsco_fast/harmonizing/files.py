@@ -56,7 +56,8 @@ _JPEG = (".jpg", ".jpeg")
 _JPEG_EXIF = 65533  # bytes of one segment
 _MOST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # libwebp's and libjpeg's
 _OPAQUE = (*_JPEG, ".bmp")
-_DEEP = (".png", ".tif", ".tiff")
+_TIFF = (".tif", ".tiff")
+_DEEP = (".png", *_TIFF)
 # What of a TIFF's tags says something about the picture; the others say how the file is laid out.
 _TIFF_TAGS = (0x010E, 0x010F, 0x0110, 0x0131, 0x0132, 0x013B, 0x8298)  # description, camera, software, date, people
 _TIFF_GROUPS = (0x8769, 0x8825)  # Exif, GPS
@@ -88,9 +89,11 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             exif_of_tiff.append(_exif_of_tiff(opened))
 
     image = open_upright(path, max_pixels, look)
-    if exif_of_tiff:  # Pillow puts all tags there when it turns a TIFF
-        image.info["exif"] = exif_of_tiff[0]
-    image.info["icc_profile"] = kept_profile(image.info.get("icc_profile"), str(path))
+    exif = exif_of_tiff[0] if exif_of_tiff else image.info.get("exif")  # Pillow puts all tags of a turned TIFF there
+    kept = {"exif": exif, "icc_profile": kept_profile(image.info.get("icc_profile"), str(path))}
+    image.info.update(kept)
+    for key in [key for key, value in kept.items() if not value]:
+        image.info.pop(key, None)
     return image
 
 
@@ -104,32 +107,41 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     """
     path = Path(path)
     check_size(path, image.size)
-    options = dict(save_options(path))
-    for key in ("icc_profile", "exif"):
-        if image.info.get(key):
-            options[key] = image.info[key]
-    suffix, deep = path.suffix.lower(), image.mode.startswith(("I", "F"))
-    if (deep and suffix not in _DEEP) or (suffix in _OPAQUE and image.mode not in ("L", "RGB")):
-        kind = "16 bits" if deep else "transparency"
-        raise ScscoError(f"{path}: {path.suffix} cannot hold {kind} (mode {image.mode}); name a .png")
+    _check_mode(path, image.mode)
+    options = _options_of(image, path)
+    with replacing(path) as temporary:
+        _save(image, temporary, path, options)
+
+
+def _options_of(image: Image.Image, path: Path) -> dict[str, object]:
+    """Pillow's options for writing an image, with what of its profile and EXIF block the format can hold."""
+    options, suffix = dict(save_options(path)), path.suffix.lower()
+    options |= {key: image.info[key] for key in ("icc_profile", "exif") if image.info.get(key)}
     if suffix == AVIF_SUFFIX and image.mode == "L":
         options["subsampling"] = "4:0:0"  # or it would be read as RGB
-    if suffix in (".tif", ".tiff", AVIF_SUFFIX) and "exif" in options:
+    if "exif" not in options:
+        return options
+    if suffix in (*_TIFF, AVIF_SUFFIX):
         groups = _groups(image.info["exif"])
         if groups is None:
             del options["exif"]  # damaged; other formats keep the block as it is
         elif groups and "compression" in options:
             options["compression"] = "raw"  # libtiff, with which Pillow compresses, cannot write them
-    if suffix in _JPEG and len(image.info.get("exif") or b"") > _JPEG_EXIF:
+    elif suffix in _JPEG and (size := len(image.info["exif"])) > _JPEG_EXIF:
         del options["exif"]
-        warnings.warn(
-            f"{path}: the EXIF block of {len(image.info['exif']) / 1e3:.0f} kB is dropped; JPEG holds at most "
-            f"{_JPEG_EXIF / 1e3:.0f} kB",
-            DroppedWarning,
-            stacklevel=2,
-        )
-    with replacing(path) as temporary:
-        _save(image, temporary, path, options)
+        message = f"the EXIF block of {size / 1e3:.0f} kB is dropped; JPEG holds at most {_JPEG_EXIF / 1e3:.0f} kB"
+        warnings.warn(f"{path}: {message}", DroppedWarning, stacklevel=3)
+    return options
+
+
+def _check_mode(path: Path, mode: str) -> None:
+    suffix = path.suffix.lower()
+    if mode == "F" and suffix not in _TIFF:
+        raise ScscoError(f"{path}: {path.suffix} cannot hold floating point numbers (mode F); name a .tif")
+    if mode.startswith("I") and suffix not in _DEEP:
+        raise ScscoError(f"{path}: {path.suffix} cannot hold 16 bits (mode {mode}); name a .png")
+    if suffix in _OPAQUE and mode not in ("L", "RGB"):
+        raise ScscoError(f"{path}: {path.suffix} cannot hold transparency (mode {mode}); name a .png")
 
 
 def _save(image: Image.Image, temporary: Path, path: Path, options: dict[str, Any]) -> None:
