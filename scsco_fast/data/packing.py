@@ -6,7 +6,6 @@ its place when its last record is there; index.json comes last, and without it t
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,7 @@ import shutil
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -41,11 +40,11 @@ from scsco_fast.data.packed import (
 from scsco_fast.data.workers import TIME_LIMIT, Lost, run_tasks
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import sync_folder, write_durably
+from scsco_fast.locks import LOCK, writing
 
 RECORDS_PER_SHARD = 512  # 105 MB at 256x256; a kill costs the work on one or two of them
 
 _PLAN = "plan.json"
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -143,9 +142,11 @@ def pack(
     if (folder / INDEX).is_file():
         index = read_index(folder)
         _check_source(folder, index.source, plan.source)
-        shutil.rmtree(folder / WORK, ignore_errors=True)  # a kill may have come between the index and this
+        with suppress(ScscoError), writing(folder):  # a kill may have come between the index and this
+            shutil.rmtree(folder / WORK, ignore_errors=True)
         return PackReport(folder, index, None)
-    with _work_folder(folder, plan) as work:
+    with writing(folder):
+        work = _work_folder(folder, plan)
         _check_room(folder, plan)
         known = {kind: _finished_shards(folder, work, plan, kind) for kind in KINDS}
         _write_shards(folder, work, plan, known, workers, time_limit, progress)
@@ -155,7 +156,7 @@ def pack(
         sync_folder(folder)
         os.replace(work / INDEX, folder / INDEX)
         sync_folder(folder)
-    shutil.rmtree(folder / WORK, ignore_errors=True)
+        shutil.rmtree(folder / WORK, ignore_errors=True)
     coverages = [fact.coverage for shard in known["composite"].values() for fact in shard if fact.coverage > 0]
     warning = suspected_polarity(float(np.mean(coverages))) if coverages else None
     return PackReport(folder, index, warning)
@@ -225,31 +226,24 @@ def _check_source(folder: Path, found: object, wanted: str) -> None:
         )
 
 
-@contextmanager
-def _work_folder(folder: Path, plan: _Plan) -> Iterator[Path]:
-    """The folder of unfinished work, made or taken up, and held against a second call."""
+def _work_folder(folder: Path, plan: _Plan) -> Path:
+    """The folder of unfinished work, made or taken up."""
     work = folder / WORK
-    if folder.is_dir() and not work.is_dir() and any(folder.iterdir()):
+    if not work.is_dir() and any(path.name != LOCK for path in folder.iterdir()):
         raise ScscoError(f"{folder}: is not empty and no store; name another folder")
     try:
-        work.mkdir(parents=True, exist_ok=True)
-        lock = open(work / _LOCK, "w")  # noqa: SIM115
+        work.mkdir(exist_ok=True)
     except OSError as error:
         raise ScscoError(f"{work}: cannot be made ({error.strerror}); name another folder") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when this process dies
-        except OSError as error:
-            raise ScscoError(f"{folder}: another scsco prepare is at work on it; wait for it to end") from error
-        try:
-            source = json.loads((work / _PLAN).read_text(encoding="utf-8"))["source"]
-        except FileNotFoundError:
-            _write_text(work / _PLAN, json.dumps({"source": plan.source}))
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ScscoError(f"{work / _PLAN}: cannot be read ({error}); remove {folder} and start again") from error
-        else:
-            _check_source(folder, source, plan.source)
-        yield work
+    try:
+        source = json.loads((work / _PLAN).read_text(encoding="utf-8"))["source"]
+    except FileNotFoundError:
+        _write_text(work / _PLAN, json.dumps({"source": plan.source}))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ScscoError(f"{work / _PLAN}: cannot be read ({error}); remove {folder} and start again") from error
+    else:
+        _check_source(folder, source, plan.source)
+    return work
 
 
 def _check_room(folder: Path, plan: _Plan) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import fcntl
 import hashlib
 import io
 import json
@@ -59,6 +58,7 @@ from scsco_fast.eager import transfer_color
 from scsco_fast.errors import ScscoError
 from scsco_fast.extras import require
 from scsco_fast.files import replacing
+from scsco_fast.locks import writing
 
 SUBSET = "Synthetic"
 PER_PHOTOGRAPH = 4  # composites, where no count is given
@@ -177,10 +177,11 @@ def synthesize(
     }
     _check_output(Path(output), folder)
     if (folder / REPORT).exists():
-        finished = _finished(folder, settings)
-        _remove_leftovers(Path(output), folder)
-        return finished
-    with _locked(folder / _STATE):
+        return _finished(Path(output), folder, settings)
+    with writing(output):
+        if (folder / REPORT).exists():  # another run has come and gone in between
+            return _finished(Path(output), folder, settings)
+        _make_state(folder / _STATE)
         _remove_leftovers(Path(output), folder)
         looks = _look_at_all(inputs, folder / _STATE, longest, workers, progress)
         usable, unusable = _sort_out(inputs, looks)
@@ -194,7 +195,7 @@ def synthesize(
         _write_lists(Path(output), folder, records, splits)
         _write_table(folder / TABLE, records, splits)
         _write_report(folder / REPORT, result, settings, usable, looks, splits)
-    shutil.rmtree(folder / _STATE, ignore_errors=True)
+        shutil.rmtree(folder / _STATE, ignore_errors=True)
     return result
 
 
@@ -284,10 +285,12 @@ def _check_output(output: Path, folder: Path) -> None:
         raise ScscoError(f"{folder}: holds files that this command did not write; give an empty folder")
 
 
-def _finished(folder: Path, settings: dict[str, Any]) -> Synthesis:
+def _finished(output: Path, folder: Path, settings: dict[str, Any]) -> Synthesis:
     report = _read_json(folder / REPORT)
     _check_same(folder, report["settings"], settings)
-    shutil.rmtree(folder / _STATE, ignore_errors=True)
+    with suppress(ScscoError), writing(output):  # a kill may have come between the report and this
+        shutil.rmtree(folder / _STATE, ignore_errors=True)
+        _remove_leftovers(output, folder)
     return Synthesis(folder, **{name: report[name] for name in ("made", "given_up", "unusable", "families")})
 
 
@@ -306,18 +309,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ScscoError(f"{path}: cannot be read ({error}); remove the folder to begin anew") from error
 
 
-@contextmanager
-def _locked(state: Path) -> Iterator[None]:
-    """Keeps other runs out of the same dataset until the block, or this process, ends."""
+def _make_state(state: Path) -> None:
     try:
         state.mkdir(parents=True, exist_ok=True)
-        with (state / "lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            yield
-    except BlockingIOError as error:
-        raise ScscoError(f"{state.parent}: another process is writing this dataset; wait until it ends") from error
-    except PermissionError as error:
-        raise ScscoError(f"{state}: cannot be written ({error.strerror})") from error
+    except OSError as error:
+        raise ScscoError(f"{state}: cannot be made ({error.strerror}); give another output folder") from error
 
 
 def _remove_leftovers(output: Path, folder: Path) -> None:

@@ -185,13 +185,23 @@ def test_a_finished_shard_is_not_made_again_unless_it_is_damaged(
     assert contents(tmp_path / "train") == contents(store / "train")
 
 
-def test_a_second_call_at_the_same_time_is_refused(root: Path, tmp_path: Path) -> None:
+def test_a_second_call_at_the_same_time_is_refused(root: Path, store: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+
     def try_again(done: int, total: int) -> None:
-        if done == 3:
-            with pytest.raises(ScscoError, match="another scsco prepare is at work"):
+        def second() -> None:
+            with pytest.raises(ScscoError) as caught:
                 pack(root, tmp_path, "train", SIZE, records_per_shard=PER_SHARD)
+            told.append(str(caught.value))
+
+        if done == 3:
+            thread = threading.Thread(target=second)
+            thread.start()
+            thread.join()
 
     pack(root, tmp_path, "train", SIZE, progress=try_again, records_per_shard=PER_SHARD)
+    assert told[0].startswith(f"{tmp_path / 'train'}: another run is writing to this folder")
+    assert contents(tmp_path / "train") == contents(store / "train")
 
 
 def test_other_pictures_at_the_same_place_are_refused(root: Path, store: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -308,11 +309,22 @@ def test_wrong_use_is_refused(photographs: Path, dataset: Path, tmp_path: Path) 
 
 
 def test_two_runs_in_one_folder_are_refused(photographs: Path, tmp_path: Path) -> None:
-    from scsco_fast.data.synthesize import _locked
+    told: list[str] = []
 
-    state = tmp_path / "out/Synthetic/.synthesis"
-    with _locked(state), pytest.raises(ScscoError, match="another process is writing this dataset"):
-        synthesize(photographs, tmp_path / "out", count=2)
+    def again(done: int, total: int) -> None:
+        def other_subset() -> None:  # the lists of the folder are everybody's
+            with pytest.raises(ScscoError) as caught:
+                synthesize(photographs, tmp_path / "out", count=2, subset="Other")
+            told.append(str(caught.value))
+
+        if not told:
+            thread = threading.Thread(target=other_subset)
+            thread.start()
+            thread.join()
+
+    synthesize(photographs, tmp_path / "out", count=2, progress=again)
+    assert told[0].startswith(f"{tmp_path / 'out'}: another run is writing to this folder")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["IHD_test.txt", "IHD_train.txt", "Synthetic"]
 
 
 def test_distribution_transfer_takes_the_whole_distribution() -> None:
