@@ -211,6 +211,11 @@ class Run:
                 continue
             self.bad[sample.name] = sample.reason
             self.console.print(f"warning: skipped {sample.name}: {sample.reason}")
+            if len(self.bad) >= self.samples:
+                raise ScscoError(
+                    f"none of the {self.samples} samples can be used, the last is {sample.name}: {sample.reason}; "
+                    "repair the data (see scsco prepare --check)"
+                )
             if len(self.bad) > self.config.bad_sample_limit:
                 raise ScscoError(
                     f"{len(self.bad)} samples cannot be used (bad_sample_limit {self.config.bad_sample_limit}), "

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
+from scsco_fast.data.layouts import find_layout, listed_splits
 from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
@@ -116,7 +117,7 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
     samples: Samples
     if config.dataset == "iharmony4":
         assert config.root is not None
-        samples = IHarmony4(config.root, "test", config.size, config.subsets)
+        samples = IHarmony4(config.root, _preview_split(config.root), config.size, config.subsets)
     elif config.dataset == "packed":
         splits = {folder.name for folder in stores(config.root or "")}
         samples = packed_dataset(config, "test" if "test" in splits else "train")
@@ -124,6 +125,12 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
         photos = load_photos(config.photos, "test")
         samples = SyntheticComposites(photos, config.size, count, config.seed, augment=False)
     return collate([samples[index] for index in range(min(count, len(samples)))])
+
+
+def _preview_split(root: str) -> str:
+    """ "test", or "train" where no composite is listed for testing."""
+    listed = listed_splits(root)
+    return "test" if not listed or ("test" in listed and find_layout(root, "test").members) else "train"
 
 
 class StepOrder(Sampler[list[int]]):

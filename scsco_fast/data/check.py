@@ -189,6 +189,8 @@ def _layouts(root: Path, report: CheckReport) -> Iterator[Layout]:
             continue
         name = split if layout.listed else "all"
         report.dialects[name], report.samples[name] = layout.dialect, len(layout.members)
+        if not (layout.members or layout.malformed or layout.missing):
+            report.problems.append(Problem("list", str(root), layout.no_sample()))
         report.problems += [Problem("name", *_split_off(line)) for line in layout.malformed]
         report.problems += [Problem("missing", *_split_off(line)) for line in layout.missing]
         report.problems += [

@@ -33,7 +33,8 @@ class IHarmony4(Dataset[Sample | BadSample]):
     `(seed, i)` draws, so a trainer that counts on gets new crops in every pass and can resume.
 
     List entries without a composite, mask or real picture on disk are left out, counted in `missing` and named in a
-    warning.
+    warning. `listed` is False where no list says which pictures are for training: both splits are then all of them,
+    which a warning says.
 
     Args:
         root: the dataset's folder, or one subset's folder.
@@ -75,7 +76,8 @@ class IHarmony4(Dataset[Sample | BadSample]):
         layout.say()
         self.missing = layout.missing
         if not layout.members:
-            raise ScscoError(f"{self.root}: none of the {split} list's entries is complete; first: {self.missing[0]}")
+            raise ScscoError(layout.no_sample())
+        self.listed = layout.listed
         self.members = layout.members if subsets is None else keep_subsets(layout.members, subsets)
 
     def __len__(self) -> int:

@@ -87,6 +87,15 @@ class Layout:
     shared: list[str]
     listed: bool
 
+    def no_sample(self) -> str:
+        """Why there is no member, in one line, where there is none."""
+        if self.missing:
+            return f"{self.root}: none of the {self.split} list's entries is complete; first: {self.missing[0]}"
+        return (
+            f"{self.root}: its list of {self.split} pictures is empty ({self.dialect}); a line for each composite is "
+            "wanted, such as HCOCO/composite_images/c21070_1396052_1.jpg"
+        )
+
     def say(self) -> None:
         """Log the dialect in one line, and what is wrong with the lists in one line each."""
         subsets = Counter(member.subset for member in self.members)
@@ -179,10 +188,10 @@ def listed_splits(root: str | os.PathLike[str]) -> list[str]:
 def _read_list(root: Path, split: str) -> tuple[str, list[_Line]] | None:
     """The kind of list in words and its lines; None where there is none."""
     for path in (root / f"IHD_{split}.txt", root / f"{split}.txt"):
-        if path.is_file():
+        if _is_list(path):
             return path.name, list(_lines(path))
     jsonl = root / f"{split}.jsonl"
-    if jsonl.is_file():
+    if _is_list(jsonl):
         return jsonl.name, [_Line(where, base, _file_name(text)) for where, base, text in _lines(jsonl)]
     folders = [root / subset for subset in SUBSETS if (root / subset).is_dir()] or [root]
     lists = [listed for folder in folders for listed in _subset_lists(folder, split)]
@@ -199,9 +208,18 @@ def _read_list(root: Path, split: str) -> tuple[str, list[_Line]] | None:
 
 def _subset_lists(folder: Path, split: str) -> list[Path]:
     own = folder / f"{folder.name}_{split}.txt"
-    if own.is_file():
+    if _is_list(own):
         return [own]
-    return [folder / f"{subset}_{split}.txt" for subset in SUBSETS if (folder / f"{subset}_{split}.txt").is_file()]
+    return [path for path in (folder / f"{subset}_{split}.txt" for subset in SUBSETS) if _is_list(path)]
+
+
+def _is_list(path: Path) -> bool:
+    """Whether there is a file; a folder, or a link to nothing, is refused: another list must not stand in for it."""
+    if path.is_file():
+        return True
+    if os.path.lexists(path):
+        raise ScscoError(f"{path}: is {'a folder' if path.is_dir() else 'no file'}; a list of file names is wanted")
+    return False
 
 
 def _lines(path: Path) -> Iterator[_Line]:

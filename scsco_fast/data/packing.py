@@ -201,7 +201,7 @@ def _make_plan(root: str | os.PathLike[str], split: str, size: int, records_per_
         raise ScscoError(layout.malformed[0])
     layout.say()
     if not layout.members:
-        raise ScscoError(f"{layout.root}: none of the {split} list's entries is complete; first: {layout.missing[0]}")
+        raise ScscoError(layout.no_sample())
     reals = list(dict.fromkeys(member.real for member in layout.members if member.real is not None))
     files = [[_file_facts(layout.root, path) for path in member[1:] if path] for member in layout.members]
     facts = [FORMAT, FILTER, size, records_per_shard, layout.missing, files]

@@ -4,12 +4,15 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from scsco_fast.data.check import check_dataset
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.layouts import Layout, find_layout, listed_splits
+from scsco_fast.data.packing import pack
 from scsco_fast.errors import ScscoError
 
 NAMES = ("c10_1396052_1.jpg", "c11_2_1.jpg", "d90000005-2_1_10.jpg")
@@ -209,6 +212,53 @@ def test_the_other_splits_list_is_not_taken_for_no_list(tmp_path: Path) -> None:
     ihd_list(tmp_path)
     with pytest.raises(ScscoError, match=r"IHD_train\.txt is wanted there \(the other split has one\)"):
         find_layout(tmp_path, "train")
+
+
+def lists_of(root: Path) -> list[Path]:
+    files = ("IHD_train.txt", "train.txt", "train.jsonl", "HCOCO/HCOCO_train.txt")
+    return [root / file for file in files]
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("text", ["", "\n \n\t\r\n"])
+def test_an_empty_list_is_refused_by_whoever_reads_it(tmp_path: Path, number: int, text: str) -> None:
+    official(tmp_path)
+    lists_of(tmp_path)[number].write_text(text)
+    layout = find_layout(tmp_path, "train")
+    assert (layout.members, layout.listed) == ([], True)
+    told = rf"list of train pictures is empty \(.*{lists_of(tmp_path)[number].name}.*\); a line for each composite"
+    for read in (IHarmony4, partial(pack, store=tmp_path / "store")):
+        with pytest.raises(ScscoError, match=told):
+            read(tmp_path, split="train")
+    problems = check_dataset(tmp_path, tmp_path / "journal.jsonl").problems
+    assert [problem.reason for problem in problems if problem.kind == "list"] == [layout.no_sample()]
+
+
+def test_an_empty_folder_of_a_split_is_an_empty_list(tmp_path: Path) -> None:
+    merged(tmp_path / "test")
+    (tmp_path / "train/composite_images").mkdir(parents=True)
+    with pytest.raises(ScscoError, match=r"list of train pictures is empty \(the folder train\)"):
+        IHarmony4(tmp_path, "train")
+
+
+@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_or_a_dead_link_is_no_list_and_nothing_stands_in_for_it(
+    tmp_path: Path, number: int, link: bool
+) -> None:
+    official(tmp_path)
+    path = lists_of(tmp_path)[number]
+    if link:
+        path.symlink_to("nowhere")
+    else:
+        path.mkdir()
+    told = f"{path}: is {'no file' if link else 'a folder'}; a list of file names is wanted"
+    for read in (IHarmony4, partial(pack, store=tmp_path / "store")):
+        with pytest.raises(ScscoError) as caught:
+            read(tmp_path, split="train")
+        assert str(caught.value) == told
+    problems = check_dataset(tmp_path, tmp_path / "journal.jsonl").problems
+    assert [problem.reason for problem in problems if problem.kind == "list"] == [told]
 
 
 def test_a_loop_of_links_is_missing_not_followed(tmp_path: Path) -> None:

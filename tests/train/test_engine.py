@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_dataset import write_dataset
 from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
@@ -24,7 +25,7 @@ from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import StopSignals, train
 from scsco_fast.train.processes import Processes
 from scsco_fast.train.report import read_rows
-from scsco_fast.train.samples import StepOrder, build_dataset, build_loader, build_validation
+from scsco_fast.train.samples import StepOrder, build_dataset, build_loader, build_preview, build_validation
 from scsco_fast.weights import load_model, read_metadata
 
 Tiny = Callable[..., TrainConfig]
@@ -205,6 +206,19 @@ def test_too_many_bad_samples_stop_the_run(tiny: Tiny, pictures: Any) -> None:
     with pytest.raises(ScscoError, match=r"3 samples cannot be used \(bad_sample_limit 2\).*picture7\.jpg") as error:
         train(tiny(bad_sample_limit=2), pictures(bad={1, 4, 7, 8}))
     assert "\n" not in str(error.value)
+
+
+def test_a_run_of_bad_samples_alone_stops(tiny: Tiny, pictures: Any) -> None:
+    with pytest.raises(ScscoError, match=r"none of the 4 samples can be used, the last is picture\d\.jpg: .*truncated"):
+        train(tiny(steps=100_000), pictures(bad=set(range(4)), length=4))
+
+
+@pytest.mark.parametrize("text", [None, "\n"])
+def test_preview_without_a_list_of_test_pictures_is_of_the_others(tiny: Tiny, tmp_path: Path, text: str | None) -> None:
+    root = write_dataset(tmp_path / "data", 4)
+    if text is not None:
+        (root / "IHD_test.txt").write_text(text)
+    assert len(build_preview(tiny(dataset="iharmony4", root=str(root))).names) == 4
 
 
 def test_non_finite_steps_are_counted_and_have_a_limit(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
