@@ -8,6 +8,7 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, printable, progress_bar, read_model, worker_count
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import is_same_path
 from scsco_fast.harmonizing.settings import Keep, Settings
 
 
@@ -148,7 +149,7 @@ def _check_harmonized(options: HarmonizeOptions) -> tuple[int, int] | None:
     if options.workers is not None and options.workers < 0:
         raise ScscoError(f"--workers is {options.workers}; wanted 0 or more")
     for path in (options.image, options.mask, options.real, options.output):
-        if options.strip is not None and path is not None and options.strip.resolve() == path.resolve():
+        if options.strip is not None and path is not None and is_same_path(options.strip, path):
             raise ScscoError(f"{options.strip}: the strip would overwrite {path}; name another file")
     return None if options.at is None else _place(options.at)
 
@@ -221,6 +222,7 @@ def _harmonize_folder(options: HarmonizeOptions, images: Path, settings: Setting
             progress=show,
         )
     skipped = f"{len(report.skipped)} there already (--overwrite does them again), " if report.skipped else ""
-    print(f"{len(report.written)} harmonized, {skipped}{len(report.failed)} failed")
+    others = f", {len(report.ignored)} other files left alone" if report.ignored else ""
+    print(f"{len(report.written)} harmonized, {skipped}{len(report.failed)} failed{others}")
     print(f"wrote {printable(str(options.report or options.output / REPORT))}")
     return 1 if report.failed else 0

@@ -6,6 +6,7 @@ orientation is applied. Files of several pictures, such as animations, are refus
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import struct
@@ -13,7 +14,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -30,6 +31,10 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", *
 # And those of `data.avif_heic`. What else Pillow opens are formats of no picture, or need another program: an EPS file
 # is run by Ghostscript.
 _FORMATS = ("BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")  # JPEG includes a phone's MPO
+# Of a damaged file they also log what the ScscoError says; without a handler of any kind that would go to stderr.
+for _name in ("PIL", "tifffile"):
+    logging.getLogger(_name).addHandler(logging.NullHandler())
+
 _PILLOWS_LIMIT = threading.Lock()
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 # What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError (an OSError).
@@ -124,7 +129,8 @@ def open_upright(
         if look is not None:
             look(opened)
         opened.load()
-        return _upright(opened)
+        _turn_upright(opened)
+        return opened
 
 
 @contextmanager
@@ -250,12 +256,10 @@ def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise ScscoError(f"{name}: cannot be opened ({error}); check the path") from error
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    try:
-        return ImageOps.exif_transpose(image)
-    except _DAMAGE:
-        # The pixels are whole and only the EXIF block is broken: every viewer shows such a picture as it is stored.
-        return image.copy()
+def _turn_upright(image: Image.Image) -> None:
+    # Where the pixels are whole and only the EXIF block is broken, every viewer shows a picture as it is stored.
+    with suppress(*_DAMAGE):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def is_high_depth(image: Image.Image) -> bool:

@@ -1,7 +1,7 @@
 """What a picture file holds besides pixels: limits, and what is dropped.
 
 Its bytes are counted by the lengths that the file states, before anything else of it is read: Pillow keeps all of them
-in memory as soon as a file is opened, before any limit on pixels can be checked. A PNG of 4 pixels with a colour profile
+in memory as soon as a file is opened, before any limit on pixels can be checked. A PNG of 4 pixels with a profile
 of 3 GB took 3 GB.
 """
 

@@ -17,9 +17,10 @@ import torch
 from scsco_fast.data.images import PICTURE_SUFFIXES
 from scsco_fast.data.workers import Lost, run_tasks
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import check_writable, replacing, sweep
+from scsco_fast.files import check_writable, is_same_path, replacing, sweep
 from scsco_fast.harmonizing.files import harmonize_file
 from scsco_fast.harmonizing.settings import Settings
+from scsco_fast.locks import writing
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.weights import load_model, save_model
 
@@ -61,9 +62,15 @@ class Entry:
 
 @dataclass
 class FolderReport:
-    """What `harmonize_folder` did with each picture, in the order in which they were done."""
+    """What `harmonize_folder` did with each picture, in the order in which they were done.
+
+    Attributes:
+        entries: one for each picture.
+        ignored: what else lies in the folders of the pictures and masks, with the reason why it is left alone.
+    """
 
     entries: list[Entry] = field(default_factory=list)
+    ignored: dict[Path, str] = field(default_factory=dict)
 
     @property
     def written(self) -> list[Path]:
@@ -88,6 +95,7 @@ class FolderReport:
             **counts,
             "not_reached": pictures - len(self.entries),
             "files": [asdict(entry) for entry in self.entries],
+            "ignored": [{"file": str(path), "reason": reason} for path, reason in self.ignored.items()],
         }
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(content, indent=1, ensure_ascii=True) + "\n", encoding="utf-8")
@@ -131,33 +139,31 @@ def harmonize_folder(
         progress: called with each entry, how many are done, and how many there are.
 
     Raises:
-        ScscoError: a folder is missing, holds no picture, or is the output folder, or that cannot be written to.
+        ScscoError: a folder is missing, holds no picture, or is the output folder, or that cannot be written to, or
+            another run is writing to it.
     """
     output = Path(output)
     pairs = find_pairs(images, masks, alpha_mask)
-    for folder in {path.parent.resolve() for pair in pairs for path in (pair.image, pair.mask) if path is not None}:
-        if output.resolve() == folder:
-            raise ScscoError(f"{output}: the output folder holds the inputs; name another folder")
+    folders = [folder for folder in _folders_of(images, masks, alpha_mask) if folder is not None]
+    if any(is_same_path(output, folder) for folder in folders):
+        raise ScscoError(f"{output}: the output folder holds the inputs; name another folder")
     check_writable(output)
     report_path = output / REPORT if report is None else Path(report)
     if report_path.suffix != ".json":
         raise ScscoError(f"{report_path}: the report is JSON; name a .json file")
     check_writable(report_path.parent)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ScscoError(f"{output}: cannot be made ({error.strerror}); name another folder") from error
-    sweep(output)
-    result = FolderReport()
-    try:
-        with closing(_entries(pairs, output, model, settings or Settings(), suffix, overwrite, workers)) as entries:
-            for entry in entries:
-                result.entries.append(entry)
-                if progress is not None:
-                    progress(entry, len(result.entries), len(pairs))
-    finally:
-        sweep(output)  # processes that were ended in the middle of a file
-        result.write(report_path, len(pairs))
+    result = FolderReport(ignored=_ignored(folders, pairs))
+    with writing(output):
+        sweep(output)
+        try:
+            with closing(_entries(pairs, output, model, settings or Settings(), suffix, overwrite, workers)) as entries:
+                for entry in entries:
+                    result.entries.append(entry)
+                    if progress is not None:
+                        progress(entry, len(result.entries), len(pairs))
+        finally:
+            sweep(output)  # processes that were ended in the middle of a file
+            result.write(report_path, len(pairs))
     return result
 
 
@@ -178,15 +184,12 @@ def find_pairs(images: str | Path, masks: str | Path | None = None, alpha_mask: 
         >>> [(pair.image.name, pair.mask and pair.mask.name) for pair in find_pairs(folder)]
         [('cat.jpg', 'cat_mask.png'), ('dog.png', None)]
     """
-    pictures, mask_folder = Path(images), None if masks is None else Path(masks)
-    if alpha_mask:
-        return [Pair(path, None) for path in _pictures_of(pictures)]
-    if mask_folder is None:
-        parts = next((p for p in LAYOUTS if all((pictures / part).is_dir() for part in p)), (".", "."))
-        pictures, mask_folder = pictures / parts[0], pictures / parts[1]
+    pictures, mask_folder = _folders_of(images, masks, alpha_mask)
     found = _pictures_of(pictures)
+    if mask_folder is None:
+        return [Pair(path, None) for path in found]
     rules: tuple[str, ...] = MASK_SUFFIXES
-    if mask_folder.resolve() == pictures.resolve():
+    if is_same_path(mask_folder, pictures):
         candidates, found = found, _without_masks(found, pictures)
     else:
         candidates = _pictures_of(mask_folder)
@@ -195,6 +198,34 @@ def find_pairs(images: str | Path, masks: str | Path | None = None, alpha_mask: 
     for path in candidates:
         by_stem.setdefault(path.stem, []).append(path)
     return [_pair(path, by_stem, rules) for path in found]
+
+
+def _folders_of(images: str | Path, masks: str | Path | None, alpha_mask: bool) -> tuple[Path, Path | None]:
+    """The folder of the pictures and that of their masks; None where each is its own."""
+    pictures = Path(images)
+    if alpha_mask:
+        return pictures, None
+    if masks is not None:
+        return pictures, Path(masks)
+    parts = next((p for p in LAYOUTS if all((pictures / part).is_dir() for part in p)), (".", "."))
+    return pictures / parts[0], pictures / parts[1]
+
+
+def _ignored(folders: list[Path], pairs: list[Pair]) -> dict[Path, str]:
+    """What lies in the folders and is neither a picture nor the mask of one."""
+    used = {path for pair in pairs for path in (pair.image, pair.mask)}
+    left = [path for folder in folders for path in sorted(folder.iterdir()) if path not in used]
+    return {path: _why_ignored(path) for path in left}
+
+
+def _why_ignored(path: Path) -> str:
+    if path.is_dir():
+        return "a folder; only what lies directly in the folder of the pictures is harmonized"
+    if path.name.startswith("."):
+        return "a hidden file"
+    if path.suffix.lower() in PICTURE_SUFFIXES:
+        return "a mask that belongs to no picture"
+    return f"{path.suffix or 'a name without suffix'} is none of {', '.join(PICTURE_SUFFIXES)}"
 
 
 def _pair(path: Path, masks: dict[str, list[Path]], rules: tuple[str, ...]) -> Pair:
@@ -313,7 +344,8 @@ def _pictures_of(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise ScscoError(f"{folder}: no such folder; wanted a folder of pictures")
     seen = (path for path in folder.iterdir() if not path.name.startswith("."))  # temporaries, and what macOS adds
-    found = sorted(path for path in seen if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file())
+    # A pipe, or a link that leads nowhere, is reported as a picture that cannot be read.
+    found = sorted(path for path in seen if path.suffix.lower() in PICTURE_SUFFIXES and not path.is_dir())
     if not found:
         raise ScscoError(f"{folder}: holds no picture ({', '.join(PICTURE_SUFFIXES)})")
     return found

@@ -248,7 +248,7 @@ def test_refused(folder: Path, small_model: HarmonizationUNet, monkeypatch: pyte
     with pytest.raises(ScscoError, match=r"out: cannot be written \(.*out is not a folder\)"):
         run(folder, small_model)
     if Path("/proc/self").exists():  # where not even root may make a folder
-        with pytest.raises(ScscoError, match="out: cannot be made"):
+        with pytest.raises(ScscoError, match="out: cannot be written"):
             harmonize_folder(folder / "images", folder / "masks", Path("/proc/out"), small_model)
     monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write to any folder
     with pytest.raises(ScscoError, match="is read-only"):
