@@ -15,10 +15,11 @@ from scsco_fast.files import write_durably
 FORMAT = 2  # 1 had the random state of one process, and neither the number of samples nor a best validation
 LAST, BEST = "last.pt", "best.pt"
 CONTENTS = frozenset({"format", "step", "config", "versions", "training", "rng", "bad_samples", "samples", "best"})
+OPTIONAL = frozenset({"data"})  # not in earlier checkpoints of this format
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` (the keys of `CONTENTS` but "format") to `path` atomically."""
+    """Write `state` (the keys of `CONTENTS` but "format", and those of `OPTIONAL`) to `path` atomically."""
     with telling_what_to_do():
         try:
             write_durably(path, lambda file: torch.save({"format": FORMAT, **state}, file))
@@ -62,7 +63,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise ScscoError(
             f"{path}: written by an earlier version (format 1, this one reads {FORMAT}); resume it with that version"
         )
-    if not isinstance(state, dict) or set(state) != CONTENTS or state["format"] != FORMAT:
+    if not isinstance(state, dict) or set(state) - OPTIONAL != CONTENTS or state["format"] != FORMAT:
         raise ScscoError(f"{path}: not a training checkpoint of format {FORMAT}; use one that scsco train wrote")
     return state
 

@@ -37,7 +37,14 @@ from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes, start_processes
 from scsco_fast.train.profiling import Profile
 from scsco_fast.train.report import COLUMNS, Report
-from scsco_fast.train.samples import Samples, build_dataset, build_loader, build_preview, build_validation
+from scsco_fast.train.samples import (
+    Samples,
+    build_dataset,
+    build_loader,
+    build_preview,
+    build_validation,
+    fingerprint,
+)
 from scsco_fast.train.step import AUTOCAST, TrainingStep, learning_rate, step_seed
 from scsco_fast.weights import save_model
 
@@ -88,15 +95,16 @@ def train(
             model, loss, source = build_model(config)
         step = TrainingStep(model, loss, config, processes)
         with processes.together():
-            progress = restore(folder / "checkpoints", step, config, len(samples), console.print)
+            data = fingerprint(samples)
+            progress = restore(folder / "checkpoints", step, config, len(samples), data, console.print)
             if processes.rank == 0:
                 make_folder(folder)
-                write_config(folder, given, config, step.model, source)
+                write_config(folder, given, config, step.model, source, data)
         processes.agree(progress.step, "checkpoint")
         team = f" by each of {processes.world} processes" if processes.world > 1 else ""
         steps = config.steps - progress.step
         console.print(f"{folder}: {steps} steps on {config.device}{team}, VGG-16 weights: {source}")
-        run = Run(folder, config, step, progress, len(samples), preview, validation, console)
+        run = Run(folder, config, step, progress, len(samples), data, preview, validation, console)
         if profile and processes.rank == 0:
             run.profile = Profile(folder / "profile", step.device, steps)
         try:
@@ -128,11 +136,12 @@ class Run:
         step: TrainingStep,
         progress: Progress,
         samples: int,
+        data: str | None,
         preview: Batch,
         validation: Samples | None,
         console: Any,
     ) -> None:
-        self.folder, self.config, self.step, self.samples = folder, config, step, samples
+        self.folder, self.config, self.step, self.samples, self.data = folder, config, step, samples, data
         self.first, self.bad, self.best = progress.step, progress.bad, progress.best
         self.preview, self.validation, self.console = preview, validation, console
         self.processes = step.processes
@@ -315,6 +324,7 @@ class Run:
                 "rng": rng,
                 "bad_samples": dict(self.bad),
                 "samples": self.samples,
+                "data": self.data,
                 "best": self.best,
             }
             places = self.folder / "checkpoints"
@@ -490,7 +500,12 @@ def build_loss(config: TrainConfig) -> tuple[SCSCoLoss | None, str]:
 
 
 def restore(
-    folder: Path, step: TrainingStep, config: TrainConfig, samples: int, say: Callable[[str], object]
+    folder: Path,
+    step: TrainingStep,
+    config: TrainConfig,
+    samples: int,
+    data: str | None,
+    say: Callable[[str], object],
 ) -> Progress:
     """Load the newest complete checkpoint of a resumed run, and what it says of the run; seed each process."""
     rank = step.processes.rank
@@ -510,6 +525,11 @@ def restore(
         say(f"warning: {name} was {changes[name][0]}, goes on with {changes[name][1]}")
     if state["samples"] != samples:
         say(f"warning: there were {state['samples']} samples and are {samples}: the order of samples changes")
+    if (before := state.get("data")) is not None and data is not None and before != data:
+        say(
+            f"warning: the training data are not those of {path}: there were {before}, here are {data}; the run goes on "
+            "with these"
+        )
     step.load_state_dict(state["training"], path)
     if len(state["rng"]) != step.processes.world:
         say(f"warning: saved by {len(state['rng'])} processes, goes on with {step.processes.world}: new dropout draws")
@@ -547,13 +567,14 @@ def git_revision() -> str:
 
 
 def write_config(
-    folder: Path, given: TrainConfig, resolved: TrainConfig, model: HarmonizationUNet, source: str
+    folder: Path, given: TrainConfig, resolved: TrainConfig, model: HarmonizationUNet, source: str, data: str | None
 ) -> None:
     """Write config.json: the configuration as given, what "auto" became here, and what the result depends on."""
     content = {
         "config": given.to_dict(),
         "resolved": {name: value for name, (_, value) in given.differences(resolved).items()},
         "vgg_source": source,
+        "data": data,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "versions": versions(),
     }

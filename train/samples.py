@@ -1,6 +1,7 @@
 """Which samples a step sees: a pure function of the seed and the step, so that a resumed run sees the same ones."""
 
 import hashlib
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +21,8 @@ from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
+
+_LOOKED_AT = 64  # samples of iHarmony4, spread over the list
 
 
 class Samples(Protocol):
@@ -131,6 +134,48 @@ def _preview_split(root: str) -> str:
     """ "test", or "train" where no composite is listed for testing."""
     listed = listed_splits(root)
     return "test" if not listed or ("test" in listed and find_layout(root, "test").members) else "train"
+
+
+def fingerprint(samples: object) -> str | None:
+    """What the training data hold, for people and for comparison; the same wherever they lie. None: not known here.
+
+    Of a packed store it covers the checksum of every record and of photographs every pixel. Of iHarmony4 it covers
+    every name, and the sizes of the files of some samples: opening them all takes minutes on a network drive.
+    """
+    parts: Iterable[bytes | np.ndarray]
+    if isinstance(samples, PackedDataset):
+        index = samples.index
+        rows = [
+            (index.names[row], index.composite_checksums[row], index.real_checksums[index.real[row]])
+            for row in samples.rows
+        ]
+        count, parts = f"{len(rows)} packed composites", [repr(rows).encode()]
+    elif isinstance(samples, IHarmony4):
+        members = samples.members
+        names = [[os.path.relpath(path, samples.root) for path in member[1:] if path] for member in members]
+        looked_at = members[:: max(1, len(members) // _LOOKED_AT)]
+        sizes = [_file_size(path) for member in looked_at for path in member[1:] if path]
+        count, parts = f"{len(members)} composites", [repr((names, sizes)).encode()]
+    elif isinstance(samples, SyntheticComposites):
+        photos = samples.photos
+        count = f"{len(photos)} photographs"
+        parts = (part for photo in photos for part in (repr(photo.candidates).encode(), photo.rgb, photo.regions))
+    elif isinstance(samples, ComposedComposites):
+        pictures, masks = (tensor.cpu().numpy() for tensor in (samples.store.pictures, samples.store.masks))
+        count, parts = f"{len(pictures)} photographs", (pictures, masks)
+    else:
+        return None
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(np.ascontiguousarray(part).data if isinstance(part, np.ndarray) else part)
+    return f"{count}, digest {digest.hexdigest()}"
+
+
+def _file_size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return -1
 
 
 class StepOrder(Sampler[list[int]]):
