@@ -107,10 +107,13 @@ def backward(
     With v' = v - pivot, a = A v', b = A v'^2, var = b - a^2, P = A recomputed from the saved log-sum-exp:
 
         dvar = dstd / (2 std), 0 where var was clamped;  da = dmean - 2 a dvar;  db = dvar
-        delta = rowsum(da a + db b);  dS = P (da v'^T + db v'^2^T - delta)
+        dP = da v'^T + db v'^2^T;  dS = P (dP - rowsum(P dP))
         dq = scale dS k;  dk = scale dS^T q;  dv = P^T da + 2 v' (P^T db)
 
-    The pivot cancels and needs no gradient.
+    The pivot cancels and needs no gradient. rowsum(P dP) equals rowsum(da a + db b), but only the sum of the same
+    products cancels against them: where a query has one key, dS is then 0 and not the rounding of dP, which is 1e10 for
+    values of 1e4. For the same reason P's rows are divided by their sum, as the log-sum-exp of logits above 1e4 is
+    rounded by 1e-3 and more.
     """
     dtype = first.dtype
     d_mean, d_std = (g.to(dtype).flatten(2).transpose(1, 2) for g in (grad_mean, grad_std))  # (B, N, C)
@@ -123,18 +126,17 @@ def backward(
             pixels = packed.queries_at[:, rows]
             a, var, dm, ds = (_gather(t[packed.images], pixels) for t in (first, variance, d_mean, d_std))
             peak = lse[packed.images].gather(1, pixels).unsqueeze(2)
+            weights = packed.logits(rows, scale).sub_(peak).exp_()  # P, before the division
             d_var = torch.where(var >= 0, 0.5 * ds * (var.clamp(min=0) + eps).rsqrt(), 0)
-            d_a = dm - 2 * a * d_var
-            d_moments = torch.cat([d_a, d_var], dim=2)  # (b, rows, 2C)
-            if packed.is_query is not None:
-                d_moments = torch.where(packed.is_query[:, rows], d_moments, 0)
-            delta = (d_moments * torch.cat([a, var + a.square()], dim=2)).sum(dim=2, keepdim=True)
-            weights = packed.logits(rows, scale).sub_(peak).exp_()  # P
-            d_logits = (d_moments @ moments_of.transpose(1, 2)).sub_(delta).mul_(weights)
+            d_moments = torch.cat([dm - 2 * a * d_var, d_var], dim=2)  # (b, rows, 2C)
             if packed.is_query is not None:
                 # Rows that are no queries hold logits no log-sum-exp belongs to: their weights may be infinite.
                 weights = torch.where(packed.is_query[:, rows], weights, 0)
-                d_logits = torch.where(packed.is_query[:, rows], d_logits, 0)
+                d_moments = torch.where(packed.is_query[:, rows], d_moments, 0)
+            total = weights.sum(dim=2, keepdim=True).clamp(min=torch.finfo(dtype).tiny)
+            d_moments /= total
+            d_logits = (d_moments @ moments_of.transpose(1, 2)).mul_(weights)
+            d_logits.addcmul_(weights, d_logits.sum(dim=2, keepdim=True) / total, value=-1)
             _scatter(d_query[packed.images], packed, rows, (d_logits @ packed.key).mul_(scale))
             dk += d_logits.transpose(1, 2) @ packed.query[:, rows]
             weighted += weights.transpose(1, 2) @ d_moments
@@ -157,7 +159,8 @@ def _pack(
         place = torch.arange(pixels, device=order.device)
         n_fg, n_bg = counts[:, :1], counts[:, 1:]
         is_query = ((place < n_fg) & (n_bg > 0)).unsqueeze(2)
-        is_key = (place >= pixels - n_bg).unsqueeze(1)
+        # An image without queries has no keys: its gradients are 0, and 0 times a key that is NaN would not be.
+        is_key = ((place >= pixels - n_bg) & (n_fg > 0)).unsqueeze(1)
         yield _packed(slice(None), order, order, q, k, v, is_query, is_key)
         return
     for image, (n_fg, n_bg) in enumerate(counts.tolist()):

@@ -1,4 +1,7 @@
-"""Region normalisation with its own backward: one pass for each moment, no masked copy of x is kept."""
+"""Region normalisation with its own backward: one pass for each moment, no masked copy of x is kept.
+
+What is not finite in one region leaves the other alone.
+"""
 
 import torch
 from torch import Tensor
@@ -23,9 +26,9 @@ def forward(
     fg, members, count = _regions(foreground, valid, dtype)
 
     size = count.clamp(min=1)
-    mean = _zero_excluded(rows, valid) @ members / size  # (B, C, 2)
+    mean = _region_sums(_zero_excluded(rows, valid), members) / size  # (B, C, 2)
     centred = _zero_excluded(rows - torch.where(fg, mean[..., :1], mean[..., 1:]), valid)
-    variance = centred.square() @ members / size
+    variance = _region_sums(centred.square(), members) / size
     std = torch.where(count > 0, torch.sqrt(variance + eps), 1)
 
     gain, bias = _gains(std, mean, fg_weight, fg_bias, bg_weight, bg_bias, adapt)
@@ -60,12 +63,14 @@ def backward(
     centred = x.to(dtype).flatten(2) - torch.where(fg, mean[..., :1], mean[..., 1:])
     normalised = _zero_excluded(centred, valid) / torch.where(fg, std[..., :1], std[..., 1:])
 
-    sum_dy = dy @ members  # (B, C, 2)
-    sum_dy_xh = (dy * normalised) @ members
+    sum_dy = _region_sums(dy, members)  # (B, C, 2)
+    sum_dy_xh = _region_sums(dy * normalised, members)
     w_f, w_b = fg_weight.to(dtype).reshape(1, -1), bg_weight.to(dtype).reshape(1, -1)
     mu_b, sigma_b = mean[..., 1], std[..., 1]
     inner = sigma_b if adapt else torch.ones_like(sigma_b)
     d_fg_weight = inner * sum_dy_xh[..., 0] + (mu_b * sum_dy[..., 0] if adapt else 0)
+    has_foreground = count[..., 0] > 0  # (B, 1); without one nothing passes between the regions, not even 0 * NaN
+    d_fg_weight = torch.where(has_foreground, d_fg_weight, 0)
     d_parameters = torch.stack([d_fg_weight, sum_dy[..., 0], sum_dy_xh[..., 1], sum_dy[..., 1]]).sum(dim=1)
 
     size = count.clamp(min=1)
@@ -74,9 +79,10 @@ def backward(
     # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
     inside = torch.where(fg, mean_dy[..., :1], mean_dy[..., 1:])
     inside = inside + torch.where(fg, mean_dy_xh[..., :1], mean_dy_xh[..., 1:]) * normalised
-    dx = (dy - _zero_excluded(inside, valid)) * torch.where(fg, slope[..., :1], slope[..., 1:])
+    dx = _zero_excluded((dy - inside) * torch.where(fg, slope[..., :1], slope[..., 1:]), valid)
     if adapt:
-        through = (w_f / size[..., 1]).unsqueeze(2) * (sum_dy[..., :1] + sum_dy_xh[..., :1] * normalised)
+        share = torch.where(has_foreground, w_f / size[..., 1], 0).unsqueeze(2)
+        through = share * (sum_dy[..., :1] + sum_dy_xh[..., :1] * normalised)
         dx = dx + torch.where(members[..., 1].bool().unsqueeze(1), through, 0)
     return dx.reshape(x.shape).to(x.dtype), d_parameters
 
@@ -92,6 +98,25 @@ def _regions(foreground: Tensor, valid: Tensor | None, dtype: torch.dtype) -> tu
     bg = ~fg if valid is None else ~fg & valid.flatten(2)
     members = torch.stack([fg.squeeze(1), bg.squeeze(1)], dim=2).to(dtype)
     return fg, members, members.sum(dim=1, keepdim=True)
+
+
+def _region_sums(rows: Tensor, members: Tensor) -> Tensor:
+    """Sums of rows (B, C, N) over the foreground and over the background: (B, C, 2).
+
+    One product gives both, in a quarter of the time of two masked copies; but it multiplies what lies in the other
+    region by 0, and 0 * NaN is NaN. So the sums that come out not finite are taken anew from the copies. A GPU takes
+    the copies at once: looking at the sums would make the host wait for it.
+    """
+    if rows.device.type != "cpu":
+        return _sums_apart(rows, members)
+    sums = rows @ members
+    finite = sums.isfinite()
+    return sums if finite.all() else torch.where(finite, sums, _sums_apart(rows, members))
+
+
+def _sums_apart(rows: Tensor, members: Tensor) -> Tensor:
+    regions = members.bool().unsqueeze(1).unbind(3)
+    return torch.stack([torch.where(region, rows, 0).sum(dim=2) for region in regions], dim=2)
 
 
 def _gains(

@@ -15,9 +15,10 @@ def forward(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Ten
     dtype = accumulate_dtype(source, reference)
     pixels, examples = source.to(dtype).flatten(2), reference.to(dtype).flatten(2)  # (B, 3, N), (B, 3, M)
     inside, there = mask.flatten(2), reference_mask.flatten(2)
-    # What lies outside the masks may be NaN, which is no bin of a histogram.
-    measured, shown = torch.where(inside, pixels, 0), torch.where(there, examples, 0)
+    # What lies outside the masks may be NaN, which is no bin of a histogram; so may what lies inside.
+    (measured, broken), (shown, also_broken) = _finite(pixels, inside), _finite(examples, there)
     moved = METHODS[method](measured, shown, inside, there).clamp(0, 1)
+    moved = torch.where(broken | also_broken, torch.nan, moved)
     change = inside & inside.any(dim=2, keepdim=True) & there.any(dim=2, keepdim=True)
     return torch.where(change, moved, pixels).reshape(source.shape).to(source.dtype)
 
@@ -57,6 +58,12 @@ def _histogram(pixels: Tensor, examples: Tensor, inside: Tensor, there: Tensor) 
 
 
 METHODS = {"reinhard": _reinhard, "gaussian": _gaussian, "histogram": _histogram}
+
+
+def _finite(rows: Tensor, region: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (B, 3, N) with 0 outside the region and for what is not finite, and whether it held such: (B, 1, 1)."""
+    finite = rows.isfinite()
+    return torch.where(region & finite, rows, 0), (region & ~finite).any(dim=2, keepdim=True).any(dim=1, keepdim=True)
 
 
 def _size(region: Tensor) -> Tensor:

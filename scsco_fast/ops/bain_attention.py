@@ -14,7 +14,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import bain_attention as reference
 from scsco_fast.regions import RegionLevel, Regions
@@ -64,12 +63,11 @@ def bain_attention(
     level = check_attention(query, key, value, regions_or_mask)
     query, key, scale = logit_operands(query, key, scale)
     chosen = choose(backend, "bain_attention", value, query, key)
-    with without_autocast(value):
-        if chosen == "reference":
-            function = torch.ops.scsco_fast.bain_attention_reference
-            return function(query, key, value, level.foreground, level.valid, scale, eps)
-        mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
-        return mean, std
+    if chosen == "reference":
+        function = torch.ops.scsco_fast.bain_attention_reference
+        return function(query, key, value, level.foreground, level.valid, scale, eps)
+    mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
+    return mean, std
 
 
 def check_attention(
@@ -96,6 +94,7 @@ register_reference(
     "bain_attention_reference(Tensor query, Tensor key, Tensor value, Tensor foreground, Tensor? valid, float scale, "
     "float eps) -> (Tensor, Tensor)",
     reference.bain_attention,
+    like=2,
 )
 
 

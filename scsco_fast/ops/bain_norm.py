@@ -9,7 +9,7 @@ from scsco_fast.kernels import bain_attention_memory as triton_memory
 from scsco_fast.ops.backend import choose, implementation
 from scsco_fast.ops.bain_attention import bain_attention, check_attention, logit_operands, shapes_only
 from scsco_fast.ops.checks import check_device, check_map, check_parameters, check_same
-from scsco_fast.ops.registration import register_operation, without_autocast
+from scsco_fast.ops.registration import register_operation, statistics_dtype
 from scsco_fast.reference.bain_norm import bain_norm as affine
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -46,7 +46,8 @@ def bain_norm(
         backend: "auto" or one of `scsco_fast.ops.backends()`.
 
     Returns:
-        (B, C, H, W) in the dtype of normalised; float32 or wider in between.
+        (B, C, H, W) in the dtype of normalised; float32 or wider in between, but that the `cuda` backend rounds mean
+        and std to the dtype of value.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device; the message names it.
@@ -70,12 +71,15 @@ def bain_norm(
     parameters = check_parameters(value, fg_weight, fg_bias, bg_weight, bg_bias)
     chosen = choose(backend, "bain_attention", value, query, key, normalised)
     if chosen != "triton":
+        dtype = statistics_dtype(value, normalised)
+        # The compiled kernels read a value of 16 bits in half the time.
+        value = value if chosen == "cuda" else value.to(dtype)
         mean, std = bain_attention(query, key, value, level, scale, eps, chosen)
-        return affine(normalised, mean, std, level.foreground, level.valid, *parameters)
+        y = affine(normalised.to(dtype), mean.to(dtype), std.to(dtype), level.foreground, level.valid, *parameters)
+        return y.to(normalised.dtype)
     query, key, scale = logit_operands(query, key, scale)
-    with without_autocast(value):
-        regions = (level.order, level.counts)
-        return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
+    regions = (level.order, level.counts)
+    return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
 
 
 @register_operation("bain_norm")

@@ -12,7 +12,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import cross_gram as reference
 
@@ -44,10 +43,9 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
     check_same("batch and size of b", b.shape[:1] + b.shape[2:], "a", a.shape[:1] + a.shape[2:])
     check_device("b", b, "a is", a.device)
     chosen = choose(backend, "cross_gram", a, b)
-    with without_autocast(a):
-        if chosen == "reference":
-            return torch.ops.scsco_fast.cross_gram_reference(a, b)
-        return _cross_gram(a, b, chosen)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.cross_gram_reference(a, b)
+    return _cross_gram(a, b, chosen)
 
 
 register_reference("cross_gram_reference(Tensor a, Tensor b) -> Tensor", reference.cross_gram)

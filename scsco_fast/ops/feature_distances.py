@@ -12,7 +12,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import feature_distances as reference
 
@@ -44,10 +43,9 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
     check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, "feature_distances", anchor, others)
-    with without_autocast(anchor):
-        if chosen == "reference":
-            return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
-        return _feature_distances(anchor, others, chosen)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
+    return _feature_distances(anchor, others, chosen)
 
 
 register_reference("feature_distances_reference(Tensor anchor, Tensor others) -> Tensor", reference.feature_distances)

@@ -12,7 +12,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import gram_distances as reference
 
@@ -53,10 +52,9 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
     check_device("background", background, "anchor is", anchor.device)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, "gram_distances", anchor, background, others)
-    with without_autocast(anchor):
-        if chosen == "reference":
-            return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
-        return _gram_distances(anchor, background, others, chosen)[0]
+    if chosen == "reference":
+        return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
+    return _gram_distances(anchor, background, others, chosen)[0]
 
 
 register_reference(

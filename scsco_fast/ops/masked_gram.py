@@ -12,7 +12,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import masked_gram as reference
 from scsco_fast.regions import RegionLevel, Regions
@@ -45,10 +44,9 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
     check_map("features", features)
     foreground = None if mask is None else check_regions(mask, features).foreground
     chosen = choose(backend, "masked_gram", features)
-    with without_autocast(features):
-        if chosen == "reference":
-            return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
-        return _masked_gram(features, foreground, chosen)
+    if chosen == "reference":
+        return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
+    return _masked_gram(features, foreground, chosen)
 
 
 register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -> Tensor", reference.masked_gram)

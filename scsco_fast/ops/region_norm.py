@@ -12,7 +12,6 @@ from scsco_fast.ops.registration import (
     register_operation,
     register_reference,
     statistics_dtype,
-    without_autocast,
 )
 from scsco_fast.reference import region_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
@@ -66,17 +65,17 @@ def region_norm(
     level = check_regions(regions_or_mask, x)
     parameters = check_parameters(x, fg_weight, fg_bias, bg_weight, bg_bias)
     chosen = choose(backend, "region_norm", x)
-    with without_autocast(x):
-        if chosen == "reference":
-            function = torch.ops.scsco_fast.region_norm_reference
-            return function(x, level.foreground, level.valid, *parameters, eps, adapt)
-        return _region_norm(x, level.foreground, level.valid, *parameters, eps, adapt, chosen)[0]
+    if chosen == "reference":
+        function = torch.ops.scsco_fast.region_norm_reference
+        return function(x, level.foreground, level.valid, *parameters, eps, adapt)
+    return _region_norm(x, level.foreground, level.valid, *parameters, eps, adapt, chosen)[0]
 
 
 register_reference(
     "region_norm_reference(Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, Tensor fg_bias, "
     "Tensor bg_weight, Tensor bg_bias, float eps, bool adapt) -> Tensor",
     reference.region_norm,
+    like=0,
 )
 
 

@@ -2,12 +2,13 @@
 
 Each operation stands behind the dispatcher in two forms. The memory-linear one is opaque (`register_operation`, with a
 fake and an explicit backward) and is told its backend. The reference, `<name>_reference`, decomposes into plain
-PyTorch, so that autograd derives its backward independently of ours.
+PyTorch, so that autograd derives its backward independently of ours. Both run without autocast, which would round the
+operands of every product inside.
 """
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -36,9 +37,15 @@ def register_operation(name: str, differentiable: bool = True) -> Callable[[Call
 
     def register(function: Callable[..., Any]) -> Any:
         schema = torch.library.infer_schema(function, mutates_args=(), op_name=name)
+
+        @wraps(function)
+        def body(first: Tensor, *arguments: Any) -> Any:
+            with _without_autocast(first):
+                return function(first, *arguments)
+
         _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
-        _library.impl(name, function, "CompositeExplicitAutograd")
-        BODIES[name] = function
+        _library.impl(name, body, "CompositeExplicitAutograd")
+        BODIES[name] = body
         if not differentiable:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", partial(_refuse, name), lib=_library)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
@@ -50,10 +57,33 @@ def _refuse(name: str, ctx: Any, *gradients: Tensor) -> None:
     raise RuntimeError(f"{name} cannot be differentiated")
 
 
-def register_reference(schema: str, function: Callable[..., Any]) -> None:
-    """Define `schema` in our namespace and let it decompose into `function`."""
+def register_reference(schema: str, function: Callable[..., Any], like: int | None = None) -> None:
+    """Define `schema` in our namespace and let it decompose into `function`, computed in float32 or wider.
+
+    The formulas stay free of dtypes: here their floating inputs are widened and their results rounded.
+
+    Args:
+        like: the argument whose dtype the results take; None: they stay as wide as they were computed.
+    """
+    name = schema.split("(")[0]
+
+    def widened(first: Tensor, *rest: Any) -> Any:
+        arguments = (first, *rest)
+        dtype = statistics_dtype(*(a for a in arguments if isinstance(a, Tensor) and a.is_floating_point()))
+        with _without_autocast(first):
+            results = function(*(widen(a, dtype) if isinstance(a, Tensor) else a for a in arguments))
+        if like is None:
+            return results
+        wanted = arguments[like].dtype
+        return tuple(r.to(wanted) for r in results) if isinstance(results, tuple) else results.to(wanted)
+
     _library.define(schema)
-    _library.impl(schema.split("(")[0], function, "CompositeImplicitAutograd")
+    _library.impl(name, widened, "CompositeImplicitAutograd")
+
+
+def widen(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating tensor in `dtype`; masks as they are."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -71,6 +101,6 @@ def autocasts(tensor: Tensor) -> bool:
     return not tensor.is_meta and torch.is_autocast_enabled(tensor.device.type)
 
 
-def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
-    """Autocast off where `tensor` lives: it would round the operands of every product inside an operation."""
+def _without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Autocast off where `tensor` lives; its state in a backward is that of the caller of `backward`."""
     return torch.autocast(tensor.device.type, enabled=False) if autocasts(tensor) else nullcontext()

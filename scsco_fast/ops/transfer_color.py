@@ -37,7 +37,8 @@ def transfer_color(
 
     Returns:
         (B, 3, H, W) in [0, 1] in the dtype of source; pixels outside the mask are those of source, bit for bit. An
-        image whose mask or reference mask is empty is returned as it is. No gradient flows.
+        image whose mask or reference mask is empty is returned as it is. Where a measured pixel is not finite, the
+        masked pixels of that image become NaN. Computed in float32, or float64 if an input is. No gradient flows.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device, or an unknown method; the message names it.
@@ -77,6 +78,7 @@ register_reference(
     "transfer_color_reference(Tensor source, Tensor reference, Tensor mask, Tensor reference_mask, str method) "
     "-> Tensor",
     reference_backend.transfer_color,
+    like=0,
 )
 
 

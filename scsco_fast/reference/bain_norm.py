@@ -17,11 +17,14 @@ def bain_norm(
 ) -> Tensor:
     """See `scsco_fast.ops.bain_norm`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `normalised`.
 
-    Outside the foreground mean = 0 and std = 1, so (std * normalised + mean) is the background's branch as well.
+    Outside the foreground mean = 0 and std = 1, so (std * normalised + mean) is the background's branch as well. What
+    is excluded is 0 from the start: in the gains' gradients it is multiplied by 0, and 0 * NaN is NaN.
     """
+    if valid is not None:
+        normalised = torch.where(valid, normalised, 0)
     gain = torch.where(foreground, _map(fg_weight), _map(bg_weight))
     bias = torch.where(foreground, _map(fg_bias), _map(bg_bias))
-    y = torch.addcmul(bias, torch.addcmul(mean, std, normalised), gain).to(normalised.dtype)
+    y = torch.addcmul(bias, torch.addcmul(mean, std, normalised), gain)
     return y if valid is None else torch.where(valid, y, 0)
 
 

@@ -5,15 +5,14 @@ from torch import Tensor
 
 
 def moments(x: Tensor, region: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """Mean and sqrt(variance + eps) of `x` (B, C, H, W) over `region` (B, 1, H, W) bool: two (B, C, 1, 1) tensors.
+    """Mean and sqrt(variance + eps) of `x` (B, C, H, W), 0 outside `region` (B, 1, H, W) bool: (B, C, 1, 1) tensors.
 
     The variance is biased. An empty region has mean 0 and deviation 1.
     """
     count = region.sum(dim=(2, 3), keepdim=True)
     size = count.clamp(min=1)
-    zero = x.new_zeros(())
-    mean = torch.where(region, x, zero).sum(dim=(2, 3), keepdim=True) / size
-    variance = torch.where(region, (x - mean).square(), zero).sum(dim=(2, 3), keepdim=True) / size
+    mean = x.sum(dim=(2, 3), keepdim=True) / size
+    variance = torch.where(region, x - mean, 0).square().sum(dim=(2, 3), keepdim=True) / size
     return mean, torch.where(count > 0, torch.sqrt(variance + eps), torch.ones_like(variance))
 
 
@@ -28,14 +27,20 @@ def region_norm(
     eps: float,
     adapt: bool,
 ) -> Tensor:
-    """See `scsco_fast.ops.region_norm`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `x`."""
+    """See `scsco_fast.ops.region_norm`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `x`.
+
+    Each region is set apart before anything is computed of it: autograd multiplies what a later `where` leaves out
+    by 0, which spoils the other region's gradient if it is NaN.
+    """
     background = ~foreground if valid is None else ~foreground & valid
-    mean_f, std_f = moments(x, foreground, eps)
-    mean_b, std_b = moments(x, background, eps)
-    own = (x - mean_f) / std_f
-    inside = (own * std_b + mean_b if adapt else own) * per_channel(fg_weight) + per_channel(fg_bias)
-    outside = (x - mean_b) / std_b * per_channel(bg_weight) + per_channel(bg_bias)
-    y = torch.where(foreground, inside, outside)
+    inside, outside = torch.where(foreground, x, 0), torch.where(background, x, 0)
+    mean_f, std_f = moments(inside, foreground, eps)
+    mean_b, std_b = moments(outside, background, eps)
+    own = (inside - mean_f) / std_f
+    normalised = torch.where(foreground, own * std_b + mean_b if adapt else own, (outside - mean_b) / std_b)
+    gain = torch.where(foreground, per_channel(fg_weight), per_channel(bg_weight))
+    bias = torch.where(foreground, per_channel(fg_bias), per_channel(bg_bias))
+    y = normalised * gain + bias
     return y if valid is None else torch.where(valid, y, 0)
 
 

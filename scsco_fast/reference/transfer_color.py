@@ -17,7 +17,8 @@ def transfer_color(source: Tensor, reference: Tensor, mask: Tensor, reference_ma
         inside, there = mask[image, 0], reference_mask[image, 0]
         if inside.any() and there.any():
             pixels, examples = source[image][:, inside], reference[image][:, there]  # (3, n), (3, m)
-            result[image][:, inside] = METHODS[method](pixels, examples).clamp(0, 1)
+            measurable = pixels.isfinite().all() and examples.isfinite().all()
+            result[image][:, inside] = METHODS[method](pixels, examples).clamp(0, 1) if measurable else torch.nan
     return result
 
 
