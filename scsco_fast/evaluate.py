@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from scsco_fast.baselines import BASELINES, full_name
 from scsco_fast.data.layouts import SUBSETS
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
+from scsco_fast.data.workers import ignore_interrupts
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 from scsco_fast.metrics import METRICS, score, with_background
@@ -97,8 +98,9 @@ class Summary:
     """Means over one group of pictures; the keys of `means` are those of `Row.values`.
 
     A mean leaves out infinite and undefined values: the PSNR of a picture without any error, the SSIM of one smaller
-    than its window. `left_out` counts them, for each metric that has some. Where nothing is left the mean is infinite
-    if every value is (pictures without any error), else NaN.
+    than its window. `left_out` counts them, for each metric that has some. One perfect picture would otherwise make
+    every mean infinite. Where nothing is left the mean is that of what was left out: infinite where every picture is
+    without any error, NaN where nothing is defined.
     """
 
     group: str
@@ -149,7 +151,7 @@ class _Group:
     pictures: int = 0
     sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(VALUES, 0.0))
     finite: dict[str, int] = field(default_factory=dict)
-    infinite: dict[str, int] = field(default_factory=dict)
+    rest: dict[str, float] = field(default_factory=dict)  # sums of what is not finite
 
     def add(self, row: Row) -> None:
         self.pictures += 1
@@ -158,8 +160,8 @@ class _Group:
             if math.isfinite(value):
                 self.sums[name] += value
                 self.finite[name] = self.finite.get(name, 0) + 1
-            elif value == math.inf:
-                self.infinite[name] = self.infinite.get(name, 0) + 1
+            else:
+                self.rest[name] = self.rest.get(name, 0.0) + value
 
     def summary(self, group: str) -> Summary:
         means = {name: self._mean(name) for name in self.sums}
@@ -169,7 +171,7 @@ class _Group:
     def _mean(self, name: str) -> float:
         if self.finite.get(name, 0):
             return self.sums[name] / self.finite[name]
-        return math.inf if 0 < self.pictures == self.infinite.get(name, 0) else math.nan
+        return self.rest.get(name, math.nan)
 
 
 @dataclass
@@ -609,7 +611,8 @@ def _check_asked(evaluation: Evaluation) -> None:
 def _batches(dataset: Samples, batch_size: int, workers: int) -> Iterator[list[Item]]:
     if isinstance(dataset, Dataset):
         ordered = not isinstance(dataset, IterableDataset)
-        loader = DataLoader(dataset, batch_size, num_workers=workers if ordered else 0, collate_fn=list)
+        workers = workers if ordered else 0
+        loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts)
         yield from loader
         return
     items = iter(dataset)

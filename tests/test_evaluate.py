@@ -127,6 +127,19 @@ def test_means_leave_out_infinite_and_undefined_values() -> None:
     }
 
 
+def test_a_flat_output_has_minus_infinity_where_the_peak_is_its_range(tmp_path: Path) -> None:
+    """As 10 log10(0 / MSE), as scikit-image has it; the JSON file has null, and other pictures' mean is not touched."""
+    mask = torch.zeros(1, 16, 16)
+    mask[:, :4] = 1
+    flat = torch.full((3, 16, 16), 0.5)
+    square = Sample(flat + 0.4 * mask, flat + 0.2 * mask, mask, "square", "s")
+    evaluation = evaluate(lambda composite, mask: composite * 0 + 0.5, [square], protocol="harmonizer")
+    assert evaluation.summaries()[-1].means["psnr"] == -math.inf
+    evaluation.write_json(tmp_path / "a.json")
+    content = json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail)
+    assert content["summaries"][-1]["means"]["psnr"] is None
+
+
 def test_improvement_states_both_figures() -> None:
     items: list[Sample | BadSample] = [sample("a", "s", 4, 0.2)]
     line = evaluate(lambda composite, mask: composite - 0.1 * mask, Listed(items)).improvement()

@@ -11,6 +11,7 @@ from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, print_table, progress_bar, read_model, usable_device
 from scsco_fast.errors import ScscoError
 from scsco_fast.extras import require
+from scsco_fast.locks import writing
 
 if TYPE_CHECKING:
     from scsco_fast.nn.unet import HarmonizationUNet
@@ -53,7 +54,7 @@ class EvaluateOptions:
     root: str | None = None
     """Folder of iHarmony4."""
     split: Literal["test", "train"] = "test"
-    """Part of the data set. No photograph is in both."""
+    """Part of the data set. No photograph is in both, unless the data set has no lists: then both are all of it."""
     subsets: tuple[str, ...] | None = None
     """Subsets of iHarmony4; None is all of them."""
     count: int | None = None
@@ -242,8 +243,9 @@ def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
         from scsco_fast.triplets import Triplets
 
         folder = options.root if options.dataset == "iharmony4" else options.dataset
-        members = IHarmony4(str(folder), split=options.split, subsets=options.subsets).members[: options.count]
-        return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, options.split)
+        found = IHarmony4(str(folder), split=options.split, subsets=options.subsets)
+        members, split = found.members[: options.count], options.split if found.listed else None
+        return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, split)
     if resolution is None:
         raise ScscoError("synthetic composites have no full resolution; give --resolution 256, or --dataset DIR")
     from scsco_fast.data.synthetic import SyntheticComposites, load_photos
@@ -261,7 +263,8 @@ def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: Ev
     if options.strip is not None:
         write_strip(rows, sample_labels(model), options.strip)
     if options.save is not None:
-        write_samples(rows, sample_labels(model), options.save)
+        with writing(options.save):
+            write_samples(rows, sample_labels(model), options.save)
 
 
 def _compare(arguments: list[str]) -> int:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import printable, progress_bar, worker_count
 from scsco_fast.errors import ScscoError
+from scsco_fast.locks import writing
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,11 @@ def _check_dataset(options: PrepareOptions) -> int:
     from scsco_fast.data.check import check_dataset
 
     target = options.report or Path("runs/check") / f"{options.root.resolve().name}.json"
-    with progress_bar("checking") as progress:
-        report = check_dataset(
-            options.root, target.with_suffix(".files.jsonl"), worker_count(options.workers), progress
-        )
-    report.write(target)
+    with writing(target.parent, target.name):
+        with progress_bar("checking") as progress:
+            journal = target.with_suffix(".files.jsonl")
+            report = check_dataset(options.root, journal, worker_count(options.workers), progress)
+        report.write(target)
     for name, dialect in report.dialects.items():
         print(f"{name}: {report.samples[name]} samples ({dialect})")
     print(f"{report.files} files, {report.decoded} decoded now, {report.unlisted} composites in no list")

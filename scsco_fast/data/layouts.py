@@ -102,7 +102,11 @@ class Layout:
         known = f" ({', '.join(f'{name} {count}' for name, count in subsets.items())})" if len(subsets) > 1 else ""
         _log.info("%s: %s: %d %s samples%s", self.root, self.dialect, len(self.members), self.split, known)
         if not self.listed:
-            _log.warning("%s: no list says which samples are for training: train and test are the same", self.root)
+            _log.warning(
+                "%s: no list says which samples are for training: train and test are the same, and figures on pictures "
+                "that a model was trained on say little; IHD_train.txt and IHD_test.txt keep them apart",
+                self.root,
+            )
         for lines, text in (
             (self.missing, f"of {len(self.members) + len(self.missing)} {self.split} entries are left out"),
             (self.repeated, f"{self.split} entries are listed more than once and used once"),

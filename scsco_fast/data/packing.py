@@ -345,7 +345,8 @@ def _write_shards(
         raise ScscoError(f"{folder}: cannot be written ({error.strerror or error}); make room, then go on") from error
     finally:
         for shard in open_shards.values():
-            shard.file.close()
+            with suppress(OSError):  # on a full disk, once more
+                shard.file.close()
 
 
 def _make_index(plan: _Plan, known: dict[str, dict[str, list[Known]]]) -> Index:

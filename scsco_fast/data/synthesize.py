@@ -525,19 +525,28 @@ def _make_all(shared: _Shared, units: list[_Unit], workers: int, progress: Progr
     total = sum(unit.last - unit.first for unit in units)
     so_far = total - sum(unit.last - unit.first for unit in remaining)
     tasks = (_UnitTask(shared, unit) for unit in remaining)
-    with log.open("a") as file, closing(run_tasks(_make_unit, tasks, workers, _UNIT_SECONDS)) as outcomes:
+    with closing(run_tasks(_make_unit, tasks, workers, _UNIT_SECONDS)) as outcomes:
         for task, records in outcomes:
             if isinstance(records, Lost):
                 raise ScscoError(f"{task.unit.photograph.path}: {records.reason}; run the same command to go on")
             if isinstance(records, ScscoError):
                 raise records
             done[_key(task.unit)] = records
-            file.write(json.dumps([_key(task.unit), records]) + "\n")
-            file.flush()
+            _add_to_log(log, json.dumps([_key(task.unit), records]) + "\n")
             so_far += len(records)
             if progress is not None:
                 progress(so_far, total)
     return [record for unit in units for record in done[_key(unit)]]
+
+
+def _add_to_log(log: Path, line: str) -> None:
+    try:
+        with log.open("a") as file:
+            file.write(line)
+    except OSError as error:
+        raise ScscoError(
+            f"{log}: cannot be written ({error.strerror or error}); make room, and run the same command to go on"
+        ) from error
 
 
 def _key(unit: _Unit) -> str:

@@ -54,9 +54,7 @@ def run_tasks(
     if workers == 0:
         yield from ((task, function(task)) for task in tasks)
         return
-    # Not fork: the parent may hold threads and locks by now. The server imports torch once, for all its children.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, function.__module__])
+    context = _server(function.__module__)
     remaining = iter(tasks)
     busy: dict[Connection, _Worker[TaskT]] = {}
     idle: list[_Worker[TaskT]] = []
@@ -82,6 +80,30 @@ def run_tasks(
     finally:
         for worker in (*busy.values(), *idle):
             worker.end()
+
+
+def _server(module: str) -> Any:
+    """A context whose processes come from a server that has imported the module: torch once, for all its children.
+
+    Not fork: the parent may hold threads and locks by now. Ctrl-C reaches the whole group, and would end the server
+    with a traceback while it imports; so SIGINT is blocked for it and its children, and the parent answers for all.
+    """
+    from multiprocessing import forkserver, resource_tracker
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, module])
+    resource_tracker.ensure_running()  # the server would start it, and unblock SIGINT after that
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return context
+
+
+def ignore_interrupts(worker: int) -> None:
+    """For a `DataLoader`'s `worker_init_fn`: Ctrl-C reaches the whole group; the parent answers for all."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Worker(Generic[TaskT]):

@@ -76,3 +76,34 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     parent.wait()
     assert all(wait_until_gone(process) for process in processes)
     assert os.getpid() not in processes
+
+
+INTERRUPTED_PARENT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from misbehaving import process_id
+from scsco_fast.data.workers import run_tasks
+if __name__ == "__main__":
+    try:
+        print(list(run_tasks(process_id, [0.0], workers=2)))
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+# Python runs a module of this name first, in every process that it starts.
+INTERRUPT_THE_SERVER = """
+import os, signal, sys
+if "multiprocessing.forkserver" in " ".join(sys.orig_argv):
+    os.killpg(0, signal.SIGINT)
+"""
+
+
+def test_ctrl_c_while_the_server_starts_is_the_parents_alone(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPT_THE_SERVER)
+    program = tmp_path / "parent.py"
+    program.write_text(INTERRUPTED_PARENT)
+    command = [sys.executable, str(program), str(Path(__file__).parent.parent)]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=environment, start_new_session=True, timeout=60, check=False
+    )
+    assert (result.stdout, result.stderr, result.returncode) == ("interrupted\n", "", 0)
