@@ -205,7 +205,7 @@ def _upright(pixels: np.ndarray, icc_profile: bytes | None, block: bytes | None)
         if _ORIENTATION in exif:
             del exif[_ORIENTATION]
             block = exif.tobytes() if len(exif) else None
-    except (OSError, SyntaxError, ValueError, TypeError, struct.error):
+    except Exception:
         return DeepPicture(np.ascontiguousarray(pixels), icc_profile, block)
     return DeepPicture(_turned(pixels, orientation), icc_profile, block)
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import stat
-import struct
 import sys
 import threading
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
@@ -37,11 +35,6 @@ for _name in ("PIL", "tifffile"):
 
 _PILLOWS_LIMIT = threading.Lock()
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
-# What Pillow's decoders raise on damaged files, besides its own UnidentifiedImageError (an OSError).
-_DAMAGE = (
-    *(OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, OverflowError, RuntimeError),
-    *(struct.error, zlib.error),
-)
 
 
 class Picture(NamedTuple):
@@ -168,7 +161,7 @@ def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) 
         ) from error
     except MemoryError as error:
         raise ScscoError(f"{name}: not enough memory to decode the picture; make it smaller") from error
-    except _DAMAGE as error:
+    except Exception as error:  # a decoder can raise anything on a file made to break it
         if "MAX_TEXT" in str(error):  # of a PNG, unpacked
             raise ScscoError(
                 f"{name}: a colour profile or text of it has more than is safe to unpack; save the picture without it"
@@ -192,7 +185,7 @@ def orientation_of(opened: Image.Image) -> int:
     try:
         found = opened.info.get("original_orientation")  # of HEIC, which is decoded upright
         found = found or opened.getexif().get(ExifTags.Base.Orientation)
-    except _DAMAGE:
+    except Exception:
         return 1
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
@@ -257,9 +250,12 @@ def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 def _turn_upright(image: Image.Image) -> None:
-    # Where the pixels are whole and only the EXIF block is broken, every viewer shows a picture as it is stored.
-    with suppress(*_DAMAGE):
+    try:
         ImageOps.exif_transpose(image, in_place=True)
+    except MemoryError:
+        raise
+    except Exception:
+        pass  # the pixels are whole, only the EXIF block is broken: every viewer shows such a picture as it is stored
 
 
 def is_high_depth(image: Image.Image) -> bool:

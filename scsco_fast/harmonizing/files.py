@@ -1,7 +1,6 @@
 """Harmonize picture files: a composite and its mask, a cut-out and its background, an edit and what was before."""
 
 import math
-import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -86,7 +85,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         if (bits := bits_of(opened, path)) > 8 and not is_high_depth(opened):
             raise ScscoError(f"{path}: {bits}-bit pixels would be cut to 8 bits; save it as 8 bits or as 16-bit PNG")
         if opened.format == "TIFF":
-            exif_of_tiff.append(_exif_of_tiff(opened))
+            exif_of_tiff.append(_exif_of_tiff(opened, path))
 
     image = open_upright(path, max_pixels, look)
     exif = exif_of_tiff[0] if exif_of_tiff else image.info.get("exif")  # Pillow puts all tags of a turned TIFF there
@@ -475,16 +474,23 @@ def _is_deep_colour(opened: Image.Image) -> bool:
     return isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
 
 
-def _exif_of_tiff(opened: Image.Image) -> bytes:
-    """What a TIFF says about the picture, as the EXIF block of other formats; empty where it says nothing."""
-    source, kept = opened.getexif(), Image.Exif()
-    for tag in _TIFF_TAGS:
-        if tag in source:
-            kept[tag] = source[tag]
-    for group in _TIFF_GROUPS:
-        if source.get_ifd(group):
-            kept[group] = source.get_ifd(group)
-    return kept.tobytes() if len(kept) else b""
+def _exif_of_tiff(opened: Image.Image, path: str | Path) -> bytes:
+    """What a TIFF says about the picture, as the EXIF block of other formats; empty where it says nothing.
+
+    Tags that cannot be read are left out, with a `DroppedWarning`.
+    """
+    try:
+        source, kept = opened.getexif(), Image.Exif()
+        for tag in _TIFF_TAGS:
+            if tag in source:
+                kept[tag] = source[tag]
+        for group in _TIFF_GROUPS:
+            if source.get_ifd(group):
+                kept[group] = source.get_ifd(group)
+        return kept.tobytes() if len(kept) else b""
+    except Exception:  # Pillow raises whatever its parsing stumbles over
+        warnings.warn(f"{path}: its tags cannot be read and are dropped", DroppedWarning, stacklevel=2)
+        return b""
 
 
 def _groups(exif: bytes) -> list[int] | None:
@@ -492,6 +498,6 @@ def _groups(exif: bytes) -> list[int] | None:
     read = Image.Exif()
     try:
         read.load(exif)
-    except (OSError, SyntaxError, ValueError, struct.error):
+    except Exception:
         return None
     return [group for group in _TIFF_GROUPS if group in read]

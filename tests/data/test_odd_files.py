@@ -1,0 +1,315 @@
+"""What a reader of picture files meets in the wild: turned, animated, overloaded, damaged and impossible files."""
+
+import os
+import struct
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import odd_files
+import pytest
+import tifffile
+from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
+
+from scsco_fast.data import metadata
+from scsco_fast.data.deep_color import read_deep
+from scsco_fast.data.images import read_picture, stored_orientation, upright_size
+from scsco_fast.data.masks import read_mask
+from scsco_fast.errors import ScscoError
+from scsco_fast.harmonizing.files import DeepColorError, read_image, write_image
+
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Format and options, the modes that it stores, and by how many levels its codec may move a pixel.
+CARRIERS = [
+    ("png", {}, ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"), 0),
+    ("tif", {}, ("1", "L", "P", "RGB", "RGBA", "I;16", "F"), 0),
+    ("tif", {"compression": "tiff_deflate"}, ("1", "L", "P", "RGB", "RGBA", "I;16", "F"), 0),
+    ("tif", {"compression": "tiff_lzw"}, ("L", "RGB"), 0),
+    ("webp", {"lossless": True, "exact": True}, ("RGB", "RGBA"), 0),
+    ("jpg", {"quality": 100, "subsampling": 0}, ("L", "RGB"), 3),
+    ("avif", {"quality": 100, "subsampling": "4:4:4"}, ("RGB", "RGBA"), 4),
+]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    ("suffix", "options", "mode", "near"),
+    [(suffix, options, mode, near) for suffix, options, modes, near in CARRIERS for mode in modes],
+    ids=lambda value: next(iter(value.values()), "raw") if isinstance(value, dict) else str(value),
+)
+def test_every_orientation_in_every_format_that_can_carry_it(
+    suffix: str, options: dict[str, object], mode: str, near: int, orientation: int, tmp_path: Path
+) -> None:
+    upright = odd_files.picture(mode)
+    # How a camera stores it: the inverse turn.
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    stored = upright.transpose(TURNS[back]) if back in TURNS else upright
+    path = tmp_path / f"a.{suffix}"
+    stored.save(path, exif=odd_files.exif(orientation), **options)  # type: ignore[arg-type]
+    assert stored_orientation(path) == orientation
+    assert upright_size(path) == (upright.height, upright.width)
+
+    wanted = upright if mode in ("I;16", "F") else upright.convert("RGBA")
+    found = read_image(path)
+    assert np.abs(np.asarray(found.convert(wanted.mode), float) - np.asarray(wanted, float)).max() <= near
+    assert not found.info.get("exif") or Image.Exif().get(0x0112) is None
+    grey = np.asarray(upright, float) / (65535 if mode == "I;16" else 1)
+    expected = grey if mode in ("I;16", "F") else np.asarray(wanted.convert("RGB").convert("L"), float) / 255
+    if mode not in ("P", "1"):  # which are read as labels
+        assert np.abs(read_mask(path) - expected).max() <= (near + 1) / 255
+    np.testing.assert_allclose(
+        read_picture(path).rgb, np.asarray(wanted.convert("RGB")) if mode not in ("I;16", "F") else
+        np.repeat(np.rint(expected * 255)[..., None], 3, axis=2), atol=near,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_every_orientation_of_sixteen_bit_colour(suffix: str, orientation: int, tmp_path: Path) -> None:
+    upright = np.asarray(odd_files.picture("RGB")).astype(np.uint16) * 257 + 3
+    back = {6: 8, 8: 6}.get(orientation, orientation)
+    rows, columns = np.indices(upright.shape[:2])
+    turn = [np.asarray(Image.fromarray(each.astype(np.int32)).transpose(TURNS[back]))  # of the pixels' places
+            for each in (rows, columns)] if back in TURNS else [rows, columns]  # fmt: skip
+    stored = upright[turn[0], turn[1]]
+    path = tmp_path / f"a.{suffix}"
+    if suffix == "tif":
+        tifffile.imwrite(path, stored, photometric="rgb", extratags=[(274, 3, 1, orientation, True)])
+    else:
+        path.write_bytes(deep_png(stored, chunk(b"eXIf", odd_files.exif(orientation).tobytes()[6:])))
+    np.testing.assert_array_equal(read_deep(path, 1000).pixels, upright)
+    assert upright_size(path) == upright.shape[:2]
+
+
+@pytest.mark.parametrize("value", [(6, 6), (0,), (9,), (65535,)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_an_orientation_that_is_none_turns_nothing(value: tuple[int, ...], dtype: type, tmp_path: Path) -> None:
+    pixels = np.asarray(odd_files.picture("RGB")).astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(274, 3, len(value), value, True)])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, of a tag with two values
+        read = np.asarray(read_image(path)) if dtype == np.uint8 else read_deep(path, 1000).pixels
+    wanted = pixels
+    if value == (6, 6):  # Pillow reads the first of two
+        wanted = np.rot90(pixels, -1)
+    np.testing.assert_array_equal(read, wanted)
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def deep_png(pixels: np.ndarray, before: bytes = b"", after: bytes = b"") -> bytes:
+    height, width, _ = pixels.shape
+    rows = np.hstack([np.zeros((height, 1), np.uint8), pixels.astype(">u2").view(np.uint8).reshape(height, -1)])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    return b"\x89PNG\r\n\x1a\n" + header + before + data + after + chunk(b"IEND", b"")
+
+
+def hollow(path: Path, start: bytes, length: int, end: bytes = b"") -> Path:
+    """A file of which the middle is a hole that takes no room on the disk."""
+    with path.open("wb") as file:
+        file.write(start)
+        file.seek(length, os.SEEK_CUR)
+        file.write(end)
+        file.truncate()
+    return path
+
+
+HUGE = metadata.MOST_METADATA + 1
+
+
+def huge_png(path: Path) -> None:
+    whole = deep_png(np.zeros((2, 2, 3), np.uint16))
+    hollow(path, whole[:-12] + struct.pack(">I", HUGE) + b"iCCP", HUGE, bytes(4) + whole[-12:])
+
+
+def huge_jpeg(path: Path) -> None:
+    with path.open("wb") as file:
+        file.write(b"\xff\xd8")
+        for _ in range(HUGE // 65000):
+            file.write(b"\xff\xe1" + struct.pack(">H", 65535))
+            file.seek(65533, os.SEEK_CUR)
+        file.write(b"\xff\xda")
+
+
+def huge_tiff(path: Path, order: str = "<") -> None:
+    mark = b"II" if order == "<" else b"MM"
+    tags = struct.pack(f"{order}H", 1) + struct.pack(f"{order}HHII", 34675, 7, HUGE, 40)
+    hollow(path, mark + struct.pack(f"{order}HI", 42, 8) + tags + bytes(50), HUGE)
+
+
+def huge_bigtiff(path: Path) -> None:
+    tags = struct.pack("<Q", 1) + struct.pack("<HHQQ", 34675, 12, HUGE // 8 + 1, 60)
+    hollow(path, b"II" + struct.pack("<HHHQ", 43, 8, 0, 16) + tags + bytes(50), HUGE)
+
+
+def huge_gif(path: Path) -> None:
+    whole = next(data for name, data in odd_files.whole_files() if name == "P.gif")
+    at = whole.index(b"!\xfe")
+    comment = b"!\xfe" + (b"\xff" + b"c" * 255) * (metadata.MOST_OF_GIF // 256 + 1) + b"\0"
+    path.write_bytes(whole[:at] + comment + whole[at:])
+
+
+def huge_webp(path: Path) -> None:
+    hollow(path, b"RIFF\xff\xff\xff\xffWEBPVP8 ", metadata.MOST_WHOLE)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (huge_png, "more than 256 MiB of metadata"),
+        (huge_jpeg, "more than 256 MiB of metadata"),
+        (huge_tiff, "more than 256 MiB of metadata"),
+        (lambda path: huge_tiff(path, ">"), "more than 256 MiB of metadata"),
+        (huge_bigtiff, "more than 256 MiB of metadata"),
+        (huge_gif, "more than 4 MiB of metadata"),
+        (huge_webp, "more than 1 GiB"),
+    ],
+)
+def test_too_much_metadata_is_refused_before_it_is_read(
+    make: object, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "a.png")  # type: ignore[operator]
+
+    def opens(*_: object, **__: object) -> None:
+        raise AssertionError("Pillow was given the file")
+
+    monkeypatch.setattr(Image, "open", opens)
+    for read in (read_picture, read_mask, read_image, lambda path: read_deep(path, 1000)):
+        with pytest.raises(ScscoError, match=said):
+            read(tmp_path / "a.png")
+
+
+def test_metadata_of_whole_files_is_within_the_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a limit of 1000 bytes: every walk along a file counts what is metadata and passes over the pixels."""
+    monkeypatch.setattr(metadata, "MOST_METADATA", 1000)
+    monkeypatch.setattr(metadata, "MOST_OF_GIF", 1000)
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8))
+    large = {"PNG": {}, "JPEG": {"quality": 100}, "TIFF": {}, "GIF": {}}
+    for kind, options in large.items():
+        noise.save(tmp_path / "a", kind, **options)
+        with (tmp_path / "a").open("rb") as file:
+            assert metadata.too_much(file) is None, kind
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "c" * 1100)
+    block = Image.Exif()
+    block[0x010E] = "c" * 1100
+    overloaded = {
+        "PNG": {"pnginfo": text},
+        "JPEG": {"exif": block},
+        "TIFF": {"exif": block},
+        "GIF": {"comment": "c" * 1100},
+    }
+    for kind, options in overloaded.items():
+        noise.save(tmp_path / "a", kind, **options)  # type: ignore[arg-type]
+        with (tmp_path / "a").open("rb") as file:
+            assert metadata.too_much(file) is not None, kind
+
+
+@pytest.mark.parametrize("where", ["before", "after"])
+def test_a_profile_that_unpacks_without_end(where: str, tmp_path: Path) -> None:
+    bomb = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(50_000_000), 9))
+    pixels = np.asarray(odd_files.picture("RGB")).astype(np.uint16) * 257
+    path = tmp_path / "a.png"
+    path.write_bytes(deep_png(pixels, **{where: bomb}))
+    if where == "before":
+        with pytest.raises(ScscoError, match="more than is safe to unpack; save the picture without it"):
+            read_deep(path, 1000)
+        return
+    with pytest.warns(metadata.DroppedWarning, match=r"a\.png: the colour profile is dropped, it has more than 1 MiB"):
+        assert read_deep(path, 1000).icc_profile is None
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif", "webp"])
+def test_a_large_profile_is_dropped_by_name(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{suffix}"
+    odd_files.picture("RGB").save(path, icc_profile=bytes(metadata.MOST_PROFILE + 1))
+    with pytest.warns(metadata.DroppedWarning, match="the colour profile is dropped"):
+        assert "icc_profile" not in read_image(path).info
+    odd_files.picture("RGB").save(path, icc_profile=bytes(metadata.MOST_PROFILE))
+    image = read_image(path)
+    write_image(image, tmp_path / "b.png")
+    assert read_image(tmp_path / "b.png").info["icc_profile"] == bytes(metadata.MOST_PROFILE)
+
+
+@pytest.mark.parametrize("name", ["two.gif", "two.webp", "two.tif"])
+def test_several_frames_are_refused_by_every_reader(name: str, tmp_path: Path) -> None:
+    files = dict(odd_files.whole_files())
+    (tmp_path / name).write_bytes(files[name])
+    for read in (read_picture, read_mask, read_image, upright_size):
+        with pytest.raises(ScscoError, match=f"{name}: holds several frames or pages; save the one to use"):
+            read(tmp_path / name)
+    (tmp_path / "one.gif").write_bytes(files["P.gif"])
+    assert read_picture(tmp_path / "one.gif").rgb.shape == (9, 13, 3)
+
+
+@pytest.mark.parametrize("kind", ["loop", "pipe", "nothing", "NUL", "long"])
+def test_paths_that_lead_to_no_file(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / {"NUL": "a\0b.png", "long": "a" * 300 + ".png"}.get(kind, "a.png")
+    if kind in ("loop", "nothing"):
+        path.symlink_to(path if kind == "loop" else tmp_path / "b.png")
+    if kind == "pipe":
+        os.mkfifo(path)
+    said = {"pipe": "not a regular file", "nothing": "no such file"}.get(kind, "cannot be opened")
+    for read in (read_picture, read_mask, read_image, upright_size, lambda path: read_deep(path, 1000)):
+        with pytest.raises(ScscoError, match=said):
+            read(path)
+
+
+@pytest.mark.parametrize("number", range(len(list(odd_files.whole_files()))))
+def test_damaged_files_are_read_or_refused_in_one_line(number: int, tmp_path: Path) -> None:
+    """Twenty damages of each kind of file; `tests/fuzz_reader.py` does it for as long as one likes."""
+    name, whole = list(odd_files.whole_files())[number]
+    rng = np.random.default_rng(number)
+    path = tmp_path / name
+    path.write_bytes(whole)
+    if not name.startswith("two"):
+        assert read_picture(path).rgb.shape == (9, 13, 3) or "orient" in name or upright_size(path) == (13, 9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(20):
+            path.write_bytes(odd_files.damaged(whole, rng))
+            for read in (read_picture, read_mask, upright_size, stored_orientation):
+                assert_read_or_refused(read, path)
+            try:
+                assert_read_or_refused(lambda path: read_image(path, 10**6), path)
+            except DeepColorError:
+                assert_read_or_refused(lambda path: read_deep(path, 10**6), path)
+
+
+def assert_read_or_refused(read: object, path: Path) -> None:
+    said = str(path)
+    try:
+        read(path)  # type: ignore[operator]
+    except DeepColorError:
+        raise
+    except ScscoError as error:
+        said = str(error)
+    assert str(path) in said
+    assert "\n" not in said
+
+
+def test_a_tag_that_cannot_be_read_costs_the_tags_and_not_the_picture(tmp_path: Path) -> None:
+    """A description of the wrong type: Pillow's writer of EXIF blocks stumbles over it."""
+    path = tmp_path / "a.tif"
+    pixels = np.asarray(odd_files.picture("RGB"))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags.tagtype[0x0131] = TiffTags.RATIONAL
+    tags[0x0131] = TiffImagePlugin.IFDRational(1, 3)
+    Image.fromarray(pixels).save(path, tiffinfo=tags)
+    with pytest.warns(metadata.DroppedWarning, match=r"a\.tif: its tags cannot be read and are dropped"):
+        image = read_image(path)
+    np.testing.assert_array_equal(np.asarray(image), pixels)
+    assert "exif" not in image.info
