@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scsco_fast.eager.dtypes import accumulate_dtype
 from scsco_fast.negatives import make_negatives
 from scsco_fast.nn.mosaic import Mosaic
 from scsco_fast.nn.vgg import VGG16Features
@@ -25,7 +26,7 @@ Features = dict[str, Tensor]  # by layer
 
 
 class SCSCoTerms(NamedTuple):
-    """Every term of the loss, as 0-d tensors; only `total` carries a graph.
+    """Every term of the loss, as 0-d tensors, float32 (float64 if a picture is); only `total` carries a graph.
 
     Attributes:
         total: reconstruction + style_weight * (self_style + consistency).
@@ -143,16 +144,26 @@ class SCSCoLoss(nn.Module):
         generator: torch.Generator | None = None,
         boxes: Tensor | Mosaic | None = None,
     ) -> SCSCoTerms:
-        """The loss of a batch.
+        """The loss of a batch, computed in float32 or wider but for the encoder, which has its own dtype.
+
+        Every term of a batch without images is 0, and so is its gradient: what is summed over images has none to sum.
+        torch's own mean losses are NaN there; a process whose share of the last batch is empty would give that NaN to
+        all others when gradients are averaged.
 
         Args:
-            output, real, composite: (B, 3, H, W) in [0, 1]; output with a graph.
+            output, real, composite: (B, 3, H, W) in [0, 1], float16 to float64; output with a graph.
             mask: (B, 1, H, W) in [0, 1], 1 = foreground.
             negatives: (B, K, 3, H, W) ready made; None: `make_negatives` with this loss's K.
             generator: for the negatives, on the CPU.
             boxes: `scsco_fast.foreground_boxes` of the mask, taken on the CPU; under torch.compile, which cannot read
                 them, the `mosaic` of them. None: the encoder computes whole images.
         """
+        dtype = accumulate_dtype(output, real, composite)
+        output, real, composite = output.to(dtype), real.to(dtype), composite.to(dtype)
+        mask = mask.to(dtype)
+        if output.shape[0] == 0:
+            nothing = (output - real).sum()
+            return SCSCoTerms(nothing, *(nothing.detach(),) * 7)
         if self.reconstruction == "l1":
             reconstruction = (output - real).abs().mean()
         else:
@@ -162,6 +173,7 @@ class SCSCoLoss(nn.Module):
             return SCSCoTerms(reconstruction, reconstruction.detach(), *(zero,) * 6)
         if negatives is None:
             negatives = make_negatives(real, composite, mask, self.negatives, generator)
+        negatives = negatives.to(dtype)
         if isinstance(boxes, Tensor):
             boxes = self.mosaic(boxes, mask.shape[-2], mask.shape[-1])
         style = self._style_terms(output, real, mask, negatives, boxes if self.crop else None)
@@ -256,7 +268,8 @@ class SCSCoLoss(nn.Module):
 
 def foreground_error(output: Tensor, real: Tensor, mask: Tensor) -> Tensor:
     """Mean squared error of each foreground to the power 3/4, averaged over the images, as `SCSCoLoss` says."""
-    squares = ((output - real).square() * mask).sum(dim=(1, 2, 3))
+    difference = torch.where(mask > 0, output - real, 0)  # the background may be NaN, and 0 * NaN would be
+    squares = (difference.square() * mask).sum(dim=(1, 2, 3))
     area = mask.sum(dim=(1, 2, 3)).clamp_min(LEAST_FOREGROUND * mask.shape[-2] * mask.shape[-1])
     return (squares / (3 * area) + RMS_EPS).pow(FOREGROUND_POWER).mean()
 

@@ -55,7 +55,7 @@ def make_negatives(
             they would have in the whole. None: they are the whole.
 
     Returns:
-        (B, K, 3, H, W) in [0, 1]; outside the mask the recolourings are `real`, bit for bit.
+        (B, K, 3, H, W) in [0, 1], in the dtype of real; outside the mask the recolourings are `real`, bit for bit.
 
     Raises:
         ValueError: count below 1, or shapes that do not belong together.

@@ -21,7 +21,7 @@ def random_curve(images: Tensor, generator: torch.Generator | None = None, stren
         strength: scales the draws; 0 changes nothing.
 
     Returns:
-        (B, 3, H, W) in [0, 1].
+        (B, 3, H, W) in [0, 1], in the dtype of images.
 
     Examples:
         >>> import torch
@@ -41,10 +41,11 @@ def draw_curves(count: int, generator: torch.Generator | None = None, strength: 
 
 
 def apply_curve(images: Tensor, curves: Tensor) -> Tensor:
-    """`random_curve` of images (B, 3, H, W) with the curves (B, 6) that `draw_curves` drew."""
-    factors = curves.to(images, non_blocking=True).reshape(-1, 6, 1, 1)
+    """`random_curve` of images (B, 3, H, W) with the curves (B, 6) that `draw_curves` drew; float32 or wider within."""
+    wide = images.to(torch.promote_types(images.dtype, torch.float32))
+    factors = curves.to(wide, non_blocking=True).reshape(-1, 6, 1, 1)
     exposure, gains, gamma, saturation = factors.split([1, 3, 1, 1], dim=1)
-    curved = exposure * gains * images.clamp(min=0) ** gamma
+    curved = exposure * gains * wide.clamp(min=0) ** gamma
     red, green, blue = curved.split(1, dim=1)
     luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-    return torch.lerp(luma, curved, saturation.expand_as(curved)).clamp(0, 1)
+    return torch.lerp(luma, curved, saturation.expand_as(curved)).clamp(0, 1).to(images.dtype)

@@ -183,3 +183,70 @@ def test_foreground_error_has_finite_gradients_where_nothing_is_wrong_and_withou
 def test_an_unknown_reconstruction_is_named() -> None:
     with pytest.raises(ValueError, match="reconstruction must be one of l1, foreground, got 'l2'"):
         sf.SCSCoLoss(None, style_weight=0.0, reconstruction="l2")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+@pytest.mark.parametrize(
+    "options", [{}, {"reconstruction": "foreground"}, {"self_style": "gram"}, {"gram": "position"}, {"style_size": 12}]
+)
+def test_pictures_of_16_bits_cost_what_they_cost_in_float32(
+    encoder: sf.VGG16Features, options: dict, backend: str, dtype: torch.dtype
+) -> None:
+    """Nothing is computed in 16 bits; only the gradient is rounded to them."""
+    encoder = encoder.float()
+    tensors = [tensor.to(dtype) for tensor in pictures(16)]
+    results = []
+    for cast in (dtype, torch.float32):
+        output, real, composite, mask = (tensor.to(cast) for tensor in tensors)
+        output = output.clone().requires_grad_()
+        loss = sf.SCSCoLoss(encoder, style_weight=1.0, negatives=5, **options)  # every family of negatives
+        with sf.use_backend(backend):
+            terms = loss(output, real, composite, mask, generator=torch.Generator().manual_seed(0))
+            terms.total.backward()
+        assert {term.dtype for term in terms} == {torch.float32}
+        assert output.grad.dtype == cast
+        results.append([*terms, output.grad.to(dtype)])
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("options", [{}, {"reconstruction": "foreground"}, {"style_weight": 0.0}])
+def test_no_images_cost_nothing(encoder: sf.VGG16Features, options: dict) -> None:
+    """A process whose share of a batch is empty takes part in the step: all is 0, and so is the network's gradient."""
+    network = torch.nn.Conv2d(3, 3, 1).double()
+    nothing, mask = torch.zeros(0, 3, 24, 24, dtype=torch.float64), torch.zeros(0, 1, 24, 24)
+    for boxes in (None, sf.foreground_boxes(mask)):
+        terms = sf.SCSCoLoss(encoder, **options)(network(nothing), nothing, nothing, mask, boxes=boxes)
+        assert all(term.shape == () and term == 0 for term in terms)
+        assert [name for name, term in terms.named().items() if term.requires_grad] == ["total"]
+        network.zero_grad()
+        terms.total.backward()
+        assert all((parameter.grad == 0).all() for parameter in network.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"reconstruction": "foreground"}, {"self_style": "gram"}])
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_nan_image_leaves_its_neighbours_gradients_alone(
+    encoder: sf.VGG16Features, options: dict, crop: bool
+) -> None:
+    output, real, composite, mask = pictures()
+    negatives = sf.make_negatives(real, composite, mask, 3, torch.Generator().manual_seed(0))
+    grads = []
+    for poison in (0.0, torch.nan):
+        leaf = output.clone()
+        leaf[0, 1, 3, 4] += poison
+        leaf.requires_grad_()
+        loss = sf.SCSCoLoss(encoder, style_weight=1.0, crop=crop, **options)
+        loss(leaf, real, composite, mask, negatives, boxes=sf.foreground_boxes(mask)).total.backward()
+        grads.append(leaf.grad[1])
+    torch.testing.assert_close(*grads, rtol=1e-9, atol=1e-15)
+
+
+def test_foreground_error_does_not_read_the_background() -> None:
+    output, real, _, mask = pictures()
+    outside = torch.where(mask > 0, output, torch.nan).requires_grad_()
+    terms = sf.SCSCoLoss(None, style_weight=0.0, reconstruction="foreground")(outside, real, real, mask)
+    wanted = sf.SCSCoLoss(None, style_weight=0.0, reconstruction="foreground")(output, real, real, mask)
+    assert terms.total == wanted.total
+    terms.total.backward()
+    assert outside.grad.isfinite().all()

@@ -214,3 +214,36 @@ def test_bad_arguments_are_named() -> None:
         sf.make_negatives(real, composite, mask, 0)
     with pytest.raises(ValueError, match="composite must have the shape of real"):
         sf.make_negatives(real, composite[:1], mask, 2)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_no_images_have_no_negatives(count: int) -> None:
+    real, composite, mask = (tensor[:0] for tensor in batch())
+    assert sf.make_negatives(real, composite, mask, count).shape == (0, count, 3, 12, 10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", ["reference", "eager"])
+def test_16_bits_are_recoloured_in_float32(backend: str, dtype: torch.dtype) -> None:
+    """Every family, rounded once: the same as what float32 gives for the same colours."""
+    real, composite, mask = (tensor.to(dtype) for tensor in batch())
+    with sf.use_backend(backend):
+        ours, theirs = (
+            sf.make_negatives(real.to(d), composite.to(d), mask.to(d), 5, torch.Generator().manual_seed(0))
+            for d in (dtype, torch.float32)
+        )
+    assert ours.dtype == dtype
+    assert torch.equal(ours, theirs.to(dtype))
+
+
+def test_a_nan_picture_spoils_only_the_negatives_that_use_it() -> None:
+    real, composite, mask = batch(4)
+    _, others, _ = module._draw(4, 4, torch.Generator().manual_seed(0))
+    clean = sf.make_negatives(real, composite, mask, 5, torch.Generator().manual_seed(0))
+    broken = real.clone()
+    broken[2, 0, 1, 1] = torch.nan  # in its foreground
+    negatives = sf.make_negatives(broken, composite, mask, 5, torch.Generator().manual_seed(0))
+    for image in (0, 1, 3):
+        for k in range(5):
+            if k == 0 or others[image, k - 1] != 2:
+                assert torch.equal(negatives[image, k], clean[image, k])
