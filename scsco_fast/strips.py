@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch.utils.data import Dataset
 
-from scsco_fast.data.images import tensor_to_image
+from scsco_fast.data.images import save_image, tensor_to_image
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
@@ -52,9 +52,9 @@ def write_strip(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], pat
     strip = make_strip(rows, labels)
     with replacing(path) as temporary:
         try:
-            strip.save(temporary)
-        except ValueError as error:  # Pillow's answer to an unknown suffix
-            raise ScscoError(f"{path}: {error}; name a .png") from error
+            save_image(strip, temporary)
+        except (KeyError, ValueError) as error:  # an unknown suffix, or a format without colours
+            raise ScscoError(f"{path}: a strip cannot be written in the format of this suffix; name a .png") from error
 
 
 def sample_rows(
@@ -72,7 +72,7 @@ def write_samples(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], f
     for index, row in enumerate(rows):
         for label, picture in zip(labels, row, strict=True):
             with replacing(Path(folder) / f"{index:02d}_{names.get(label, label)}.png") as temporary:
-                Image.fromarray(picture).save(temporary)
+                save_image(Image.fromarray(picture), temporary)
 
 
 def _row(model: HarmonizationUNet | None, sample: Sample) -> list[np.ndarray]:

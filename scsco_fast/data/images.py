@@ -6,14 +6,14 @@ orientation is applied. Files of several pictures, such as animations, are refus
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -107,6 +107,28 @@ def tensor_to_image(tensor: Tensor) -> np.ndarray:
     return np.ascontiguousarray(levels.permute(1, 2, 0).numpy())
 
 
+def save_image(image: Image.Image, path: str | os.PathLike[str], **options: Any) -> None:
+    """Write an image in the format of the path's suffix; the options are Pillow's.
+
+    It is encoded to memory first. Given a path, Pillow (12.3) takes a JPEG or BMP for written of which a full disk took
+    the first part only, and libtiff prints lines of its own.
+
+    Raises:
+        OSError: the file cannot be written; besides, whatever the encoder refuses an image with.
+
+    Examples:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/a.png"
+        >>> save_image(Image.new("L", (4, 2)), path)
+        >>> read_picture(path).rgb.shape
+        (2, 4, 3)
+    """
+    encoded = io.BytesIO()
+    image.save(encoded, Image.registered_extensions()[os.path.splitext(path)[1].lower()], **options)
+    with open(path, "wb") as file:
+        file.write(encoded.getbuffer())
+
+
 def open_upright(
     path: str | os.PathLike[str],
     max_pixels: int | None = None,
@@ -148,8 +170,8 @@ def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) 
                 yield opened
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ScscoError(
-            f"{name}: the picture claims more pixels than is safe to decode ({_one_line(error)}); "
-            "make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it"
+            f"{name}: the picture claims more pixels than is safe to decode ({_one_line(error)}); make it smaller, or "
+            f"raise {'PIL.Image.MAX_IMAGE_PIXELS' if max_pixels is None else '--max-megapixels'} if you trust it"
         ) from error
     except ScscoError:
         raise
@@ -171,10 +193,10 @@ def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) 
         ) from error
 
 
-def stored_orientation(path: str | os.PathLike[str]) -> int:
+def stored_orientation(path: str | os.PathLike[str], max_pixels: int | None = None) -> int:
     """The EXIF orientation of a picture file, 1 to 8; 1, which is upright, where it has none that can be read."""
     try:
-        with opened_picture(path, sys.maxsize) as opened:
+        with opened_picture(path, max_pixels) as opened:
             return orientation_of(opened)
     except ScscoError:
         return 1
@@ -190,23 +212,26 @@ def orientation_of(opened: Image.Image) -> int:
     return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
-def upright_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def upright_size(path: str | os.PathLike[str], max_pixels: int | None = None) -> tuple[int, int]:
     """Height and width of a picture file as it is read, from its header alone.
 
     Raises:
         ScscoError: as `read_picture`, but for pixels, of which none is decoded.
     """
-    with opened_picture(path, sys.maxsize) as opened:
+    with opened_picture(path, max_pixels) as opened:
         width, height = opened.size
         turned = orientation_of(opened) >= 5
     # Pillow swaps the sides of a TIFF when it is opened, and pillow-heif those of HEIC.
     return (width, height) if turned and opened.format not in ("TIFF", "HEIF") else (height, width)
 
 
-def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
-    """A file that Pillow has opened, not decoded, whatever number of pixels it claims: check that."""
+def open_unlimited(file: str | os.PathLike[str] | BinaryIO, most: int | None = None) -> Image.Image:
+    """A file that Pillow has opened, not decoded, whatever number of pixels it claims: check that.
+
+    With `most` it is Pillow that refuses more than twice as many.
+    """
     with _PILLOWS_LIMIT:  # it is one for the whole process
-        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, most
         try:
             return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
         finally:
@@ -216,7 +241,10 @@ def open_unlimited(file: str | os.PathLike[str] | BinaryIO) -> Image.Image:
 def _within(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     if max_pixels is None:
         return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
-    opened = open_unlimited(file)
+    # Of a GIF, memory for all pixels is taken as soon as it is opened.
+    is_gif = file.read(4) == b"GIF8"
+    file.seek(0)
+    opened = open_unlimited(file, max_pixels if is_gif else None)
     if opened.width * opened.height > max_pixels:
         opened.close()
         raise ScscoError(

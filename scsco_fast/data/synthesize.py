@@ -36,7 +36,7 @@ import torch
 from PIL import Image
 
 from scsco_fast.data.distribution_transfer import distribution_transfer
-from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
+from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture, save_image
 from scsco_fast.data.photos import (
     LONGEST_SIDE,
     MASKS_FOLDER,
@@ -652,7 +652,7 @@ def _write_pictures(
             continue
         with replacing(path) as temporary:
             # PNG's writer ignores both.
-            Image.fromarray(picture).save(temporary, quality=shared.quality, subsampling=0)
+            save_image(Image.fromarray(picture), temporary, quality=shared.quality, subsampling=0)
     return {place: name for place, (name, _) in pictures.items()}
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from scsco_fast.data.avif_heic import AVIF_SUFFIX, bits_of, check_written
 from scsco_fast.data.colour_profiles import converted
 from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_deep
-from scsco_fast.data.images import is_high_depth, open_upright, read_picture, stored_orientation
+from scsco_fast.data.images import is_high_depth, open_upright, read_picture, save_image, stored_orientation
 from scsco_fast.data.masks import check_two_sided, read_mask
 from scsco_fast.data.metadata import DroppedWarning, kept_profile
 from scsco_fast.errors import ScscoError
@@ -145,7 +145,7 @@ def _check_mode(path: Path, mode: str) -> None:
 
 def _save(image: Image.Image, temporary: Path, path: Path, options: dict[str, Any]) -> None:
     try:
-        image.save(temporary, **options)
+        save_image(image, temporary, **options)
     except OSError:
         raise  # a full disk
     except Exception as error:  # an encoder refuses what no list of limits foresees
@@ -407,20 +407,20 @@ def _read_mask(path: str | Path, picture: _File, settings: Settings) -> np.ndarr
             f"{path}: the mask is {sizes[0]} but its picture is {sizes[1]}; give a mask of the picture's size, or "
             "--fit-mask to resize it"
         )
-    mask, turned = _turned(mask, picture)
+    mask, turned = _turned(mask, picture, settings.max_pixels)
     how = "turned as the picture's EXIF orientation says, and " if turned else ""
     warnings.warn(f"{path}: the mask is {sizes[0]}; {how}resized to its picture's {sizes[1]}", stacklevel=3)
     fitted = Image.fromarray(mask).resize(size, Image.Resampling.BILINEAR)
     return np.asarray(fitted).clip(0, 1)
 
 
-def _turned(mask: np.ndarray, picture: _File) -> tuple[np.ndarray, bool]:
+def _turned(mask: np.ndarray, picture: _File, max_pixels: int) -> tuple[np.ndarray, bool]:
     """The mask of a picture that lies on its side in its file, if it was drawn on that; and whether it was.
 
     It was where the mask's sides are nearer to the picture's stored ones than to its upright ones. An orientation that
     keeps the sides (mirrored, upside down) and a square picture cannot be told so: their masks stay as they are.
     """
-    turn = _TURNS.get(stored_orientation(picture.path))
+    turn = _TURNS.get(stored_orientation(picture.path, max_pixels))
     ratio, upright = mask.shape[1] / mask.shape[0], picture.size[0] / picture.size[1]
     if turn is None or abs(math.log(ratio * upright)) >= abs(math.log(ratio / upright)):
         return mask, False

@@ -17,14 +17,13 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.masks import PEAK, bounds
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
-from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size
+from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size, shrink
 from scsco_fast.regions import THRESHOLD
 
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
@@ -177,8 +176,8 @@ def _shrunk(
             seen = torch.from_numpy(valid[rows]).float()[None]
             planes = [colour * seen, planes[1], seen]
         strip = torch.cat(planes)[None]
-        narrow.append(_shrink(strip, (strip.shape[2], small[1])))
-    planes_small = _shrink(torch.cat(narrow, dim=2), small)
+        narrow.append(shrink(strip, (strip.shape[2], small[1])))
+    planes_small = shrink(torch.cat(narrow, dim=2), small)
     colour, fore_share = planes_small[:, :3], planes_small[:, 3:4]
     # Colours and regions are means over valid pixels, so transparent ones bleed in nowhere.
     valid_share = planes_small[:, 4:] if valid is not None else torch.ones_like(fore_share)
@@ -210,9 +209,3 @@ def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tenso
         return model(composite, mask, valid)
     finally:
         model.train(training)
-
-
-def _shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
-    if tuple(x.shape[-2:]) == size:
-        return x
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)

@@ -255,6 +255,22 @@ def test_several_frames_are_refused_by_every_reader(name: str, tmp_path: Path) -
     assert read_picture(tmp_path / "one.gif").rgb.shape == (9, 13, 3)
 
 
+def test_a_gif_that_claims_gigabytes_takes_none(tmp_path: Path) -> None:
+    """Pillow takes memory for a GIF's frame when it is opened, where a frame is to be wiped before the next."""
+    path = tmp_path / "a.gif"
+    frame = odd_files.picture("P")
+    frame.save(path, disposal=2)
+    data = bytearray(path.read_bytes())
+    data[6:10] = struct.pack("<HH", 60000, 60000)
+    at = data.index(b"," + struct.pack("<HHHH", 0, 0, 13, 9))
+    data[at + 5 : at + 9] = struct.pack("<HH", 60000, 60000)
+    path.write_bytes(bytes(data))
+    with pytest.raises(ScscoError, match=r"claims more pixels than is safe to decode .*or raise --max-megapixels"):
+        read_image(path)
+    with pytest.raises(ScscoError, match=r"claims more pixels than is safe to decode .*or raise PIL"):
+        upright_size(path)
+
+
 @pytest.mark.parametrize("kind", ["loop", "pipe", "nothing", "NUL", "long"])
 def test_paths_that_lead_to_no_file(kind: str, tmp_path: Path) -> None:
     path = tmp_path / {"NUL": "a\0b.png", "long": "a" * 300 + ".png"}.get(kind, "a.png")

@@ -260,11 +260,11 @@ def test_failed_write_leaves_nothing(
 ) -> None:
     (folder / "b.png").write_bytes(b"old")
 
-    def half(self: Image.Image, path: Path, **options: object) -> None:
+    def half(image: Image.Image, path: Path, **options: object) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", half)
+    monkeypatch.setattr("scsco_fast.harmonizing.files.save_image", half)
     before = sorted(folder.iterdir())
     with pytest.raises(ScscoError, match=r"b\.png: cannot be written \(No space left"):
         run(folder, "b.png", small_model)
