@@ -1,17 +1,15 @@
 """The command line: `scsco COMMAND`; `USAGE` lists the commands, and each has its own file here.
 
-Exit codes: 0 all done, 1 some of the work failed (each failure is named), 2 wrong use or unusable input (one line on
-stderr), 130 interrupted. With SCSCO_DEBUG=1 an error shows its traceback. A command's file is imported when it runs,
-and imports what it needs itself.
+Exit codes: 0 all done, 1 some of the work failed (each failure is named) or what is printed cannot be written, 2 wrong
+use or unusable input (one line on stderr), 70 a fault of this program (one line, which names the file with the
+traceback), 130 interrupted, 143 terminated. With SCSCO_DEBUG=1 an error shows its traceback. A command's file is
+imported when it runs, and imports what it needs itself.
 """
 
-import importlib
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 
-from scsco_fast.cli.shared import log_to_stderr, show_warning
 from scsco_fast.cli.usage import TRAIN_USAGE, USAGE
 from scsco_fast.errors import ScscoError
 
@@ -21,41 +19,116 @@ COMMANDS = (
     *("train", "evaluate", "prepare", "synthesize", "harmonize", "import-rainnet", "export", "demo"),
     *("serve", "bench", "build", "doctor"),
 )
+FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code.
+    """Run one command and return its exit code. A fault of this program is raised; `run` says it in one line.
 
     Examples:
         >>> main(["--version"])
         0.1.0
         0
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = show_warning
-            log_to_stderr()
-            return _dispatch(arguments)
-    except ScscoError as error:
-        if os.environ.get("SCSCO_DEBUG", "0") not in ("", "0"):
-            raise
-        print(f"scsco: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return _attempt(list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         print("scsco: interrupted", file=sys.stderr)
         return 130
 
 
 def run() -> None:
-    """The console script."""
-    sys.exit(main())
+    """The console script: a command, with its end in order whatever comes (`scsco_fast.cli.process`)."""
+    try:
+        from scsco_fast.cli.process import Signals, repair_streams
+
+        signals = Signals()
+    except KeyboardInterrupt:  # in the first milliseconds
+        print("scsco: interrupted", file=sys.stderr)
+        sys.exit(130)
+    try:
+        repair_streams()
+        try:
+            code = _attempt(sys.argv[1:])
+        except Exception as error:
+            if _debugs():
+                raise
+            code = _fault(error) if signals.stopped is None else signals.say_stopped()
+        signals.leave()
+    except KeyboardInterrupt:
+        code = signals.say_stopped()
+        signals.leave()
+    sys.exit(code)
+
+
+def _attempt(arguments: list[str]) -> int:
+    """Run one command; what can be said of its errors is said, in one line."""
+    import warnings
+
+    from scsco_fast.cli.process import OutputError
+    from scsco_fast.cli.shared import log_to_stderr, show_warning
+
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show_warning
+            log_to_stderr()
+            code = _dispatch(arguments)
+        sys.stdout.flush()
+        return code
+    except OutputError as error:
+        return 1 if error.is_unread else _say(str(error), 1)
+    except (ScscoError, OSError, MemoryError, RuntimeError) as error:
+        text = _reason(error)
+        if text is None or _debugs():
+            raise
+        return _say(text, 2)
+
+
+def _reason(error: Exception) -> str | None:
+    """What an error says that is no fault of this program; None for one that is."""
+    if isinstance(error, ScscoError):
+        return str(error)
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error) or type(error).__name__
+        return reason if error.filename is None else f"{os.fsdecode(error.filename)}: cannot be used ({reason})"
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if short or "can't allocate memory" in str(error):
+        return "there is not enough memory for this; make the pictures smaller, or use fewer processes"
+    return None
+
+
+def _say(text: str, code: int) -> int:
+    from scsco_fast.cli.shared import printable
+
+    print(f"scsco: error: {printable(' '.join(text.split()))}", file=sys.stderr)
+    return code
+
+
+def _fault(error: Exception) -> int:
+    """One line for what should not happen; its traceback, which may not come again, is kept in a file."""
+    import tempfile
+    import traceback
+
+    text = "".join(traceback.format_exception(error))
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", errors="backslashreplace", prefix="scsco-fault-", suffix=".txt", delete=False
+        ) as file:
+            file.write(f"scsco {' '.join(map(ascii, sys.argv[1:]))}\n{text}")
+        where = f"the traceback is in {file.name}"
+    except OSError:
+        where = "run it with SCSCO_DEBUG=1 to see the traceback"
+    kind = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return _say(f"this is a fault of scsco, not of what you gave ({kind}); please report it: {where}", FAULT)
+
+
+def _debugs() -> bool:
+    return os.environ.get("SCSCO_DEBUG", "0") not in ("", "0")
 
 
 def _dispatch(arguments: list[str]) -> int:
+    import importlib
+
     if not arguments:
         print(USAGE, end="", file=sys.stderr)
         return 2

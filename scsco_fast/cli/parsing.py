@@ -22,6 +22,7 @@ def parse(
 
     With `positional` the options without a default are given without their names.
     """
+    _check_empty(arguments, program)
     import tyro
 
     captured = io.StringIO()
@@ -34,6 +35,14 @@ def parse(
         if not stop.code:
             raise
         raise ScscoError(f"{_box_message(captured.getvalue())} (see {program} --help)") from None
+
+
+def _check_empty(arguments: list[str], program: str) -> None:
+    """Refuse an empty argument, such as a variable of a script that is not set: as a path it would be this folder."""
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if argument == "" or (argument.startswith("--") and argument.endswith("=")):
+            name = argument.rstrip("=") or (before if before.startswith("--") else "an argument")
+            raise ScscoError(f"{name} is empty; give it a value, or leave it out (see {program} --help)")
 
 
 def _box_message(box: str) -> str:

@@ -21,7 +21,7 @@ commands:
   doctor     show what works here, and what not: scsco doctor
 
 `scsco COMMAND --help` lists a command's options; `scsco --version` prints the version.
-exit codes: 0 done, 1 some files failed, 2 wrong use or unusable input, 130 interrupted
+exit codes: 0 done, 1 some files failed, 2 wrong use or unusable input, 70 a fault of scsco, 130 interrupted
 """
 
 TRAIN_USAGE = """\
