@@ -126,14 +126,14 @@ def command(arguments: list[str]) -> int:
             progress=progress,
             on_bad=lambda sample: print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr),
         )
-    if options.json is not None:
-        result.write_json(options.json)
     tables = (result.table(), result.methods_table(), result.differences_table(), result.drift_table())
     for table in (*tables, result.published_table()):
         if table is not None:
             print_table(table)
     if result.scored != "identity":
         print(result.damage() if options.untouched else result.improvement())
+    if options.json is not None:  # after the tables, which a full disk must not take along
+        result.write_json(options.json)
     _write_examples(model, dataset, options)
     for path in (options.csv, options.json, options.strip, options.save):
         if path is not None:
