@@ -32,26 +32,26 @@ def picture(mode: str, size: tuple[int, int] = SIZE) -> Image.Image:
 def whole_files() -> Iterator[tuple[str, bytes]]:
     """A name with a suffix, and the file's bytes."""
     for mode in ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"):
-        yield f"{mode}.png", _saved(picture(mode), "PNG", exif=exif(), icc_profile=b"not a profile")
+        yield f"{mode}.png", saved(picture(mode), "PNG", exif=exif(), icc_profile=b"not a profile")
     for mode in ("L", "RGB", "CMYK"):
-        yield f"{mode}.jpg", _saved(picture(mode), "JPEG", exif=exif(), icc_profile=b"not a profile")
-    yield "progressive.jpg", _saved(picture("RGB"), "JPEG", progressive=True)
+        yield f"{mode}.jpg", saved(picture(mode), "JPEG", exif=exif(), icc_profile=b"not a profile")
+    yield "progressive.jpg", saved(picture("RGB"), "JPEG", progressive=True)
     for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "F"):
         for compression in (None, "tiff_lzw", "tiff_deflate", "packbits"):
-            yield f"{mode}-{compression}.tif", _saved(picture(mode), "TIFF", compression=compression, exif=exif())
-    yield "jpeg.tif", _saved(picture("RGB"), "TIFF", compression="jpeg")
+            yield f"{mode}-{compression}.tif", saved(picture(mode), "TIFF", compression=compression, exif=exif())
+    yield "jpeg.tif", saved(picture("RGB"), "TIFF", compression="jpeg")
     for mode in ("RGB", "RGBA"):
-        yield f"{mode}.webp", _saved(picture(mode), "WEBP", exif=exif(), icc_profile=b"not a profile", **_LOSSLESS)
-        yield f"{mode}.avif", _saved(picture(mode), "AVIF", exif=exif())
-    yield "lossy.webp", _saved(picture("RGB"), "WEBP")
+        yield f"{mode}.webp", saved(picture(mode), "WEBP", exif=exif(), icc_profile=b"not a profile", **_LOSSLESS)
+        yield f"{mode}.avif", saved(picture(mode), "AVIF", exif=exif())
+    yield "lossy.webp", saved(picture("RGB"), "WEBP")
     for mode in ("1", "L", "P", "RGB"):
-        yield f"{mode}.bmp", _saved(picture(mode), "BMP")
-    yield "P.gif", _saved(picture("P"), "GIF", comment=b"a comment")
-    yield "two.gif", _saved(picture("P"), "GIF", save_all=True, append_images=[picture("L")])
-    yield "two.webp", _saved(picture("RGB"), "WEBP", save_all=True, append_images=[picture("L").convert("RGB")])
-    yield "two.tif", _saved(picture("RGB"), "TIFF", save_all=True, append_images=[picture("L")])
-    yield "RGB.ppm", _saved(picture("RGB"), "PPM")
-    yield "RGB.jp2", _saved(picture("RGB"), "JPEG2000")
+        yield f"{mode}.bmp", saved(picture(mode), "BMP")
+    yield "P.gif", saved(picture("P"), "GIF", comment=b"a comment")
+    yield "two.gif", saved(picture("P"), "GIF", save_all=True, append_images=[picture("L")])
+    yield "two.webp", saved(picture("RGB"), "WEBP", save_all=True, append_images=[picture("L").convert("RGB")])
+    yield "two.tif", saved(picture("RGB"), "TIFF", save_all=True, append_images=[picture("L")])
+    yield "RGB.ppm", saved(picture("RGB"), "PPM")
+    yield "RGB.jp2", saved(picture("RGB"), "JPEG2000")
     deep = np.asarray(picture("RGBA")).astype(np.uint16) * 257
     for channels, photometric in ((3, "rgb"), (4, "rgb")):
         for compression in (None, "zlib"):
@@ -86,7 +86,7 @@ def damaged(whole: bytes, rng: np.random.Generator) -> bytes:
     return bytes(data)
 
 
-def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **{name: value for name, value in options.items() if value is not None})  # type: ignore[arg-type]
     return file.getvalue()

@@ -6,11 +6,13 @@ import pytest
 import torch
 from oracle import FLOAT64, NoReading, NoWaiting, make_mask
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import scsco_fast as sf
 from scsco_fast.local_affine import extend
 from scsco_fast.nn import unet
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
+from scsco_fast.nn.unet import shrink
 
 # What this project's own networks use of the later options.
 OURS = {"in_channels": 7, "cosine": True, "head": "affine", "upsampling": "resize"}
@@ -423,3 +425,20 @@ def test_an_outline_beside_nothing_has_no_colours() -> None:
         found = unet._pooled_along_outline(torch.rand(1, 3, 16, 16), sf.Regions(mask))
         assert torch.isfinite(found).all()
         assert found[:, [0, 1, 2, 6, 7, 8]].abs().max() == 0
+
+
+@pytest.mark.parametrize("batch", [(1, 4), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("height", "width", "small"), [(300, 1, 48), (301, 3, 48), (64, 1, 32), (300, 5, 1), (7, 1, 3)]
+)
+def test_columns_are_reduced_as_rows_are(batch: tuple[int, int], height: int, width: int, small: int) -> None:
+    """torch 2.13 on a CPU reduces a column that is one pixel wide to something else, and a row rightly."""
+    x = torch.rand(*batch, height, width, generator=torch.Generator().manual_seed(0))
+    rows = F.interpolate(x.mT.contiguous(), size=(width, small), mode="bilinear", antialias=True)  # along rows alone
+    wanted = rows.mean(dim=2, keepdim=True) if width == 1 else None
+    found = shrink(x, (small, 1))
+    assert found.shape == (*batch, small, 1)
+    if wanted is not None:
+        torch.testing.assert_close(found, wanted.mT)
+    torch.testing.assert_close(shrink(x, (small, width)).mT, rows if width > 1 else wanted)
+    assert shrink(x, (height, width)) is x
