@@ -10,22 +10,19 @@ not with its square. The loop is torch's operation `scan` around `cond`, which O
 
 import copy
 import logging
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
+from scsco_fast.formats import Format, check
 from scsco_fast.nn.norm import BAIN, COSINE_SCALE
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.ops import region_norm, use_backend
@@ -33,8 +30,6 @@ from scsco_fast.reference.bain_norm import bain_norm as affine
 from scsco_fast.reference.region_norm import region_norm as reference_region_norm
 from scsco_fast.regions import RegionLevel, Regions, level_of
 
-Format = Literal["pt2", "onnx", "aoti"]
-SUFFIXES: dict[Format, str] = {"pt2": ".pt2", "onnx": ".onnx", "aoti": ".pt2"}
 BLOCK = 256  # queries at a time: 144 MiB of logits for 147,456 keys. 1024 of them were a tenth faster.
 OPSET = 18
 SIZES = {0: "batch", 2: "height", 3: "width"}  # the axes that are free
@@ -79,24 +74,6 @@ def export(model: HarmonizationUNet, path: str | Path, format: Format, size: tup
         size = (model.working_size, model.working_size)
     write = {"pt2": _write_program, "onnx": _write_onnx, "aoti": _write_aoti}[format]
     _write(export_program(model, size), Path(path), model.working_size, write)
-
-
-def check(path: str | Path, format: Format, size: tuple[int, int] | None = None) -> None:
-    """Whether `export` can write this format to `path`, without doing it; see there."""
-    if format not in get_args(Format):
-        raise ScscoError(f"the format is {format!r}; wanted one of {', '.join(get_args(Format))}")
-    if Path(path).suffix != SUFFIXES[format]:
-        raise ScscoError(
-            f"{path}: the format {format} has the suffix {SUFFIXES[format]}; name a {SUFFIXES[format]} file"
-        )
-    if size is not None and min(size) < 1:
-        raise ScscoError(f"the size is {size[0]}x{size[1]} (height x width); wanted at least 1 pixel")
-    missing = [name for name in ("onnx", "onnxscript") if format == "onnx" and find_spec(name) is None]
-    if missing:
-        raise ScscoError(f'ONNX needs {" and ".join(missing)}: pip install "scsco-fast[export]"')
-    compiler = os.environ.get("CXX") or "g++"
-    if format == "aoti" and shutil.which(compiler) is None:
-        raise ScscoError(f"AOTInductor needs a C++ compiler, and {compiler} is not found; install g++, or set CXX")
 
 
 def export_program(model: HarmonizationUNet, size: tuple[int, int] | None = None) -> torch.export.ExportedProgram:

@@ -71,8 +71,7 @@ def serve(path: Path, run: Run, facts: Mapping[str, Any], idle_minutes: float = 
         ScscoError: another server answers there, the path cannot be used, or the system has no such sockets.
         KeyboardInterrupt: after Ctrl-C, when the socket is gone.
     """
-    if not 0 <= idle_minutes <= LONGEST_IDLE:
-        raise ScscoError(f"--idle-minutes is {idle_minutes:g}; wanted 0 (for ever) to {LONGEST_IDLE:g}")
+    check_idle(idle_minutes)
     server = listen(path.absolute(), facts)
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -86,6 +85,18 @@ def serve(path: Path, run: Run, facts: Mapping[str, Any], idle_minutes: float = 
         server.end()
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def check_idle(minutes: float) -> None:
+    """Refuse what is no time to wait for requests.
+
+    Examples:
+        >>> check_idle(-1)
+        Traceback (most recent call last):
+        scsco_fast.errors.ScscoError: --idle-minutes is -1; wanted 0 (for ever) to 525600
+    """
+    if not 0 <= minutes <= LONGEST_IDLE:
+        raise ScscoError(f"--idle-minutes is {minutes:g}; wanted 0 (for ever) to {LONGEST_IDLE:g}")
 
 
 def listen(path: Path, facts: Mapping[str, Any]) -> "Server":

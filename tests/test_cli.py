@@ -77,6 +77,10 @@ def test_help_and_mistakes_wait_for_no_torch(tmp_path: Path) -> None:
         *([command, *rest] for command in cli.COMMANDS for rest in (["--help"], ["--bogus"])),
         *(["train", "demo", *rest] for rest in (["--help"], ["--stepz", "3"], ["--steps", "0"])),
         *(["harmonize", "--image", "x"], ["harmonize", "--image", "x", "--output", "y"]),
+        ["export", "--format", "pt2", "--output", "model.onnx"],
+        ["export", "--format", "onnx", "--output", "model.onnx", "--size", "0", "4"],
+        *(["demo", "--port", "99999"], ["demo", "--max-megapixels", "0"], ["serve", "--idle-minutes", "-1"]),
+        *(["demo", "--host", "no name"], ["import-rainnet", "/"], ["harmonize", "--image", ""]),
         *(["evaluate", "compare"], ["evaluate", "compare", "--help"], ["evaluate", "--repeat", "0"], ["prepare", "x"]),
     ]
     code = (

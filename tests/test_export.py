@@ -15,7 +15,7 @@ from oracle import make_mask
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast import export
+from scsco_fast import export, formats
 from scsco_fast.cli import main
 
 Network = Callable[[Tensor, Tensor], Tensor]
@@ -241,9 +241,9 @@ def test_mistakes_are_one_line(arguments: list[str], message: str, capsys: pytes
 
 def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     found = importlib.util.find_spec
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnx" else found(name))
+    monkeypatch.setattr(formats, "find_spec", lambda name: None if name == "onnx" else found(name))
     with pytest.raises(sf.ScscoError, match=r'ONNX needs onnx: pip install "scsco-fast\[export\]"'):
-        export.check("model.onnx", "onnx")
+        formats.check("model.onnx", "onnx")
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(sf.ScscoError, match="needs a C\\+\\+ compiler, and no-such-compiler is not found"):
-        export.check("model.pt2", "aoti")
+        formats.check("model.pt2", "aoti")

@@ -49,7 +49,7 @@ ORDER = (
         "negatives",
     ),
     *("loss", "data", "protocols", "metrics", "triplets", "published", "baselines", "paired", "evaluate", "compare"),
-    *("weights", "strips", "harmonizing", "export", "demo", "serve", "info"),
+    *("weights", "strips", "harmonizing", "formats", "export", "demo", "serve", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")

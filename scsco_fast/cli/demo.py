@@ -5,6 +5,8 @@ from pathlib import Path
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, read_model
+from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class DemoOptions:
     host: str = "127.0.0.1"
     """Address to listen on; the default is reached from this machine only."""
     port: int = 7860
-    """Port to listen on."""
+    """Port to listen on, from 1 to 65535."""
     max_megapixels: float = 24.0
     """Larger pictures are refused."""
     segment: Path | None = None
@@ -31,10 +33,15 @@ class DemoOptions:
 
 def command(arguments: list[str]) -> int:
     options = parse(DemoOptions, arguments, "scsco demo")
-    check_backend()
-    from scsco_fast.demo import require_gradio, serve
+    from scsco_fast.demo.address import check_address
 
-    require_gradio()
+    if not options.max_megapixels > 0:
+        raise ScscoError(f"--max-megapixels is {options.max_megapixels:g}; wanted more than 0")
+    require("scsco demo", "demo", "gradio", "matplotlib", "scikit-image")
+    check_address(options.host, options.port)
+    check_backend()
+    from scsco_fast.demo import serve
+
     model = read_model(options.model, options.device)
     serve(model, options.host, options.port, options.max_megapixels, options.segment)
     return 0

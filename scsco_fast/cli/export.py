@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import read_model
+from scsco_fast.formats import Format, check
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class ExportOptions:
 
     output: Path
     """File to write: .pt2, .onnx, .pt2."""
-    format: Literal["pt2", "onnx", "aoti"]
+    format: Format
     """pt2: torch.export. onnx: ONNX, opset 18. aoti: compiled for this CPU by AOTInductor; needs a C++ compiler."""
     model: Path | None = None
     """Model file: model.safetensors of a run; "compact" (the default) or "compact-free", the models in the package."""
@@ -24,9 +24,9 @@ class ExportOptions:
 
 def command(arguments: list[str]) -> int:
     options = parse(ExportOptions, arguments, "scsco export")
-    from scsco_fast.export import check, export
-
     check(options.output, options.format, options.size)
+    from scsco_fast.export import export
+
     export(read_model(options.model, "cpu"), options.output, options.format, options.size)
     print(f"wrote {options.output}")
     return 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,16 @@ def command(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--checkpoint", *arguments]
     options = parse(ImportRainnetOptions, arguments, "scsco import-rainnet")
+    if not options.checkpoint.name:
+        raise ScscoError(f"{options.checkpoint}: is a folder; wanted RainNet's net_G_last.pth")
+    output = options.output or options.checkpoint.with_suffix(".safetensors")
+    if output.exists():
+        raise ScscoError(f"{output}: exists already; name another file with --output")
+    check_writable(output.parent)
     from scsco_fast.nn.rainnet import read_rainnet
     from scsco_fast.weights import save_model
 
-    output = options.output or options.checkpoint.with_suffix(".safetensors")
     model = read_rainnet(options.checkpoint)
-    if output.exists():
-        raise ScscoError(f"{output}: exists already; name another file with --output")
     save_model(model, output, {"source": f"RainNet, {options.checkpoint.name}"})
     print(f"wrote {output}")
     return 0

@@ -119,9 +119,8 @@ def repair_streams() -> None:
     for name, kind in (("stdout", _Output), ("stderr", _Messages)):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
-            how = {"line_buffering": stream.line_buffering, "write_through": stream.write_through}
-            encoding = stream.encoding
-            stream = kind(stream.detach(), encoding, "backslashreplace", **how)
+            encoding, by_line, at_once = stream.encoding, stream.line_buffering, stream.write_through
+            stream = kind(stream.detach(), encoding, "backslashreplace", None, by_line, at_once)
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)  # of which others ask the width of the terminal
 

@@ -36,9 +36,11 @@ class ServeOptions:
 
 def command(arguments: list[str]) -> int:
     options = parse(ServeOptions, arguments, "scsco serve")
-    check_backend()
     from scsco_fast import __version__
-    from scsco_fast.serve import default_socket, serve
+    from scsco_fast.serve import check_idle, default_socket, serve
+
+    check_idle(options.idle_minutes)
+    check_backend()
     from scsco_fast.weights import DEFAULT
 
     default = None if options.model is None else _full_or_name(options.model)

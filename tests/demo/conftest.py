@@ -1,6 +1,7 @@
 """A model that changes plainly, pictures for the three ways, and the page's server."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import browser
@@ -66,6 +67,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def address(model_file: Path) -> Iterator[str]:
-    with browser.served(model_file, "--max-megapixels", LIMIT) as address:
+def served_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the server's own temporary folder lies."""
+    return tmp_path_factory.mktemp("server")
+
+
+@pytest.fixture(scope="session")
+def address(model_file: Path, served_folder: Path) -> Iterator[str]:
+    with ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("TMPDIR", str(served_folder))
+            address = stack.enter_context(browser.served(model_file, "--max-megapixels", LIMIT))
         yield address
