@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from scsco_fast.baselines import BASELINES, full_name
 from scsco_fast.data.layouts import SUBSETS
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
-from scsco_fast.data.workers import ignore_interrupts
+from scsco_fast.data.workers import ignore_interrupts, interrupted_afterwards
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
 from scsco_fast.metrics import METRICS, score, with_background
@@ -613,7 +613,9 @@ def _batches(dataset: Samples, batch_size: int, workers: int) -> Iterator[list[I
         ordered = not isinstance(dataset, IterableDataset)
         workers = workers if ordered else 0
         loader = DataLoader(dataset, batch_size, num_workers=workers, collate_fn=list, worker_init_fn=ignore_interrupts)
-        yield from loader
+        with interrupted_afterwards():  # its processes are forked here
+            ready = iter(loader)
+        yield from ready
         return
     items = iter(dataset)
     while batch := list(islice(items, batch_size)):

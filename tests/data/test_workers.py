@@ -1,14 +1,16 @@
 """Processes that die or hang cost their own task only, and none is left behind."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
 from misbehaving import act, process_id
 
-from scsco_fast.data.workers import Lost, run_tasks
+from scsco_fast.data.workers import Lost, interrupted_afterwards, run_tasks
 
 
 def test_results_come_with_their_tasks() -> None:
@@ -76,6 +78,16 @@ def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     parent.wait()
     assert all(wait_until_gone(process) for process in processes)
     assert os.getpid() not in processes
+
+
+def test_ctrl_c_within_the_block_comes_at_its_end() -> None:
+    passed = []
+    with pytest.raises(KeyboardInterrupt), interrupted_afterwards():  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        passed.append(True)
+    assert passed
+    with interrupted_afterwards():
+        pass
 
 
 INTERRUPTED_PARENT = """
