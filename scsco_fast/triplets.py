@@ -49,7 +49,7 @@ class Triplets(Dataset[Sample | BadSample]):
         resolution: side in pixels; None keeps the full resolution.
         predictions: folder of a method's outputs, one for each composite: of its name, with any picture suffix, in any
             subfolder. They have the scored size, unless the protocol resizes them.
-        split: part of the dataset, for the reports.
+        split: part of the dataset, for the reports; None where it has no parts.
 
     Attributes:
         unpredicted: names of the composites that the folder of predictions has no picture for; they are left out.
@@ -64,7 +64,7 @@ class Triplets(Dataset[Sample | BadSample]):
         protocol: Protocol,
         resolution: int | None,
         predictions: str | os.PathLike[str] | None = None,
-        split: str = "test",
+        split: str | None = "test",
     ) -> None:
         self.members, self.protocol, self.size, self.split = list(members), protocol, resolution, split
         self.predictions: dict[str, list[Path]] | None = None

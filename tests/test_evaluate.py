@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from small_dataset import write_dataset
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from scsco_fast import evaluate as module
 from scsco_fast.baselines import BASELINES
+from scsco_fast.cli import main
 from scsco_fast.compare import compare
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
@@ -555,3 +557,15 @@ def test_what_cannot_be_measured_is_refused(
     with pytest.raises(ScscoError, match=message):
         evaluate(model, Listed(ITEMS), csv=tmp_path / "rows.csv", **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_without_lists_the_report_names_no_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_dataset(tmp_path / "data", 3)
+    for listed, split in ((True, "train"), (False, None)):
+        if not listed:
+            (root / "IHD_train.txt").unlink()
+        command = ["evaluate", "--identity", "--dataset", str(root), "--split", "train", "--json", f"{tmp_path}/a.json"]
+        assert main(command) == 0
+        assert json.loads((tmp_path / "a.json").read_text())["split"] == split
+        warned = "train and test are the same, and figures on pictures that a model was trained on say little"
+        assert (warned in capsys.readouterr().err) != listed
