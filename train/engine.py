@@ -527,8 +527,8 @@ def restore(
         say(f"warning: there were {state['samples']} samples and are {samples}: the order of samples changes")
     if (before := state.get("data")) is not None and data is not None and before != data:
         say(
-            f"warning: the training data are not those of {path}: there were {before}, here are {data}; the run goes on "
-            "with these"
+            f"warning: the training data are not those of {path}: there were {before}, here are {data}; "
+            "the run goes on with these"
         )
     step.load_state_dict(state["training"], path)
     if len(state["rng"]) != step.processes.world:
