@@ -22,7 +22,6 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
 
-_STRIDE = 4099  # a prime, so that it meets every column
 _LOOKED_AT = 64  # samples of iHarmony4, spread over the list
 
 
@@ -141,7 +140,7 @@ def fingerprint(samples: object) -> str | None:
     """What the training data hold, for people and for comparison; the same wherever they lie. None: not known here.
 
     Of a packed store it covers the checksum of every record, and of photographs every pixel (of composites made on the
-    device every 4099th byte). Of iHarmony4 it covers
+    device each photograph's sum). Of iHarmony4 it covers
     every name, and the sizes of the files of some samples: opening them all takes minutes on a network drive.
     """
     parts: Iterable[bytes | np.ndarray]
@@ -164,7 +163,7 @@ def fingerprint(samples: object) -> str | None:
         parts = (part for photo in photos for part in (repr(photo.candidates).encode(), photo.rgb, photo.regions))
     elif isinstance(samples, ComposedComposites):
         held = samples.store.pictures, samples.store.masks  # gigabytes, maybe on a GPU
-        count, parts = f"{len(held[0])} photographs", (part.flatten()[::_STRIDE].cpu().numpy() for part in held)
+        count, parts = f"{len(held[0])} photographs", (part.flatten(1).sum(dim=1).cpu().numpy() for part in held)
     else:
         return None
     digest = hashlib.blake2b(digest_size=8)
