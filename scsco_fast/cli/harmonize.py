@@ -75,7 +75,7 @@ class HarmonizeOptions:
     native: bool = False
     """Work at the picture's own size; memory grows with the number of pixels."""
     max_megapixels: float = 250
-    """Larger files are refused before they are decoded; each megapixel takes about 25 MB."""
+    """Larger files are refused before they are decoded; each megapixel takes about 28 MB."""
     overwrite: bool = False
     """In a folder: harmonize again what is there already. One picture's output is always replaced."""
     workers: int | None = None

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # the command line refuses wrong options before it waits for 
     import torch
 
 Keep = Literal["luma", "colour"]
-MAX_PIXELS = 250_000_000  # about 6 GB at 8 bits; a file of a few kB can claim any size
+MAX_PIXELS = 250_000_000  # about 7 GB at 8 bits; a file of a few kB can claim any size
 MOST_GROWTH = 4096  # pixels
 
 
