@@ -117,7 +117,7 @@ front.addEventListener("pointerdown", event => {
 });
 front.addEventListener("pointermove", event => {
   if (!grip || grip.id !== event.pointerId) return;
-  const scale = now.size[0] / stage.clientWidth;  // of the background's pixels to the screen's
+  const scale = now.size[0] / Math.max(stage.clientWidth, 1);  // of the background's pixels to the screen's
   move(grip.x + (event.clientX - grip.left) * scale, grip.y + (event.clientY - grip.top) * scale);
 });
 for (const end of ["pointerup", "pointercancel"]) {

@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 
 import scsco_fast as sf
-from scsco_fast.data.deep_color import read_deep
+from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.masks import read_mask
 from scsco_fast.data.salient import SIDE
 from scsco_fast.demo.actions import Actions, Shown
-from scsco_fast.demo.attention import attention_picture
+from scsco_fast.demo.attention import attention_levels, attention_picture
 from scsco_fast.demo.fields import in_the_page, on
 from scsco_fast.demo.painting import painting_value, read_painted
 from scsco_fast.demo.requests import FIND, OWN, PAINT, Request
@@ -113,6 +113,83 @@ def test_each_way_gives_what_harmonize_gives(
     assert np.array_equal(after, pixels(then.result))  # small pictures are their own preview
     assert np.abs(quick - after).mean() < 0.1 * np.abs(quick - first).mean()  # soft edges are near, not equal
     assert then.result.parent == now.result.parent
+
+
+SHAPES = [(1, 2), (2, 1), (1, 300), (300, 1), (500, 2), (4, 1000), (9000, 64), (30000, 1), (1, 30000)]
+
+
+@pytest.mark.parametrize(("height", "width"), SHAPES)
+@pytest.mark.parametrize("way", WAYS)
+def test_pictures_of_any_shape(
+    actions: Actions, tmp_path: Path, said: list[str], way: str, height: int, width: int
+) -> None:
+    """Everything that the page does with a picture: painting, stage, result, layer, strength, attention."""
+    rng = np.random.default_rng(0)
+    picture = rng.integers(0, 255, (height, width, 3), dtype=np.uint8)
+    mask = np.zeros((height, width), np.uint8)
+    box = np.s_[height // 3 : max(height // 3 + 1, height // 2), width // 3 : max(width // 3 + 1, width // 2)]
+    mask[box] = 255
+    edited = np.where(mask[..., None] > 0, 255 - picture, picture).astype(np.uint8)
+    for name, values in (("a", picture), ("m", mask), ("e", edited), ("c", np.dstack([picture, mask]))):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    path = {name: str(tmp_path / f"{name}.png") for name in "amec"}
+    request = {
+        "composite": Request("composite", path["a"], uploaded=path["m"]),
+        "cutout": Request("cutout", path["c"], path["a"], OWN["cutout"], place={"x": 0, "y": 0, "scale": 1}),
+        "edit": Request("edit", path["e"], path["a"], uploaded=path["m"]),
+    }[way]
+    assert actions.canvas(path["a"], PAINT) is not None
+    assert (actions.stage(request) is None) == (way == "composite")
+    level = next(iter(attention_levels(actions.model).values()))
+    now, (before, after), attention = actions.run(request, 1, NOTHING, level, None)
+    assert before.shape == after.shape
+    assert attention is not None
+    assert actions.layer(now) is not None
+    assert actions.adjusted(now, 0.5, NOTHING)[1].shape == before.shape
+    now, _ = actions.finish(now, 0.5, "Brightness")
+    result = pixels(now.result)
+    assert result.shape == picture.shape
+    assert np.array_equal(result[mask == 0], picture[mask == 0])
+    assert all("no pixel was changed" in text or "the mask covers" in text for text in said)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_sixteen_bits_stay_sixteen_bits(
+    actions: Actions, model: sf.HarmonizationUNet, pictures: Path, tmp_path: Path, way: str, suffix: str
+) -> None:
+    """16-bit RGB is shown, painted over, harmonized and given back with all its bits, in each way."""
+    rng = np.random.default_rng(0)
+    names = {"composite": ("cat",), "cutout": ("cutout", "field"), "edit": ("edited", "cat")}[way]
+    deep = []
+    for name in names:
+        values = pixels(pictures / f"{name}.png").astype(np.uint16)
+        values = values * 257 - np.where(values > 0, rng.integers(0, 200, values.shape), 0).astype(np.uint16)
+        if values.shape[2] == 4:
+            values[..., 3] = np.where(values[..., 3] > 0, 65535, 0)
+        write_deep(DeepPicture(values), tmp_path / f"{name}.{suffix}")
+        deep.append(values)
+    paths = [str(tmp_path / f"{name}.{suffix}") for name in names]
+    assert actions.canvas(paths[0], PAINT) is not None
+    uploaded = str(pictures / "mask.png")
+    if way == "composite":
+        now = run(actions, Request("composite", paths[0], uploaded=uploaded))
+        wanted = sf.harmonize(deep[0], read_mask(uploaded), model)
+    elif way == "cutout":
+        request = Request("cutout", *paths, OWN["cutout"], place=PLACE)
+        assert actions.stage(request) is not None
+        now = run(actions, request)
+        wanted = sf.harmonize(deep[0], model=model, background=deep[1], at=(250, -7), scale=1.5)
+    else:
+        now = run(actions, Request("edit", *paths, uploaded=uploaded))
+        wanted = sf.harmonize(deep[0], read_mask(uploaded), model, before=deep[1])
+    result = read_deep(now.result, 10**6).pixels
+    assert result.dtype == wanted.dtype == np.uint16
+    assert np.array_equal(result, wanted)
+    assert (result % 257 != 0).any()
+    layer = actions.layer(now)
+    assert layer is not None
+    assert read_deep(layer, 10**6).pixels.shape == (*wanted.shape[:2], 4)
 
 
 def test_a_mask_can_be_grown_and_inverted(actions: Actions, model: sf.HarmonizationUNet, pictures: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import scsco_fast as sf
+from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.masks import read_mask
 from scsco_fast.demo.requests import FIND, OWN, PAINT, UPLOAD
 
@@ -164,6 +165,53 @@ def test_an_edit(page: browser.Page, model: sf.HarmonizationUNet, pictures: Path
     wanted = sf.harmonize(edited, read_mask(pictures / "mask.png"), model, before=cat)
     assert np.array_equal(pixels(page.download()), wanted)
     page.tab("Composite")
+
+
+def test_a_tall_narrow_picture_in_each_way(page: browser.Page, model: sf.HarmonizationUNet, tmp_path: Path) -> None:
+    """As it is shown too: on the screen it is less than a pixel wide."""
+    rng = np.random.default_rng(0)
+    tall = rng.integers(0, 255, (3000, 2, 3), dtype=np.uint8)
+    mask = np.zeros(tall.shape[:2], np.uint8)
+    mask[800:1700] = 255
+    edited = np.where(mask[..., None] > 0, 255 - tall, tall).astype(np.uint8)
+    cut = np.dstack([edited, mask])[700:1800]
+    for name, values in (("tall", tall), ("mask", mask), ("edited", edited), ("cut", cut)):
+        Image.fromarray(values).save(tmp_path / f"{name}.png")
+    page.upload("composite", tmp_path / "tall.png")
+    page.upload("mask", tmp_path / "mask.png")
+    page.harmonize()
+    assert np.array_equal(pixels(page.download()), sf.harmonize(tall, mask, model))
+    page.tab("Edit")
+    page.choose("edit_source", UPLOAD)
+    page.upload("before", tmp_path / "tall.png")
+    page.upload("after", tmp_path / "edited.png")
+    page.upload("edit_mask", tmp_path / "mask.png")
+    page.harmonize("#edit_start")
+    assert np.array_equal(pixels(page.download()), sf.harmonize(edited, mask, model, before=tall))
+    page.choose("edit_source", OWN["edit"])
+    page.tab("Cut-out")
+    page.upload("cutout", tmp_path / "cut.png")
+    page.upload("background", tmp_path / "tall.png")
+    page.until("the background", lambda: "2 x 3000" in page.each("#stage .where", "e.textContent")[0])
+    page.idle()
+    page.fill("#stage [name=y]", "900")
+    page.harmonize("#cutout_start")
+    x, y, scale = numbers(page)
+    wanted = sf.harmonize(cut, model=model, background=tall, at=(x, y), scale=scale)
+    assert np.array_equal(pixels(page.download()), wanted)
+    page.tab("Composite")
+
+
+def test_sixteen_bit_colour(page: browser.Page, model: sf.HarmonizationUNet, pictures: Path, tmp_path: Path) -> None:
+    """What the browser cannot show of it, as TIFF, it uploads nevertheless; what is downloaded has all its bits."""
+    deep = pixels(pictures / "cat.png").astype(np.uint16)[::-1] // 2 * 257 + np.uint16(3)
+    for suffix, values in (("png", deep), ("tif", deep[:, ::-1].copy())):
+        write_deep(DeepPicture(values), tmp_path / f"deep.{suffix}")
+        page.upload("composite", tmp_path / f"deep.{suffix}")
+        page.upload("mask", pictures / "mask.png")
+        page.harmonize()
+        result = read_deep(page.download(), 10**6).pixels
+        assert np.array_equal(result, sf.harmonize(values, read_mask(pictures / "mask.png"), model))
 
 
 def test_a_painted_mask(page: browser.Page, pictures: Path) -> None:
