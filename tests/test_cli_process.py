@@ -214,3 +214,15 @@ def test_empty_arguments_are_refused(arguments: list[str]) -> None:
     name = arguments[0].rstrip("=")
     wanted = f"scsco: error: {name} is empty; give it a value, or leave it out (see scsco harmonize --help)\n"
     assert (result.returncode, result.stderr) == (2, wanted)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["doctor"], ["harmonize", "--image", "/a", "--mask", "/b", "--output", "/c.png"]]
+)
+def test_a_folder_that_was_deleted_is_named(arguments: list[str], tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = f"import os; os.chdir({str(gone)!r}); os.rmdir({str(gone)!r}); from scsco_fast.cli import run; run()"
+    result = run([sys.executable, "-c", code, *arguments])
+    wanted = "the current folder cannot be used (No such file or directory); it was deleted or moved: go to another one"
+    assert (result.returncode, result.stderr) == (2, f"scsco: error: {wanted} (cd ~)\n")

@@ -142,10 +142,21 @@ def _dispatch(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS:
         raise ScscoError(f"{arguments[0]!r} is no command; wanted one of {', '.join(COMMANDS)} (see scsco --help)")
+    _check_folder()
     try:
         return int(importlib.import_module(_module(arguments[0])).command(arguments[1:]))
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
+
+
+def _check_folder() -> None:
+    """Refuse a current folder that was deleted. Paths lead nowhere there, and torch's MKL ends the process."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise ScscoError(
+            f"the current folder cannot be used ({error.strerror}); it was deleted or moved: go to another one (cd ~)"
+        ) from error
 
 
 def _module(command: str) -> str:
