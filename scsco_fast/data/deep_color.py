@@ -16,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from scsco_fast.data.images import open_unlimited, opened_picture, orientation_of
+from scsco_fast.data.images import XMP_TEXT, open_unlimited, opened_picture, orientation_of
 from scsco_fast.data.metadata import MOST_PROFILE, kept_profile
 from scsco_fast.errors import ScscoError
 from scsco_fast.files import replacing
@@ -49,7 +49,10 @@ def read_deep(path: str | os.PathLike[str], max_pixels: int) -> DeepPicture:
     name = os.fspath(path)
     try:
         with opened_picture(path, max_pixels) as opened:  # for the limits
-            picture = _read_png(name) if opened.format == "PNG" else _read_tiff(name, orientation_of(opened))
+            if opened.format == "PNG":  # where Pillow decodes all to find that there is no EXIF block
+                picture = _read_png(name, orientation_of(opened) if XMP_TEXT in opened.info else 1)
+            else:
+                picture = _read_tiff(name, orientation_of(opened))
     except ScscoError as error:
         raise ScscoError(f"{error}" if str(error).startswith(name) else f"{name}: {error}") from error
     except MemoryError as error:
@@ -85,7 +88,8 @@ def write_deep(picture: DeepPicture, path: str | Path) -> None:
             _write_tiff(picture, temporary)
 
 
-def _read_png(path: str) -> DeepPicture:
+def _read_png(path: str, otherwise: int) -> DeepPicture:
+    """Turned by its EXIF block, or, if that says nothing, as `otherwise`."""
     found: dict[bytes, bytes] = {}
     with open(path, "rb") as file:
         width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", file.read(29)[16:])
@@ -113,6 +117,7 @@ def _read_png(path: str) -> DeepPicture:
         pixels.view(">u2")[..., 0].astype(np.uint16),
         None if icc is None else zlib.decompressobj().decompress(icc[icc.index(0) + 2 :], MOST_PROFILE + 1),
         found.get(b"eXIf"),
+        otherwise,
     )
 
 
@@ -131,9 +136,10 @@ def _unfiltered(filtered: np.ndarray, half: int, width: int, channels: int, kind
 
 
 def _chunks(file: BinaryIO) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of what is read of a PNG."""
+    """Name and content of what is read of a PNG; what stands behind its end is nothing."""
     file.seek(len(_SIGNATURE))
-    while start := file.read(8):
+    name = b""
+    while name != b"IEND" and (start := file.read(8)):
         length, name = struct.unpack(">I4s", start)
         if name not in _KEPT:
             file.seek(length + 4, os.SEEK_CUR)
@@ -196,18 +202,26 @@ def _write_tiff(picture: DeepPicture, path: Path) -> None:
     )
 
 
-def _upright(pixels: np.ndarray, icc_profile: bytes | None, block: bytes | None) -> DeepPicture:
+def _upright(pixels: np.ndarray, icc_profile: bytes | None, block: bytes | None, otherwise: int) -> DeepPicture:
     """Turned as the EXIF block says, which then says so no more; a block that cannot be read is kept as it is."""
     exif = Image.Exif()
     try:
         exif.load(block or b"")
-        orientation = exif.get(_ORIENTATION, 1)
-        if _ORIENTATION in exif:
-            del exif[_ORIENTATION]
-            block = exif.tobytes() if len(exif) else None
+        orientation = exif.get(_ORIENTATION, otherwise)
     except Exception:
         return DeepPicture(np.ascontiguousarray(pixels), icc_profile, block)
+    if _ORIENTATION in exif:
+        del exif[_ORIENTATION]
+        block = _written(exif)
     return DeepPicture(_turned(pixels, orientation), icc_profile, block)
+
+
+def _written(exif: Image.Exif) -> bytes | None:
+    """The block without what was taken out of it; None where nothing is left, or Pillow cannot write the rest."""
+    try:
+        return exif.tobytes() if len(exif) else None
+    except Exception:
+        return None
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:

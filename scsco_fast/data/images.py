@@ -34,6 +34,9 @@ for _name in ("PIL", "tifffile"):
     logging.getLogger(_name).addHandler(logging.NullHandler())
 
 _PILLOWS_LIMIT = threading.Lock()
+_ASIDE = (5, 6, 7, 8)  # EXIF orientations of pictures that lie on their side
+XMP_TEXT = "XML:com.adobe.xmp"  # of a PNG
+_EXIF_AS_TEXT = (XMP_TEXT, "Raw profile type exif")  # what is read for the orientation
 _ALPHA_MODES = ("RGBA", "RGBa", "LA", "La", "PA")
 
 
@@ -144,6 +147,7 @@ def open_upright(
         if look is not None:
             look(opened)
         opened.load()
+        _forget_texts(opened)
         _turn_upright(opened)
         return opened
 
@@ -164,9 +168,9 @@ def opened_picture(path: str | os.PathLike[str], max_pixels: int | None = None) 
                 raise ScscoError(f"{name}: {reason}; save the picture without it")
             file.seek(0)
             with _within(file, name, max_pixels) as opened:
-                # MPO is a phone's JPEG with a second view, which other programs ignore as well.
-                if getattr(opened, "is_animated", False) and opened.format != "MPO":
+                if _holds_several(opened, file):
                     raise ScscoError(f"{name}: holds several frames or pages; save the one to use as a file of its own")
+                _forget_texts(opened)
                 yield opened
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ScscoError(
@@ -220,9 +224,10 @@ def upright_size(path: str | os.PathLike[str], max_pixels: int | None = None) ->
     """
     with opened_picture(path, max_pixels) as opened:
         width, height = opened.size
-        turned = orientation_of(opened) >= 5
-    # Pillow swaps the sides of a TIFF when it is opened, and pillow-heif those of HEIC.
-    return (width, height) if turned and opened.format not in ("TIFF", "HEIF") else (height, width)
+        turned = orientation_of(opened) in _ASIDE
+        # Pillow swaps the sides of a TIFF by this tag when it is opened, and pillow-heif those of HEIC.
+        swapped = opened.format == "HEIF" or getattr(opened, "tag_v2", {}).get(ExifTags.Base.Orientation, 1) in _ASIDE
+    return (width, height) if turned and not swapped else (height, width)
 
 
 def open_unlimited(file: str | os.PathLike[str] | BinaryIO, most: int | None = None) -> Image.Image:
@@ -240,7 +245,8 @@ def open_unlimited(file: str | os.PathLike[str] | BinaryIO, most: int | None = N
 
 def _within(file: BinaryIO, name: str, max_pixels: int | None) -> Image.Image:
     if max_pixels is None:
-        return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
+        with _PILLOWS_LIMIT:  # or another thread may just have lifted it
+            return Image.open(file, formats=(*_FORMATS, *formats_of(file)))
     # Of a GIF, memory for all pixels is taken as soon as it is opened.
     is_gif = file.read(4) == b"GIF8"
     file.seek(0)
@@ -277,13 +283,34 @@ def _regular_file(path: str | os.PathLike[str]) -> BinaryIO:
         raise ScscoError(f"{name}: cannot be opened ({error}); check the path") from error
 
 
+def _holds_several(opened: Image.Image, file: BinaryIO) -> bool:
+    """Whether a file has other pictures than the first; smaller copies of it are none."""
+    if not getattr(opened, "is_animated", False) or opened.format == "MPO":
+        return False  # MPO is a phone's JPEG with a second view, which other programs ignore as well
+    return opened.format != "TIFF" or metadata.has_further_pictures(file)
+
+
+def _forget_texts(opened: Image.Image) -> None:
+    """Of a PNG, which Pillow keeps beside what it has read from other chunks: a text named "transparency" is none."""
+    if opened.format == "PNG":
+        for key in [key for key, value in opened.info.items() if isinstance(value, str) and key not in _EXIF_AS_TEXT]:
+            del opened.info[key]
+
+
 def _turn_upright(image: Image.Image) -> None:
+    """By its EXIF block, which then says so no more; one that cannot be written without that becomes empty."""
+    stored = image.im
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except MemoryError:
         raise
     except Exception:
-        pass  # the pixels are whole, only the EXIF block is broken: every viewer shows such a picture as it is stored
+        if image.im is not stored:
+            image.info["exif"] = b""
+        # Else only the EXIF block is broken: every viewer shows such a picture as it is stored.
+    tags = getattr(image, "tag_v2", {})
+    if ExifTags.Base.XMLPacket in tags:  # Pillow would write a TIFF's, which still has the orientation
+        tags[ExifTags.Base.XMLPacket] = image.info["xmp"]
 
 
 def is_high_depth(image: Image.Image) -> bool:

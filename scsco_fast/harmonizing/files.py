@@ -53,6 +53,7 @@ _SAVE_OPTIONS: dict[str, dict[str, object]] = {
 }
 _JPEG = (".jpg", ".jpeg")
 _JPEG_EXIF = 65533  # bytes of one segment
+_JPEG_BUFFER = 65000  # bytes; of 65536, some hundreds are for its tables
 _MOST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # libwebp's and libjpeg's
 _OPAQUE = (*_JPEG, ".bmp")
 _TIFF = (".tif", ".tiff")
@@ -89,6 +90,8 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
     image = open_upright(path, max_pixels, look)
     exif = exif_of_tiff[0] if exif_of_tiff else image.info.get("exif")  # Pillow puts all tags of a turned TIFF there
+    if exif == b"" and not exif_of_tiff:
+        warnings.warn(f"{path}: its EXIF block cannot be written and is dropped", DroppedWarning, stacklevel=2)
     kept = {"exif": exif, "icc_profile": kept_profile(image.info.get("icc_profile"), str(path))}
     image.info.update(kept)
     for key in [key for key, value in kept.items() if not value]:
@@ -99,7 +102,7 @@ def read_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
 def write_image(image: Image.Image, path: str | Path) -> None:
     """Write a PIL image in the format of the suffix, atomically, with its colour profile and EXIF block.
 
-    An EXIF block that the format cannot hold is left out, with a `DroppedWarning`.
+    An EXIF block or comment that the format cannot hold is left out, with a `DroppedWarning`.
 
     Raises:
         ScscoError: a suffix that is not written, or a format that cannot hold the image's mode or its size.
@@ -108,6 +111,10 @@ def write_image(image: Image.Image, path: str | Path) -> None:
     check_size(path, image.size)
     _check_mode(path, image.mode)
     options = _options_of(image, path)
+    if path.suffix.lower() in _JPEG and not _holds_comment(image, options):
+        options["comment"] = b""
+        message = f"the comment of {len(image.info['comment']) / 1e3:.0f} kB is dropped; a JPEG has no room for it"
+        warnings.warn(f"{path}: {message}", DroppedWarning, stacklevel=2)
     with replacing(path) as temporary:
         _save(image, temporary, path, options)
 
@@ -131,6 +138,12 @@ def _options_of(image: Image.Image, path: Path) -> dict[str, object]:
         message = f"the EXIF block of {size / 1e3:.0f} kB is dropped; JPEG holds at most {_JPEG_EXIF / 1e3:.0f} kB"
         warnings.warn(f"{path}: {message}", DroppedWarning, stacklevel=3)
     return options
+
+
+def _holds_comment(image: Image.Image, options: dict[str, Any]) -> bool:
+    """Whether a JPEG can be given the comment of a GIF or JPEG: Pillow has one buffer for that, EXIF and profile."""
+    written = (image.info.get("comment"), options.get("exif"), options.get("icc_profile"))
+    return not written[0] or sum(len(each) for each in written if each) <= _JPEG_BUFFER
 
 
 def _check_mode(path: Path, mode: str) -> None:

@@ -1,5 +1,6 @@
 """What a reader of picture files meets in the wild: turned, animated, overloaded, damaged and impossible files."""
 
+import io
 import os
 import struct
 import warnings
@@ -12,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
-from scsco_fast.data import metadata
+from scsco_fast.data import images, metadata
 from scsco_fast.data.deep_color import read_deep
 from scsco_fast.data.images import read_picture, stored_orientation, upright_size
 from scsco_fast.data.masks import read_mask
@@ -162,6 +163,22 @@ def huge_gif(path: Path) -> None:
     path.write_bytes(whole[:at] + comment + whole[at:])
 
 
+def huge_group(path: Path) -> None:
+    """A directory of EXIF tags, to which a small tag of the first page leads."""
+    tags = struct.pack("<H", 1) + struct.pack("<HHII", 34665, 4, 1, 26) + bytes(4)
+    group = struct.pack("<H", 1) + struct.pack("<HHII", 37500, 7, HUGE, 60)
+    hollow(path, b"II" + struct.pack("<HI", 42, 8) + tags + group + bytes(50), HUGE)
+
+
+def huge_bmp(path: Path) -> None:
+    hollow(path, b"BM" + bytes(12) + struct.pack("<I", HUGE), HUGE)
+
+
+def huge_jpeg2000(path: Path, header: bytes = struct.pack(">I4s", HUGE, b"jp2h")) -> None:
+    whole = odd_files.saved(odd_files.picture("RGB"), "JPEG2000")
+    hollow(path, whole[: whole.index(b"jp2h") - 4] + header, HUGE)
+
+
 def huge_webp(path: Path) -> None:
     hollow(path, b"RIFF\xff\xff\xff\xffWEBPVP8 ", metadata.MOST_WHOLE)
 
@@ -175,6 +192,11 @@ def huge_webp(path: Path) -> None:
         (lambda path: huge_tiff(path, ">"), "more than 256 MiB of metadata"),
         (huge_bigtiff, "more than 256 MiB of metadata"),
         (huge_gif, "more than 4 MiB of metadata"),
+        (huge_group, "more than 256 MiB of metadata"),
+        (huge_bmp, "more than 256 MiB of metadata"),
+        (huge_jpeg2000, "more than 256 MiB of metadata"),
+        (lambda path: huge_jpeg2000(path, struct.pack(">I4sQ", 1, b"jp2h", HUGE)), "more than 256 MiB of metadata"),
+        (lambda path: huge_jpeg2000(path, struct.pack(">I4s", 0, b"jp2h")), "more than 256 MiB of metadata"),
         (huge_webp, "more than 1 GiB"),
     ],
 )
@@ -216,6 +238,198 @@ def test_metadata_of_whole_files_is_within_the_limits(tmp_path: Path, monkeypatc
         noise.save(tmp_path / "a", kind, **options)  # type: ignore[arg-type]
         with (tmp_path / "a").open("rb") as file:
             assert metadata.too_much(file) is not None, kind
+
+
+@pytest.mark.parametrize("between", [b"\xff\xff\xff", b"\xff\xd0\xff\xd9", b"\0 junk", b"\xff\0", b"\xff\xf0"])
+def test_what_may_stand_between_the_segments_of_a_jpeg_hides_none(
+    between: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block = odd_files.exif(1)
+    block[0x010E] = "d" * 20_000
+    whole = odd_files.saved(odd_files.picture("RGB"), "JPEG", exif=block)
+    second = 4 + int.from_bytes(whole[4:6])
+    path = tmp_path / "a.jpg"
+    path.write_bytes(whole[:second] + between + whole[second:])
+    assert Image.open(path).getexif()[0x010E] == "d" * 20_000
+    assert metadata.too_much(io.BytesIO(path.read_bytes())) is None
+    monkeypatch.setattr(metadata, "MOST_METADATA", 15_000)
+    with pytest.raises(ScscoError, match="MiB of metadata"):
+        read_picture(path)
+
+
+def test_junk_in_a_jpeg_is_refused_before_pillow_steps_through_it(tmp_path: Path) -> None:
+    whole = odd_files.saved(odd_files.picture("RGB"), "JPEG")
+    second = 4 + int.from_bytes(whole[4:6])
+    (tmp_path / "a.jpg").write_bytes(whole[:second] + bytes(2**20 + 1) + whole[second:])
+    with pytest.raises(ScscoError, match="more than 256 MiB of metadata"):
+        read_picture(tmp_path / "a.jpg")
+
+
+def test_a_damaged_group_of_tags_costs_no_picture(tmp_path: Path) -> None:
+    """Its place is in the pixels, where all lengths are huge."""
+    pixels = np.full((40, 50, 3), 255, np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(34665, 4, 1, 2**20, True)])
+    data = (tmp_path / "a.tif").read_bytes()
+    at = data.index(bytes([255] * 50))
+    for place in (at, len(data) - 1, 2**32 - 1):
+        (tmp_path / "b.tif").write_bytes(data.replace(struct.pack("<I", 2**20), struct.pack("<I", place)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "b.tif")), pixels)
+
+
+@pytest.mark.parametrize("behind", [b"\xf0" * 5, b"\xf0" * 50, None])
+def test_what_stands_behind_the_end_of_a_png_is_nothing(behind: bytes | None, tmp_path: Path) -> None:
+    """As in screenshots that were cropped in place: the end of the longer file is still there."""
+    path, pixels = tmp_path / "a.png", np.asarray(odd_files.picture("RGB")).astype(np.uint16) * 257
+    for whole in (odd_files.saved(odd_files.picture("RGB"), "PNG"), deep_png(pixels)):
+        path.write_bytes(whole + (whole[41:] if behind is None else behind))
+        np.testing.assert_array_equal(read_picture(path).rgb, pixels // 257)
+    np.testing.assert_array_equal(read_deep(path, 1000).pixels, pixels)
+
+
+def unwritable_exif(orientation: int) -> bytes:
+    """With a name of software that is a fraction: it can be read, and Pillow cannot write it."""
+    tags = struct.pack("<HHIHxx", 0x0112, 3, 1, orientation) + struct.pack("<HHII", 0x0131, 5, 1, 38)
+    return b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, 2) + tags + bytes(4) + struct.pack("<II", 1, 3)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "deep.png"])
+def test_no_picture_is_turned_twice(suffix: str, tmp_path: Path) -> None:
+    """Turned, it must not be written with the orientation that it had, also where Pillow cannot rewrite the block."""
+    path, stored = tmp_path / f"a.{suffix}", odd_files.picture("RGB")
+    upright = np.rot90(np.asarray(stored), -1)
+    if suffix == "deep.png":
+        pixels = np.asarray(stored).astype(np.uint16) * 257
+        path.write_bytes(deep_png(pixels, chunk(b"eXIf", unwritable_exif(6)[6:])))
+        found = read_deep(path, 1000)
+        np.testing.assert_array_equal(found.pixels, upright.astype(np.uint16) * 257)
+        assert found.exif is None
+        return
+    stored.save(path, exif=unwritable_exif(6))
+    with pytest.warns(metadata.DroppedWarning, match=rf"a\.{suffix}: its EXIF block cannot be written and is dropped"):
+        image = read_image(path)
+    assert image.size == upright.shape[1::-1]
+    write_image(image, tmp_path / f"b.{suffix}")
+    assert stored_orientation(tmp_path / f"b.{suffix}") == 1
+    assert upright_size(tmp_path / f"b.{suffix}") == upright.shape[:2]
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "avif", "deep.png", "deep.tif"])
+def test_an_orientation_that_is_in_xmp_alone(suffix: str, tmp_path: Path) -> None:
+    path, stored = tmp_path / f"a.{suffix}", odd_files.picture("RGB")
+    xmp = b'<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    text = chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp)
+    pixels = np.asarray(stored).astype(np.uint16) * 257
+    match suffix:
+        case "png":
+            whole = odd_files.saved(stored, "PNG")
+            path.write_bytes(whole[:33] + text + whole[33:])
+        case "tif":
+            stored.save(path, tiffinfo={700: xmp})
+        case "deep.png":
+            path.write_bytes(deep_png(pixels, text))
+        case "deep.tif":
+            tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(700, 1, len(xmp), xmp, True)])
+        case _:
+            stored.save(path, xmp=xmp, quality=100)
+    upright = np.rot90(np.asarray(stored), -1)
+    assert stored_orientation(path) == 6
+    assert upright_size(path) == upright.shape[:2]
+    np.testing.assert_allclose(read_picture(path).rgb, upright, atol=24)  # JPEG and AVIF with fewer colours
+    if suffix.startswith("deep"):
+        np.testing.assert_array_equal(read_deep(path, 1000).pixels, upright.astype(np.uint16) * 257)
+        return
+    image = read_image(path)
+    for written in ("png", "jpg", "webp", "tif", "avif"):
+        write_image(image, tmp_path / f"b.{written}")
+        assert stored_orientation(tmp_path / f"b.{written}") == 1
+        assert read_image(tmp_path / f"b.{written}").size == upright.shape[1::-1]
+
+
+@pytest.mark.parametrize("key", ["transparency", "icc_profile", "interlace", "exif", "comment", "xmp", "gamma"])
+@pytest.mark.parametrize("late", [False, True])
+def test_texts_of_a_png_with_names_that_mean_something_to_pillow(key: str, late: bool, tmp_path: Path) -> None:
+    whole, text = odd_files.saved(odd_files.picture("RGB"), "PNG"), chunk(b"tEXt", key.encode() + b"\0abc")
+    (tmp_path / "a.png").write_bytes(whole[:-12] + text + whole[-12:] if late else whole[:33] + text + whole[33:])
+    image = read_image(tmp_path / "a.png")
+    for suffix in ("png", "jpg", "webp", "tif", "avif"):
+        write_image(image, tmp_path / f"b.{suffix}")
+    np.testing.assert_array_equal(read_image(tmp_path / "b.png"), odd_files.picture("RGB"))
+    assert read_picture(tmp_path / "a.png").alpha is None
+
+
+@pytest.mark.parametrize(
+    ("comment", "exif", "profile", "kept"),
+    [(64_000, 0, 0, True), (66_000, 0, 0, False), (9, 65_533, 0, False), (9, 60_000, 0, True), (9, 0, 10**6, False)],
+)
+def test_a_comment_that_a_jpeg_cannot_hold(
+    comment: int, exif: int, profile: int, kept: bool, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    odd_files.picture("P").save(tmp_path / "a.gif", comment=b"c" * comment)
+    image = read_image(tmp_path / "a.gif").convert("RGB")
+    image.info.update(exif=b"e" * exif, icc_profile=b"p" * profile)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        write_image(image, tmp_path / "b.jpg")
+    said = f"{tmp_path / 'b.jpg'}: the comment of {comment / 1e3:.0f} kB is dropped; a JPEG has no room for it"
+    assert [str(each.message) for each in caught] == ([] if kept else [said])
+    assert Image.open(tmp_path / "b.jpg").info.get("comment") == (b"c" * comment if kept else None)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("kinds", "accepted"),
+    [((0, 1), True), ((0, 1, 1), True), ((0, 0), False), ((0, 1, 0), False), ((0, 2), False), ((1, 0), False),
+     ((1, 1), False)],
+)  # fmt: skip
+@pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
+@pytest.mark.parametrize("compression", [None, "zlib"])
+def test_smaller_copies_in_a_tiff_are_no_further_pages(
+    kinds: tuple[int, ...], accepted: bool, order: str, big: bool, compression: str | None, tmp_path: Path
+) -> None:
+    """By the tag NewSubfileType: thumbnails of scanners, and the scales of a map."""
+    pixels = np.asarray(odd_files.picture("RGB"))
+    for each in (pixels, pixels.astype(np.uint16) * 257):
+        with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=order, bigtiff=big) as file:
+            for number, kind in enumerate(kinds):
+                page = each[:: number + 1, :: number + 1]
+                file.write(page, photometric="rgb", subfiletype=kind, compression=compression)
+        if not accepted:
+            with pytest.raises(ScscoError, match="holds several frames or pages"):
+                read_picture(tmp_path / "a.tif")
+        elif each.dtype == np.uint8:
+            np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), pixels)
+        else:
+            np.testing.assert_array_equal(read_deep(tmp_path / "a.tif", 1000).pixels, each)
+
+
+def test_pages_of_a_tiff_in_a_circle(tmp_path: Path) -> None:
+    with tifffile.TiffWriter(tmp_path / "a.tif") as file:
+        for kind in (0, 1, 1):
+            file.write(np.asarray(odd_files.picture("RGB")), photometric="rgb", subfiletype=kind)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        second, last = (file.pages[number].offset for number in (1, 2))
+    data = bytearray((tmp_path / "a.tif").read_bytes())
+    at = last + 2 + 12 * int.from_bytes(data[last : last + 2], "little")
+    data[at : at + 4] = struct.pack("<I", second)
+    (tmp_path / "a.tif").write_bytes(data)
+    assert read_picture(tmp_path / "a.tif").rgb.shape == (9, 13, 3)
+
+
+@pytest.mark.parametrize("max_pixels", [None, 1000])
+def test_no_file_is_opened_while_another_thread_has_lifted_pillows_limit(
+    max_pixels: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opens = Image.open
+
+    def alone(*given: object, **options: object) -> Image.Image:
+        assert images._PILLOWS_LIMIT.locked()
+        return opens(*given, **options)  # type: ignore[arg-type]
+
+    odd_files.picture("RGB").save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "open", alone)
+    assert upright_size(tmp_path / "a.png", max_pixels) == (9, 13)
 
 
 @pytest.mark.parametrize("where", ["before", "after"])
