@@ -242,7 +242,7 @@ def split_names(names: list[str], split: str) -> list[str]:
 
 def name_hash(name: str) -> int:
     """64 bits of a name, the same on every machine and in every process."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    return int.from_bytes(hashlib.sha256(name.encode(errors="surrogateescape")).digest()[:8], "big")
 
 
 def _load_photo(folder: Path, name: str) -> Photo:

@@ -52,7 +52,7 @@ def test_what_may_never_grow(now: counts.Counts) -> None:
     pixels = (large / small) ** 2
     assert growth("triton") < 1.05 * pixels  # linear
     assert growth("eager") < 1.05 * pixels
-    assert growth("reference") > 0.9 * pixels**2  # quadratic
+    assert growth("reference") > 0.8 * pixels**2  # quadratic, with maps of its inputs beside the matrix
 
 
 def test_operations_bytes_and_memory_of_a_product() -> None:
