@@ -348,19 +348,25 @@ def _read(path: str | Path, max_pixels: int, layer: bool = False) -> _File:
 
 def _in_colours_of(other: _File, file: _File) -> _File:
     """With its colours in the other file's profile, which the output keeps; a warning where 16 bits keep them out."""
-    profile = other.pixels.info.get("icc_profile") if other.deep is None else other.deep.icc_profile
-    if file.deep is not None:
-        if file.deep.icc_profile != profile:
-            warnings.warn(
-                f"{file.path}: its colour profile is not that of {other.path}, and 16-bit colours are not converted",
-                stacklevel=3,
-            )
+    given, wanted = _rgb_profile(file), _rgb_profile(other)
+    if given == wanted:
         return file
-    image = file.pixels
-    if image.mode in ("P", "PA", "LA", "La", "RGBa") or has_transparency(image):
-        image = image.convert("RGBA" if has_transparency(image) else "RGB")
-    result = converted(image, profile)
+    if file.deep is not None or is_high_depth(file.pixels):
+        warnings.warn(
+            f"{file.path}: its colour profile is not that of {other.path}, and 16-bit colours are not converted",
+            stacklevel=3,
+        )
+        return file
+    image = file.pixels.convert("RGBA" if has_transparency(file.pixels) else "RGB")
+    image.info = {"icc_profile": given}
+    result = converted(image, wanted)
     return file if result is None else file._replace(pixels=result)
+
+
+def _rgb_profile(file: _File) -> bytes | None:
+    """Its colour profile if that is one of RGB; others say nothing of the RGB that is made of grey and CMYK."""
+    profile = file.pixels.info.get("icc_profile") if file.deep is None else file.deep.icc_profile
+    return profile if profile is not None and profile[16:20] == b"RGB " else None
 
 
 def _write(result: Any, like: _File, target: Path) -> None:

@@ -318,6 +318,34 @@ def test_a_cut_out_is_laid_on_a_background_of_another_profile(folder: Path, smal
     assert result.getpixel((60, 50)) == background.getpixel((60, 50))
 
 
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "CMYK", "RGB"])
+@pytest.mark.parametrize("own", ["none", "of another colour space", "Adobe RGB"])
+def test_a_grey_or_cmyk_cut_out_is_converted_like_its_rgb(
+    mode: str, own: str, folder: Path, small_model: HarmonizationUNet
+) -> None:
+    """What Pillow makes of it is sRGB, unless it has a profile of RGB."""
+    profile = {"Adobe RGB": profiles.icc_profile("Adobe RGB"), "none": None}.get(own, profiles.icc_profile("sRGB"))
+    if own == "of another colour space":
+        profile = profile[:16] + (b"CMYK" if mode == "CMYK" else b"GRAY") + profile[20:]
+    background = odd_files.picture("RGB", (80, 60))
+    background.save(folder / "a.png", icc_profile=profiles.icc_profile("ProPhoto RGB"))
+    found = []
+    grey, rgb = Image.new("L", (20, 10), 128).convert(mode), Image.new("RGB", (20, 10), (128, 128, 128))
+    for cut, icc in ((grey, profile), (rgb, profile if own == "Adobe RGB" else None)):
+        cut.save(folder / "cut.tif", **({} if icc is None else {"icc_profile": icc}))
+        mask = Image.new("L", (20, 10), 255)
+        mask.putpixel((0, 0), 0)
+        mask.save(folder / "m.png")
+        with pytest.warns(UserWarning, match="the strength is 0"):
+            harmonize_cutout_file(
+                folder / "cut.tif", folder / "a.png", folder / "m.png", folder / "out.png", small_model,
+                Settings(strength=0), at=(5, 7),
+            )  # fmt: skip
+        found.append(Image.open(folder / "out.png").getpixel((20, 12)))
+    assert np.abs(np.subtract(*found)).max() <= 1
+    assert max(found[1]) < 120
+
+
 def test_an_edit_saved_in_another_profile_is_found(folder: Path, small_model: HarmonizationUNet) -> None:
     """An editor that turned the whole picture to sRGB: the mask is the edit, not the whole picture."""
     vivid = np.asarray(odd_files.picture("RGB", (80, 60)))
@@ -338,8 +366,15 @@ def test_an_edit_saved_in_another_profile_is_found(folder: Path, small_model: Ha
 def test_sixteen_bit_colours_of_another_profile_are_warned_of(folder: Path, small_model: HarmonizationUNet) -> None:
     deep = np.asarray(odd_files.picture("RGBA", (20, 10))).astype(np.uint16) * 257
     write_deep(DeepPicture(deep, profiles.icc_profile("Display P3")), folder / "cut.png")
-    with pytest.warns(UserWarning, match=r"cut\.png: its colour profile is not that of .*a\.png, and 16-bit colours"):
+    said = r"cut\.png: its colour profile is not that of .*a\.png, and 16-bit colours"
+    with pytest.warns(UserWarning, match=said):
         harmonize_cutout_file(folder / "cut.png", folder / "a.png", None, folder / "out.png", small_model)
+    mask = Image.new("L", (20, 10), 255)
+    mask.putpixel((0, 0), 0)
+    mask.save(folder / "m.png")
+    odd_files.picture("I;16", (20, 10)).save(folder / "cut.png", icc_profile=profiles.icc_profile("Display P3"))
+    with pytest.warns(UserWarning, match=said):
+        harmonize_cutout_file(folder / "cut.png", folder / "a.png", folder / "m.png", folder / "out.png", small_model)
 
 
 def test_every_file_of_a_folder_is_accounted_for(tmp_path: Path, small_model: HarmonizationUNet) -> None:
