@@ -100,6 +100,7 @@ def test_an_orientation_that_is_none_turns_nothing(value: tuple[int, ...], dtype
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of a tag with two values
         read = np.asarray(read_image(path)) if dtype == np.uint8 else read_deep(path, 1000).pixels
+        assert stored_orientation(path) == (6 if value == (6, 6) else 1)
     wanted = pixels
     if value == (6, 6):  # Pillow reads the first of two
         wanted = np.rot90(pixels, -1)
@@ -145,10 +146,10 @@ def huge_jpeg(path: Path) -> None:
         file.write(b"\xff\xda")
 
 
-def huge_tiff(path: Path, order: str = "<") -> None:
-    mark = b"II" if order == "<" else b"MM"
+def huge_tiff(path: Path, order: str = "<", mark: bytes = b"") -> None:
+    mark = mark or (b"II*\0" if order == "<" else b"MM\0*")
     tags = struct.pack(f"{order}H", 1) + struct.pack(f"{order}HHII", 34675, 7, HUGE, 40)
-    hollow(path, mark + struct.pack(f"{order}HI", 42, 8) + tags + bytes(50), HUGE)
+    hollow(path, mark + struct.pack(f"{order}I", 8) + tags + bytes(50), HUGE)
 
 
 def huge_bigtiff(path: Path) -> None:
@@ -170,6 +171,13 @@ def huge_group(path: Path) -> None:
     hollow(path, b"II" + struct.pack("<HI", 42, 8) + tags + group + bytes(50), HUGE)
 
 
+def huge_before_a_damaged_group(path: Path) -> None:
+    tags = (
+        struct.pack("<H", 2) + struct.pack("<HHII", 34675, 7, HUGE, 60) + struct.pack("<HHII", 34665, 4, 1, 2**32 - 1)
+    )
+    hollow(path, b"II" + struct.pack("<HI", 42, 8) + tags + bytes(50), HUGE)
+
+
 def huge_bmp(path: Path) -> None:
     hollow(path, b"BM" + bytes(12) + struct.pack("<I", HUGE), HUGE)
 
@@ -177,6 +185,10 @@ def huge_bmp(path: Path) -> None:
 def huge_jpeg2000(path: Path, header: bytes = struct.pack(">I4s", HUGE, b"jp2h")) -> None:
     whole = odd_files.saved(odd_files.picture("RGB"), "JPEG2000")
     hollow(path, whole[: whole.index(b"jp2h") - 4] + header, HUGE)
+
+
+def huge_avif(path: Path) -> None:
+    hollow(path, struct.pack(">I4s4s", 24, b"ftyp", b"avif"), metadata.MOST_WHOLE)
 
 
 def huge_webp(path: Path) -> None:
@@ -190,14 +202,18 @@ def huge_webp(path: Path) -> None:
         (huge_jpeg, "more than 256 MiB of metadata"),
         (huge_tiff, "more than 256 MiB of metadata"),
         (lambda path: huge_tiff(path, ">"), "more than 256 MiB of metadata"),
+        (lambda path: huge_tiff(path, "<", b"II\0*"), "more than 256 MiB of metadata"),
+        (lambda path: huge_tiff(path, ">", b"MM*\0"), "more than 256 MiB of metadata"),
         (huge_bigtiff, "more than 256 MiB of metadata"),
         (huge_gif, "more than 4 MiB of metadata"),
         (huge_group, "more than 256 MiB of metadata"),
+        (huge_before_a_damaged_group, "more than 256 MiB of metadata"),
         (huge_bmp, "more than 256 MiB of metadata"),
         (huge_jpeg2000, "more than 256 MiB of metadata"),
         (lambda path: huge_jpeg2000(path, struct.pack(">I4sQ", 1, b"jp2h", HUGE)), "more than 256 MiB of metadata"),
         (lambda path: huge_jpeg2000(path, struct.pack(">I4s", 0, b"jp2h")), "more than 256 MiB of metadata"),
         (huge_webp, "more than 1 GiB"),
+        (huge_avif, "more than 1 GiB"),
     ],
 )
 def test_too_much_metadata_is_refused_before_it_is_read(
@@ -219,7 +235,7 @@ def test_metadata_of_whole_files_is_within_the_limits(tmp_path: Path, monkeypatc
     monkeypatch.setattr(metadata, "MOST_METADATA", 1000)
     monkeypatch.setattr(metadata, "MOST_OF_GIF", 1000)
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (99, 99, 3), dtype=np.uint8))
-    large = {"PNG": {}, "JPEG": {"quality": 100}, "TIFF": {}, "GIF": {}}
+    large = {"PNG": {}, "JPEG": {"quality": 100}, "TIFF": {}, "GIF": {}, "BMP": {}, "JPEG2000": {}}
     for kind, options in large.items():
         noise.save(tmp_path / "a", kind, **options)
         with (tmp_path / "a").open("rb") as file:
@@ -240,6 +256,74 @@ def test_metadata_of_whole_files_is_within_the_limits(tmp_path: Path, monkeypatc
             assert metadata.too_much(file) is not None, kind
 
 
+def test_many_small_parts_are_much_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "MOST_METADATA", 1000)
+    whole = odd_files.saved(odd_files.picture("RGB"), "PNG")
+    (tmp_path / "a.png").write_bytes(whole[:33] + chunk(b"teSt", b"") * 90 + whole[33:])
+    with pytest.raises(ScscoError, match="MiB of metadata"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_a_gif_whose_frame_has_its_own_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way to what stands behind the frame leads over its colours."""
+    whole = odd_files.saved(odd_files.picture("P"), "GIF")
+    colours, frame = whole[13 : 13 + 3 * 64], whole[13 + 3 * 64 :]
+    at = frame.index(b",") + 9
+    start = (
+        whole[:10]
+        + bytes([whole[10] & 0x70])
+        + whole[11:13]
+        + frame[:at]
+        + bytes([0x85])
+        + colours
+        + frame[at + 1 : -1]
+    )
+    path = tmp_path / "a.gif"
+    path.write_bytes(start + b";")
+    np.testing.assert_array_equal(read_picture(path).rgb, np.asarray(odd_files.picture("P").convert("RGB")))
+    monkeypatch.setattr(metadata, "MOST_OF_GIF", 1000)
+    assert read_picture(path).rgb.shape == (9, 13, 3)
+    path.write_bytes(start + b"!\xfe" + (b"\xff" + b"c" * 255) * 4 + b"\0;")
+    with pytest.raises(ScscoError, match="MiB of metadata"):
+        read_picture(path)
+
+
+def test_the_second_view_of_a_phones_jpeg_is_passed_over(tmp_path: Path) -> None:
+    first = odd_files.picture("RGB")
+    first.save(tmp_path / "a.mpo", save_all=True, append_images=[first.rotate(180)], quality=100, subsampling=0)
+    os.replace(tmp_path / "a.mpo", tmp_path / "a.jpg")
+    with Image.open(tmp_path / "a.jpg") as opened:
+        assert (opened.format, opened.n_frames) == ("MPO", 2)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(read_picture(tmp_path / "a.jpg").rgb, np.asarray(first), atol=4)
+    write_image(read_image(tmp_path / "a.jpg"), tmp_path / "b.jpg")
+    with Image.open(tmp_path / "b.jpg") as written:
+        assert written.format == "JPEG"
+        np.testing.assert_allclose(np.asarray(written), np.asarray(first), atol=8)
+
+
+def test_no_memory_to_turn_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    odd_files.picture("RGB").save(tmp_path / "a.png", exif=odd_files.exif(6))
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", fails)
+    with pytest.raises(ScscoError, match=r"a\.png: not enough memory to decode the picture"):
+        read_picture(tmp_path / "a.png")
+
+
+def test_the_header_of_a_jpeg2000_is_found_behind_other_boxes(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = odd_files.saved(odd_files.picture("RGB"), "JPEG2000")
+    at = whole.index(b"jp2h") - 4
+    length = int.from_bytes(whole[at : at + 4])
+    more = struct.pack(">I4s", 1100, b"free") + bytes(1092)
+    large = whole[:at] + struct.pack(">I", length + 1100) + whole[at + 4 : at + length] + more + whole[at + length :]
+    assert np.asarray(Image.open(io.BytesIO(large))).shape == (9, 13, 3)
+    assert metadata.too_much(io.BytesIO(large)) is None
+    monkeypatch.setattr(metadata, "MOST_METADATA", 1000)
+    assert metadata.too_much(io.BytesIO(large)) is not None
+    assert metadata.too_much(io.BytesIO(whole)) is None
+
+
 @pytest.mark.parametrize("between", [b"\xff\xff\xff", b"\xff\xd0\xff\xd9", b"\0 junk", b"\xff\0", b"\xff\xf0"])
 def test_what_may_stand_between_the_segments_of_a_jpeg_hides_none(
     between: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -251,6 +335,7 @@ def test_what_may_stand_between_the_segments_of_a_jpeg_hides_none(
     path = tmp_path / "a.jpg"
     path.write_bytes(whole[:second] + between + whole[second:])
     assert Image.open(path).getexif()[0x010E] == "d" * 20_000
+    monkeypatch.setattr(metadata, "MOST_METADATA", 60_000)  # less than a length that is read where none is
     assert metadata.too_much(io.BytesIO(path.read_bytes())) is None
     monkeypatch.setattr(metadata, "MOST_METADATA", 15_000)
     with pytest.raises(ScscoError, match="MiB of metadata"):
@@ -265,17 +350,25 @@ def test_junk_in_a_jpeg_is_refused_before_pillow_steps_through_it(tmp_path: Path
         read_picture(tmp_path / "a.jpg")
 
 
-def test_a_damaged_group_of_tags_costs_no_picture(tmp_path: Path) -> None:
-    """Its place is in the pixels, where all lengths are huge."""
-    pixels = np.full((40, 50, 3), 255, np.uint8)
-    tifffile.imwrite(tmp_path / "a.tif", pixels, photometric="rgb", extratags=[(34665, 4, 1, 2**20, True)])
-    data = (tmp_path / "a.tif").read_bytes()
-    at = data.index(bytes([255] * 50))
-    for place in (at, len(data) - 1, 2**32 - 1):
-        (tmp_path / "b.tif").write_bytes(data.replace(struct.pack("<I", 2**20), struct.pack("<I", place)))
+def test_a_damaged_group_of_tags_costs_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its place is in the pixels, where it says that it has gigabytes, or outside of the file."""
+    pixels = np.zeros((40, 50, 3), np.uint8)
+    missing = struct.pack("<HHII", 37500, 7, 2**31, 2**31)
+    group = struct.pack("<H", 2) + missing + struct.pack("<HHII", 37510, 7, 4000, 8)
+    pixels.reshape(-1)[100 : 100 + len(group)] = np.frombuffer(group, np.uint8)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, pixels, photometric="rgb", extratags=[(65000, 4, 1, 0, True)])
+    data = path.read_bytes()
+    assert data.count(struct.pack("<HHII", 65000, 4, 1, 0)) == 1
+    for place in (data.index(group), len(data) - 1, 2**32 - 1):
+        exif = struct.pack("<HHII", 34665, 4, 1, place)  # which tifffile does not write
+        path.write_bytes(data.replace(struct.pack("<HHII", 65000, 4, 1, 0), exif))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "b.tif")), pixels)
+            np.testing.assert_array_equal(np.asarray(read_image(path)), pixels)
+            with monkeypatch.context() as patched:  # Pillow reads nothing behind what it misses
+                patched.setattr(metadata, "MOST_METADATA", 3000)
+                np.testing.assert_array_equal(np.asarray(read_image(path)), pixels)
 
 
 @pytest.mark.parametrize("behind", [b"\xf0" * 5, b"\xf0" * 50, None])
@@ -381,7 +474,7 @@ def test_a_comment_that_a_jpeg_cannot_hold(
 @pytest.mark.parametrize(
     ("kinds", "accepted"),
     [((0, 1), True), ((0, 1, 1), True), ((0, 0), False), ((0, 1, 0), False), ((0, 2), False), ((1, 0), False),
-     ((1, 1), False)],
+     ((1, 1), False), ((0, *[1] * 99), True), ((0, *[1] * 100), False)],
 )  # fmt: skip
 @pytest.mark.parametrize(("order", "big"), [("<", False), (">", False), ("<", True)])
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -402,6 +495,18 @@ def test_smaller_copies_in_a_tiff_are_no_further_pages(
             np.testing.assert_array_equal(np.asarray(read_image(tmp_path / "a.tif")), pixels)
         else:
             np.testing.assert_array_equal(read_deep(tmp_path / "a.tif", 1000).pixels, each)
+
+
+def test_a_smaller_copy_that_says_so_in_two_bytes(tmp_path: Path) -> None:
+    pixels = np.asarray(odd_files.picture("RGB"))
+    with tifffile.TiffWriter(tmp_path / "a.tif", byteorder=">") as file:
+        for kind in (0, 1):
+            file.write(pixels, photometric="rgb", subfiletype=kind)
+    data = (tmp_path / "a.tif").read_bytes()
+    long, short = struct.pack(">HHII", 254, 4, 1, 1), struct.pack(">HHIHxx", 254, 3, 1, 1)
+    assert data.count(long) == 1
+    (tmp_path / "a.tif").write_bytes(data.replace(long, short))
+    np.testing.assert_array_equal(read_picture(tmp_path / "a.tif").rgb, pixels)
 
 
 def test_pages_of_a_tiff_in_a_circle(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from scsco_fast.data.colour_profiles import converted
 from scsco_fast.data.deep_color import DeepPicture, write_deep
@@ -288,6 +288,15 @@ def test_colours_in_another_profile(given: str, wanted: str) -> None:
     expected = profiles.moved(levels.reshape(-1, 3), given, wanted).reshape(levels.shape)
     assert np.abs(np.asarray(result)[..., :3] - expected).max() <= 1  # lcms computes with 16 bits and rounds
     np.testing.assert_array_equal(np.asarray(result)[..., 3], levels[:, :, 0])
+
+
+def test_srgb_with_and_without_its_profile_is_the_same() -> None:
+    image = odd_files.picture("RGB")
+    tagged = image.copy()
+    tagged.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert converted(image, tagged.info["icc_profile"]) is None
+    assert converted(tagged, None) is None
+    assert converted(image, profiles.icc_profile("sRGB")) is not None  # a plain power is another curve
 
 
 @pytest.mark.parametrize("profile", [b"", b"not a profile", profiles.icc_profile("Display P3")[:200]])
