@@ -15,7 +15,7 @@ MOST_METADATA = 256 * 2**20  # bytes; layered TIFFs hold a hundred megabytes of 
 MOST_OF_GIF = 4 * 2**20  # Pillow's time for comments grows with the square of their length: 10 MB take 7 s
 MOST_WHOLE = 2**30  # bytes of a file that Pillow reads at once
 MOST_PROFILE = 2**20  # bytes; Pillow reads no larger one from a PNG. Those of RGB printers have at most about as much
-_JUNK = 256  # for how many bytes one between a JPEG's segments counts: Pillow passes over them one by one
+_JUNK = 256  # for how many bytes one counts between a JPEG's segments, and a PNG's chunk: Pillow takes them one by one
 _NO_LENGTH = b"\x00\xc8\xff" + bytes(range(0xD0, 0xDA)) + bytes(range(0xF0, 0xFE))  # as Pillow takes these markers
 _IN_ONE_PIECE = (b"RIFF", b"ftyp")  # WebP, AVIF and HEIC
 # As Pillow reads them: of little and big endian, each also with a wrong second half, and BigTIFF.
@@ -127,7 +127,7 @@ def _png(file: BinaryIO) -> int:
         if name == b"IEND":  # what stands behind it is read by nobody
             break
         if name not in (b"IDAT", b"fdAT"):
-            found += length + 12
+            found += length + _JUNK
         file.seek(length + 4, os.SEEK_CUR)
     return found
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import odd_files
+import odd_inputs
 import profiles
 import pytest
 import torch
@@ -443,3 +444,8 @@ def test_two_runs_in_one_folder(folder: Path, small_model: HarmonizationUNet) ->
     report = harmonize_folder(folder / "images", folder / "masks", folder / "out", small_model)
     assert len(report.written) == 1
     assert sorted(os.listdir(folder / "out")) == ["a.png", "report.json"]
+
+
+def test_nothing_of_a_thousand_odd_inputs_comes_out_wrong() -> None:
+    """The program whose table is in docs/odd-inputs.md; it says on stderr what is wrong."""
+    assert odd_inputs.main() == 0
