@@ -88,12 +88,17 @@ def _made(folder: Path) -> Iterator[None]:
 def _locked(path: Path, refusal: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
-    # filelock would otherwise fall back to a file whose mere presence locks, and a kill leaves that behind.
-    lock = FileLock(path, timeout=_PATIENCE, fallback_to_soft=False)
+    try:
+        # filelock would otherwise fall back to a file whose mere presence locks, and a kill leaves that behind.
+        lock = FileLock(path, timeout=_PATIENCE, fallback_to_soft=False)
+    except TypeError:  # one older than 3.32, as images with their own packages hold; it falls back to nothing
+        lock = FileLock(path, timeout=_PATIENCE)
     try:
         lock.acquire()
     except Timeout as error:
         raise ScscoError(refusal) from error
+    except NotImplementedError:  # what an older one makes of ENOSYS
+        _warn_once(path.parent)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise ScscoError(_unwritable(path.parent, error)) from error

@@ -98,8 +98,8 @@ def test_the_strength_is_changed_afterwards(page: browser.Page, model: sf.Harmon
         change()
         page.until("another preview", lambda before=before: page.each("#slider img", "e.src") != before)
         page.idle()
-        assert np.array_equal(pixels(page.download()), sf.harmonize(cat, mask, model, **options))
-        assert np.array_equal(pixels(page.download("#layer")), sf.harmonize(cat, mask, model, layer=True, **options))
+        assert_near(pixels(page.download()), sf.harmonize(cat, mask, model, **options))
+        assert_near(pixels(page.download("#layer")), sf.harmonize(cat, mask, model, layer=True, **options))
     page.choose("keep", "Nothing")
     page.fill("#strength input[type=number]", "1")
     page.idle()
@@ -126,7 +126,7 @@ def test_a_cutout_is_dragged_to_its_place(page: browser.Page, model: sf.Harmoniz
     wanted = sf.harmonize(
         pixels(pictures / "cutout.png"), model=model, background=pixels(pictures / "field.png"), at=(x, y), scale=scale
     )
-    assert np.array_equal(pixels(page.download()), wanted)
+    assert_near(pixels(page.download()), wanted)
 
     page.fill("#stage [name=x]", "99999")  # some of it stays inside
     assert numbers(page)[0] == 320 - 5
@@ -158,13 +158,19 @@ def test_an_edit(page: browser.Page, model: sf.HarmonizationUNet, pictures: Path
     page.upload("after", pictures / "edited.png")
     page.harmonize("#edit_start")
     cat, edited = pixels(pictures / "cat.png"), pixels(pictures / "edited.png")
-    assert np.array_equal(pixels(page.download()), sf.harmonize(edited, model=model, before=cat))
+    assert_near(pixels(page.download()), sf.harmonize(edited, model=model, before=cat))
     page.choose("edit_source", UPLOAD)
     page.upload("edit_mask", pictures / "mask.png")
     page.harmonize("#edit_start")
     wanted = sf.harmonize(edited, read_mask(pictures / "mask.png"), model, before=cat)
-    assert np.array_equal(pixels(page.download()), wanted)
+    assert_near(pixels(page.download()), wanted)
     page.tab("Composite")
+
+
+def assert_near(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Tests before may leave this process another number of threads than the server's, which then rounds otherwise."""
+    assert found.shape == wanted.shape
+    assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_a_tall_narrow_picture_in_each_way(page: browser.Page, model: sf.HarmonizationUNet, tmp_path: Path) -> None:
@@ -180,14 +186,14 @@ def test_a_tall_narrow_picture_in_each_way(page: browser.Page, model: sf.Harmoni
     page.upload("composite", tmp_path / "tall.png")
     page.upload("mask", tmp_path / "mask.png")
     page.harmonize()
-    assert np.array_equal(pixels(page.download()), sf.harmonize(tall, mask, model))
+    assert_near(pixels(page.download()), sf.harmonize(tall, mask, model))
     page.tab("Edit")
     page.choose("edit_source", UPLOAD)
     page.upload("before", tmp_path / "tall.png")
     page.upload("after", tmp_path / "edited.png")
     page.upload("edit_mask", tmp_path / "mask.png")
     page.harmonize("#edit_start")
-    assert np.array_equal(pixels(page.download()), sf.harmonize(edited, mask, model, before=tall))
+    assert_near(pixels(page.download()), sf.harmonize(edited, mask, model, before=tall))
     page.choose("edit_source", OWN["edit"])
     page.tab("Cut-out")
     page.upload("cutout", tmp_path / "cut.png")
@@ -198,7 +204,7 @@ def test_a_tall_narrow_picture_in_each_way(page: browser.Page, model: sf.Harmoni
     page.harmonize("#cutout_start")
     x, y, scale = numbers(page)
     wanted = sf.harmonize(cut, model=model, background=tall, at=(x, y), scale=scale)
-    assert np.array_equal(pixels(page.download()), wanted)
+    assert_near(pixels(page.download()), wanted)
     page.tab("Composite")
 
 
@@ -211,7 +217,9 @@ def test_sixteen_bit_colour(page: browser.Page, model: sf.HarmonizationUNet, pic
         page.upload("mask", pictures / "mask.png")
         page.harmonize()
         result = read_deep(page.download(), 10**6).pixels
-        assert np.array_equal(result, sf.harmonize(values, read_mask(pictures / "mask.png"), model))
+        mask = read_mask(pictures / "mask.png")
+        assert np.array_equal(result[mask == 0], values[mask == 0])
+        assert np.abs(result.astype(int) - sf.harmonize(values, mask, model)).max() <= 4  # of 65535: other threads
 
 
 def test_a_painted_mask(page: browser.Page, pictures: Path) -> None:
