@@ -114,3 +114,12 @@ def test_mistakes_are_one_line(
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["prepare", "--help"]) == 0
     assert "usage: scsco prepare" in capsys.readouterr().out
+
+
+def test_a_link_that_leads_to_itself_is_no_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert cli.main(["prepare", str(tmp_path / "loop"), "--check", "--report", str(tmp_path / "report.json")]) == 2
+    assert "loop: no such folder" in capsys.readouterr().err
+    assert cli.main(["prepare", str(tmp_path / "loop"), "--check"]) == 2
+    assert cli.main(["synthesize", str(tmp_path / "loop"), "--output", str(tmp_path / "out")]) == 2
+    assert cli.main(["synthesize", str(tmp_path), "--output", str(tmp_path / "loop")]) == 2

@@ -1,5 +1,6 @@
 """`scsco prepare`: check a data set or a store, or pack one."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def command(arguments: list[str]) -> int:
 def _check_dataset(options: PrepareOptions) -> int:
     from scsco_fast.data.check import check_dataset
 
-    target = options.report or Path("runs/check") / f"{options.root.resolve().name}.json"
+    target = options.report or Path("runs/check") / f"{Path(os.path.realpath(options.root)).name}.json"
     with writing(target.parent, target.name):
         with progress_bar("checking") as progress:
             journal = target.with_suffix(".files.jsonl")
