@@ -80,7 +80,12 @@ def is_same_path(one: str | Path, other: str | Path) -> bool:
     """Whether two paths lead to the same place, whatever is there; a loop of links leads to itself."""
     if "\0" in f"{one}{other}":  # no path: opening it says so
         return False
-    return os.path.realpath(one) == os.path.realpath(other)  # Path.resolve raises for a loop before Python 3.13
+    return real_path(one) == real_path(other)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """A path without links; unlike `Path.resolve` before Python 3.13 it stands a loop of them."""
+    return Path(os.path.realpath(path))
 
 
 def _is_alive(process: int) -> bool:

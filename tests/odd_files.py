@@ -8,6 +8,15 @@ import tifffile
 from PIL import Image
 
 SIZE = (13, 9)  # width and height
+TURNS = {  # what makes each EXIF orientation upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _LOSSLESS = {"lossless": True, "exact": True}
 
 

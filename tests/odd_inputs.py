@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 import odd_files
 import profiles
+from malformed import chunk
 from PIL import Image
 
 from scsco_fast import load_default_model
@@ -31,7 +32,6 @@ SIZE = (80, 60)  # width and height
 OUTPUTS = ("png", "tif", "webp", "bmp", "jpg", "avif")
 LOST = {"jpg": 12, "avif": 4}  # levels by which a codec moves a pixel of a smooth picture
 DAMAGES = 12
-TURNS = [None, 0, 3, 1, 5, 4, 6, 2]  # Pillow's name of the turn that makes orientations 1 to 8 upright
 
 
 class Case(NamedTuple):
@@ -70,8 +70,8 @@ def turned() -> Iterator[Case]:
         for mode in stored_modes:
             for orientation in range(1, 9):
                 stored = odd_files.picture(mode, SIZE)
-                turn = TURNS[orientation - 1]
-                upright = stored if turn is None else stored.transpose(turn)  # type: ignore[arg-type]
+                turn = odd_files.TURNS.get(orientation)
+                upright = stored if turn is None else stored.transpose(turn)
                 data = odd_files.saved(stored, kind, exif=odd_files.exif(orientation), **options)
                 lost = {"JPEG": 4, "AVIF": 4}.get(kind, 0)
                 yield Case(
@@ -127,7 +127,7 @@ def overloaded() -> Iterator[Case]:
             for output in OUTPUTS:
                 name = f"{kind} with {what} to {output}"
                 yield Case("metadata that is too large", name, data, None if refused else picture, output)
-    bomb = _chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(50_000_000), 9))
+    bomb = chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(50_000_000), 9))
     for kind, colour in (("8", 8), ("16", 16)):
         yield Case("metadata that is too large", f"PNG of {kind} bits, profile bomb", _png(colour, bomb), None)
     gif = odd_files.saved(odd_files.picture("P", SIZE), "GIF", comment=b"c" * 5_000_000)
@@ -226,14 +226,10 @@ def _mask(case: Case, path: Path) -> np.ndarray:
     return mask
 
 
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-
 def _png(bits: int, extra: bytes) -> bytes:
     row = bytes(1 + SIZE[0] * 3 * bits // 8)
-    header = _chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, bits, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + _chunk(b"IDAT", zlib.compress(row * SIZE[1])) + _chunk(b"IEND", b"")
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", *SIZE, bits, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + extra + chunk(b"IDAT", zlib.compress(row * SIZE[1])) + chunk(b"IEND", b"")
 
 
 def main() -> int:

@@ -1,10 +1,9 @@
 """A disk that is full: one line, nothing half-written, and the same command goes on when there is room."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from full_disk import full_disk
 from malformed import noise
 from PIL import Image
 from small_dataset import write_dataset
@@ -12,19 +11,6 @@ from small_dataset import write_dataset
 from scsco_fast.cli import main
 from scsco_fast.data.synthesize import _add_to_log
 from scsco_fast.errors import ScscoError
-
-resource = pytest.importorskip("resource")
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing beyond this many bytes fails, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +46,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
     data: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     command = [part.format(data=data, photos=photos, out=tmp_path / "out") for part in COMMANDS[name].split()]
-    with largest_file(1500):
+    with full_disk(1500):
         assert main(command) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("scsco: error: ")]
     assert len(errors) == 1
@@ -76,7 +62,7 @@ def test_a_full_disk_is_one_line_and_the_same_command_goes_on(
 
 def test_the_log_of_composites_says_what_to_do(tmp_path: Path) -> None:
     with (
-        largest_file(10),
+        full_disk(10),
         pytest.raises(ScscoError, match=r"log: cannot be written \(.*\); make room, and run the same"),
     ):
         _add_to_log(tmp_path / "log", "a line of more than that\n")

@@ -139,9 +139,9 @@ def _preview_split(root: str) -> str:
 def fingerprint(samples: object) -> str | None:
     """What the training data hold, for people and for comparison; the same wherever they lie. None: not known here.
 
-    Of a packed store it covers the checksum of every record, and of photographs every pixel (of composites made on the
-    device each photograph's sum). Of iHarmony4 it covers
-    every name, and the sizes of the files of some samples: opening them all takes minutes on a network drive.
+    Of a packed store it covers the checksum of every record, and of photographs every pixel (where composites are made
+    on the device, each photograph's sum). Of iHarmony4 it covers every name, and the sizes of the files of some
+    samples: opening them all takes minutes on a network drive.
     """
     parts: Iterable[bytes | np.ndarray]
     if isinstance(samples, PackedDataset):

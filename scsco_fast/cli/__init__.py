@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from scsco_fast.cli.usage import TRAIN_USAGE, USAGE
-from scsco_fast.errors import ScscoError
+from scsco_fast.errors import ScscoError, is_out_of_memory
 
 __all__ = ["TRAIN_USAGE", "USAGE", "main", "run"]
 
@@ -91,8 +91,7 @@ def _reason(error: Exception) -> str | None:
     if isinstance(error, OSError):
         reason = error.strerror or str(error) or type(error).__name__
         return reason if error.filename is None else f"{os.fsdecode(error.filename)}: cannot be used ({reason})"
-    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if short or "can't allocate memory" in str(error):
+    if is_out_of_memory(error):
         return "there is not enough memory for this; make the pictures smaller, or use fewer processes"
     return None
 

@@ -5,8 +5,6 @@ from pathlib import Path
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, read_model
-from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
 
 
 @dataclass(frozen=True)
@@ -33,11 +31,10 @@ class DemoOptions:
 
 def command(arguments: list[str]) -> int:
     options = parse(DemoOptions, arguments, "scsco demo")
-    from scsco_fast.demo.address import check_address
+    from scsco_fast.demo.address import check_address, check_megapixels, require_packages
 
-    if not options.max_megapixels > 0:
-        raise ScscoError(f"--max-megapixels is {options.max_megapixels:g}; wanted more than 0")
-    require("scsco demo", "demo", "gradio", "matplotlib", "scikit-image")
+    check_megapixels(options.max_megapixels)
+    require_packages()
     check_address(options.host, options.port)
     check_backend()
     from scsco_fast.demo import serve

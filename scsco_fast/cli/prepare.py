@@ -1,6 +1,5 @@
 """`scsco prepare`: check a data set or a store, or pack one."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import printable, progress_bar, worker_count
 from scsco_fast.errors import ScscoError
+from scsco_fast.files import real_path
 from scsco_fast.locks import writing
 
 
@@ -57,7 +57,7 @@ def command(arguments: list[str]) -> int:
 def _check_dataset(options: PrepareOptions) -> int:
     from scsco_fast.data.check import check_dataset
 
-    target = options.report or Path("runs/check") / f"{Path(os.path.realpath(options.root)).name}.json"
+    target = options.report or Path("runs/check") / f"{real_path(options.root).name}.json"
     with writing(target.parent, target.name):
         with progress_bar("checking") as progress:
             journal = target.with_suffix(".files.jsonl")

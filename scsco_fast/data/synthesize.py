@@ -57,7 +57,7 @@ from scsco_fast.data.workers import Lost, run_tasks
 from scsco_fast.eager import transfer_color
 from scsco_fast.errors import ScscoError
 from scsco_fast.extras import require
-from scsco_fast.files import is_same_path, replacing
+from scsco_fast.files import is_same_path, real_path, replacing
 from scsco_fast.locks import writing
 
 SUBSET = "Synthetic"
@@ -249,11 +249,11 @@ def _find_inputs(photos: str | os.PathLike[str], masks: str | os.PathLike[str] |
         for other, what in ((output, "the output"), *([] if masks is None else [(Path(masks), "the masks' folder")])):
             if is_same_path(other, folder):
                 raise ScscoError(f"{os.fspath(other)}: {what} is the photographs' folder; give one of its own")
-        if _real(folder) in _real(output).parents:
+        if real_path(folder) in real_path(output).parents:
             raise ScscoError(f"{output}: lies inside the photographs' folder {folder}; give another output folder")
         if masks is not None:
-            inner = _real(masks)
-            found = [each for each in found if inner not in _real(each[1]).parents]
+            inner = real_path(masks)
+            found = [each for each in found if inner not in real_path(each[1]).parents]
         masks = folder / MASKS_FOLDER if masks is None else masks
     listing = lru_cache(maxsize=None)(_names_in)
     inputs = []
@@ -261,10 +261,6 @@ def _find_inputs(photos: str | os.PathLike[str], masks: str | os.PathLike[str] |
         mask = None if masks is None else _mask_of(Path(masks), PurePosixPath(name), listing)
         inputs.append(_Input(f"s{number:05d}", name, path, mask, split))
     return inputs
-
-
-def _real(path: str | os.PathLike[str]) -> Path:
-    return Path(os.path.realpath(path))  # Path.resolve raises for a loop of links before Python 3.13
 
 
 def _names_in(folder: Path) -> frozenset[str]:

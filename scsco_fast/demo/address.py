@@ -1,9 +1,10 @@
-"""The address of the page: whether it can be used, before anything else is loaded. Knows neither gradio nor torch."""
+"""What can be checked of the page before it is loaded: its address, its limit, its packages. No gradio, no torch."""
 
 import ipaddress
 import socket
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.extras import require
 
 HOST, PORT = "127.0.0.1", 7860
 
@@ -32,6 +33,17 @@ def check_address(host: str, port: int) -> None:
         raise ScscoError(
             f"{url_name(host)}:{port} cannot be bound ({error.strerror or error}); give another --port or --host"
         ) from error
+
+
+def check_megapixels(most: float) -> None:
+    """Refuse a limit that no picture is within."""
+    if not most > 0:
+        raise ScscoError(f"--max-megapixels is {most:g}; wanted more than 0")
+
+
+def require_packages() -> None:
+    """Refuse to go on without the packages of the page."""
+    require("scsco demo", "demo", "gradio", "matplotlib", "scikit-image")
 
 
 def is_loopback(host: str) -> bool:

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 from scsco_fast.data.salient import Saliency
 from scsco_fast.demo.actions import Actions, Shown, forget
+from scsco_fast.demo.address import require_packages
 from scsco_fast.demo.attention import attention_levels
 from scsco_fast.demo.fields import MaskFields, mask_fields, on, picture, said, warn
 from scsco_fast.demo.requests import FIND, KEEP, TITLES, Request, Way
 from scsco_fast.demo.samples import sample_composites, sample_cutouts, sample_edits
 from scsco_fast.demo.stage import SCRIPT, TEMPLATE
 from scsco_fast.demo.stage import STYLE as STAGE_STYLE
-from scsco_fast.extras import require
 from scsco_fast.nn.unet import HarmonizationUNet
 
 WAITING = 16  # requests in the queue; one is computed at a time
@@ -54,7 +54,7 @@ def require_gradio() -> None:
     """Raise a ScscoError of one line if gradio is missing; import it without its reports to its makers otherwise."""
     for name, value in {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_OFFLINE": "1"}.items():
         os.environ[name] = value
-    require("scsco demo", "demo", "gradio", "matplotlib", "scikit-image")
+    require_packages()
 
 
 def build(model: HarmonizationUNet, folder: Path, max_megapixels: float, saliency: Saliency | None = None) -> Any:

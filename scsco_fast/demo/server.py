@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scsco_fast.data.salient import load_u2netp
-from scsco_fast.demo.address import HOST, PORT, check_address, is_loopback, url_name
+from scsco_fast.demo.address import HOST, PORT, check_address, check_megapixels, is_loopback, url_name
 from scsco_fast.demo.guard import Guard
 from scsco_fast.demo.page import STYLE, WAITING, build, require_gradio
 from scsco_fast.errors import ScscoError
@@ -38,8 +38,7 @@ def serve(
         ScscoError: gradio is not installed, the address cannot be bound, or `segment` cannot be used.
     """
     require_gradio()
-    if not max_megapixels > 0:
-        raise ScscoError(f"--max-megapixels is {max_megapixels:g}; wanted more than 0")
+    check_megapixels(max_megapixels)
     check_address(host, port)
     saliency = None if segment is None else load_u2netp(segment)
     if not is_loopback(host):

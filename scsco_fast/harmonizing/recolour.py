@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scsco_fast.errors import ScscoError
+from scsco_fast.errors import ScscoError, is_out_of_memory
 from scsco_fast.harmonizing.masks import PEAK, bounds
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
@@ -113,7 +113,7 @@ def named_memory(shape: tuple[int, ...], model: HarmonizationUNet, settings: Set
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _is_memory(error):
+        if not is_out_of_memory(error):
             raise
         small = _working_shape(shape, model, settings)
         raise ScscoError(
@@ -192,11 +192,6 @@ def _strips(start: int, stop: int, width: int) -> Iterator[slice]:
     """Rows `start` to `stop` in parts of about `_STRIP` pixels."""
     step = max(1, _STRIP // width)
     yield from (slice(top, min(top + step, stop)) for top in range(start, stop, step))
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; PyTorch's for the CPU is a plain RuntimeError."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def _run(model: HarmonizationUNet, composite: Tensor, mask: Tensor, valid: Tensor | None, size: int) -> Tensor:

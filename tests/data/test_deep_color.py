@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from malformed import chunk
 from PIL import Image, ImageOps
 
 from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
@@ -16,10 +17,6 @@ LIMIT = 10**6
 
 def random_pixels(channels: int = 3, height: int = 23, width: int = 17) -> np.ndarray:
     return np.random.default_rng(channels).integers(0, 2**16, (height, width, channels), dtype=np.uint16)
-
-
-def chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def png(pixels: np.ndarray, filters: list[int], interlace: int = 0, extra: bytes = b"", parts: int = 1) -> bytes:

@@ -11,6 +11,7 @@ import numpy as np
 import odd_files
 import pytest
 import tifffile
+from malformed import chunk
 from PIL import Image, PngImagePlugin, TiffImagePlugin, TiffTags
 
 from scsco_fast.data import images, metadata
@@ -20,15 +21,6 @@ from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.files import DeepColorError, read_image, write_image
 
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 # Format and options, the modes that it stores, and by how many levels its codec may move a pixel.
 CARRIERS = [
     ("png", {}, ("1", "L", "P", "RGB", "RGBA", "LA", "I;16"), 0),
@@ -53,7 +45,7 @@ def test_every_orientation_in_every_format_that_can_carry_it(
     upright = odd_files.picture(mode)
     # How a camera stores it: the inverse turn.
     back = {6: 8, 8: 6}.get(orientation, orientation)
-    stored = upright.transpose(TURNS[back]) if back in TURNS else upright
+    stored = upright.transpose(odd_files.TURNS[back]) if back in odd_files.TURNS else upright
     path = tmp_path / f"a.{suffix}"
     stored.save(path, exif=odd_files.exif(orientation), **options)  # type: ignore[arg-type]
     assert stored_orientation(path) == orientation
@@ -79,8 +71,8 @@ def test_every_orientation_of_sixteen_bit_colour(suffix: str, orientation: int, 
     upright = np.asarray(odd_files.picture("RGB")).astype(np.uint16) * 257 + 3
     back = {6: 8, 8: 6}.get(orientation, orientation)
     rows, columns = np.indices(upright.shape[:2])
-    turn = [np.asarray(Image.fromarray(each.astype(np.int32)).transpose(TURNS[back]))  # of the pixels' places
-            for each in (rows, columns)] if back in TURNS else [rows, columns]  # fmt: skip
+    turn = [np.asarray(Image.fromarray(each.astype(np.int32)).transpose(odd_files.TURNS[back]))  # of the pixels' places
+            for each in (rows, columns)] if back in odd_files.TURNS else [rows, columns]  # fmt: skip
     stored = upright[turn[0], turn[1]]
     path = tmp_path / f"a.{suffix}"
     if suffix == "tif":
@@ -105,10 +97,6 @@ def test_an_orientation_that_is_none_turns_nothing(value: tuple[int, ...], dtype
     if value == (6, 6):  # Pillow reads the first of two
         wanted = np.rot90(pixels, -1)
     np.testing.assert_array_equal(read, wanted)
-
-
-def chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 def deep_png(pixels: np.ndarray, before: bytes = b"", after: bytes = b"") -> bytes:

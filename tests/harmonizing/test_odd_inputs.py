@@ -3,11 +3,8 @@
 import json
 import multiprocessing
 import os
-import resource
 import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import odd_inputs
 import profiles
 import pytest
 import torch
+from full_disk import full_disk
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
@@ -213,17 +211,6 @@ def test_names_at_the_limit_of_the_file_system(folder: Path, small_model: Harmon
     harmonize_file(folder / "a.png", folder / "m.png", folder / ("n" * 251 + ".png"), small_model)
     assert "cannot be written" in refusal(folder, "n" * 252 + ".png", small_model)
     assert "a NUL byte is in the name" in refusal(folder, "a\0b.png", small_model)
-
-
-@contextmanager
-def full_disk(most: int) -> Iterator[None]:
-    """Files may have no more than `most` bytes, as on a disk that is nearly full."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "avif", "deep.png", "deep.tif"])

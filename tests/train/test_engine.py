@@ -426,6 +426,7 @@ def test_what_a_killed_run_left_of_its_lock_is_no_run(tiny: Tiny, pictures: Any)
     Path(tiny().output).mkdir()
     (Path(tiny().output) / LOCK).touch()
     train(tiny(steps=1), pictures())
+    assert last(Path(tiny().output))["step"] == 1
 
 
 def test_second_interrupt_is_immediate_and_handlers_come_back() -> None:
