@@ -44,7 +44,7 @@ namespace emulation {
 
 using Location = std::source_location;
 constexpr unsigned kFullMask = 0xffffffffu;
-constexpr size_t kMaxShared = 96 * 1024;
+constexpr size_t kMaxShared = 227 * 1024;  // as on sm_90
 constexpr unsigned kMaxThreads = 1024;
 constexpr unsigned kNobody = ~0u;
 

@@ -22,6 +22,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/shim_utils.h>
 
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <optional>
@@ -48,7 +49,7 @@ using byte = unsigned char;
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
-constexpr size_t kMaxSharedBytes = 96 * 1024;  // what every architecture from sm_80 on grants a block
+constexpr size_t kUnaskedSharedBytes = 48 * 1024;  // that every device grants a block
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Memory. Under CUDA all of this is plain pointers; in emulation every access is checked.
@@ -210,6 +211,16 @@ void check(bool holds, const Parts&... parts) {
   if (!holds) throw std::runtime_error((std::string() + ... + text_of(parts)));
 }
 
+#ifndef SCSCO_EMULATED
+// Throws what CUDA says. The runtime would report the same error once more, to whoever asks next: it is taken back.
+template <class... Parts>
+void check_cuda(cudaError_t error, const Parts&... parts) {
+  if (error == cudaSuccess) return;
+  cudaGetLastError();
+  check(false, parts..., ": ", cudaGetErrorString(error));
+}
+#endif
+
 inline std::string shape_text(const Tensor& tensor) {
   std::string text = "(";
   for (int64_t i = 0; i < tensor.dim(); ++i) text += (i ? ", " : "") + std::to_string(tensor.size(i));
@@ -255,12 +266,18 @@ Global<T> global(const Tensor& tensor) {
   check(tensor.scalar_type() == kScalarType<Value>, "a kernel got a tensor of ",
         torch::headeronly::toString(tensor.scalar_type()), " where it takes ",
         torch::headeronly::toString(kScalarType<Value>));
+  T* data;
+  if constexpr (std::is_const_v<T>) {
+    data = static_cast<T*>(tensor.const_data_ptr());  // what is only read keeps its copy-on-write storage
+  } else {
+    data = static_cast<T*>(tensor.mutable_data_ptr());
+  }
 #ifdef SCSCO_EMULATED
   int64_t span = tensor.numel() > 0;
   for (int64_t i = 0; span > 0 && i < tensor.dim(); ++i) span += (tensor.size(i) - 1) * tensor.stride(i);
-  return {static_cast<T*>(tensor.mutable_data_ptr()), span};
+  return {data, span};
 #else
-  return static_cast<T*>(tensor.mutable_data_ptr());
+  return data;
 #endif
 }
 
@@ -299,6 +316,48 @@ inline Tensor allocate_like(const Tensor& like) {
   return torch::stable::new_empty(like, like.sizes(), like.scalar_type());
 }
 
+// The intermediate results of one call, in one allocation: a call of torch's allocator takes about a microsecond on the
+// host, and small maps are over in ten.
+//
+//   Workspace space;
+//   const auto sums = space.add<float>(count);
+//   space.allocate(like);  // on the device of `like`
+//   ... space[sums] ...    // Global<float>
+//
+// It must live until the kernels are launched; after that the memory is handed out again in the stream's order.
+class Workspace {
+ public:
+  template <class T>
+  struct Array {
+    int64_t first, count;  // in bytes, in elements
+  };
+
+  template <class T>
+  Array<T> add(int64_t count) {
+    const Array<T> array{bytes_, count};
+    bytes_ += ceil_div(count * static_cast<int64_t>(sizeof(T)), kAlignment) * kAlignment;
+    return array;
+  }
+
+  void allocate(const Tensor& like) { memory_ = scsco::allocate({bytes_}, like, ScalarType::Byte); }
+
+  template <class T>
+  Global<T> operator[](const Array<T>& array) const {
+    T* const data = reinterpret_cast<T*>(static_cast<byte*>(memory_->mutable_data_ptr()) + array.first);
+#ifdef SCSCO_EMULATED
+    return {data, array.count};
+#else
+    return data;
+#endif
+  }
+
+ private:
+  static constexpr int64_t kAlignment = 256;
+
+  int64_t bytes_ = 0;
+  std::optional<Tensor> memory_;
+};
+
 // Into how many parts a sum over `blocks` blocks is cut so that about `wanted` thread blocks run. It depends on shapes
 // only: the order of every sum, and so every bit, is the same on every device.
 inline int64_t split(int64_t thread_blocks, int64_t blocks, int64_t wanted, int64_t most) {
@@ -313,15 +372,31 @@ inline std::string bare_name(const char* kernel) {
   return name.substr(0, name.find('<'));
 }
 
+// Shared memory that a block may have on the device of `on`, if it asks for it: 64 KiB on sm_75, 227 KiB on sm_90.
+inline size_t shared_limit(const Tensor& on) {
+#ifdef SCSCO_EMULATED
+  (void)on;
+  const char* const limit = std::getenv("SCSCO_EMULATED_SHARED_BYTES");
+  return limit ? std::strtoull(limit, nullptr, 10) : emulation::kMaxShared;
+#else
+  int bytes = 0;
+  const cudaError_t error =
+      cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, on.get_device_index());
+  check_cuda(error, "the device's shared memory cannot be read");
+  return bytes;
+#endif
+}
+
 // Runs a kernel on the current stream of the device of `on`.
 template <class... Parameters, class... Arguments>
 void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
             const Tensor& on, const Arguments&... arguments) {
   const std::string name = bare_name(kernel_name);
-  check(shared <= kMaxSharedBytes, "kernel ", name, " wants ", shared, " bytes of shared memory, at most ",
-        kMaxSharedBytes, " are granted");
+  if (shared > kUnaskedSharedBytes) {
+    const size_t limit = shared_limit(on);
+    check(shared <= limit, "kernel ", name, " wants ", shared, " bytes of shared memory, the device grants ", limit);
+  }
 #ifdef SCSCO_EMULATED
-  (void)on;
   emulation::machine.run(name.c_str(), grid, block, shared, [&] { kernel(arguments...); });
 #else
   const int32_t device = on.get_device_index();
@@ -329,14 +404,14 @@ void launch(const char* kernel_name, void (*kernel)(Parameters...), dim3 grid, d
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   cudaError_t error = cudaSuccess;
-  if (shared > 48 * 1024) {  // what a block gets without asking
+  if (shared > kUnaskedSharedBytes) {  // it holds for the current device only, so it is asked for at every launch
     error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   }
   if (error == cudaSuccess) {
     kernel<<<grid, block, shared, static_cast<cudaStream_t>(stream)>>>(arguments...);
     error = cudaGetLastError();
   }
-  check(error == cudaSuccess, "kernel ", name, " cannot be launched: ", cudaGetErrorString(error));
+  check_cuda(error, "kernel ", name, " cannot be launched");
 #endif
 }
 
