@@ -65,6 +65,14 @@ struct Touch {
 };
 struct Shadow {
   Touch writer, readers[2];
+  bool arriving = false;  // of an asynchronous copy that nobody has waited for
+};
+
+// An asynchronous copy of 16 bytes; from nowhere: of zeros.
+struct Copy {
+  void* to;
+  const void* from;
+  unsigned group;  // of its thread's
 };
 
 struct Thread {
@@ -73,6 +81,8 @@ struct Thread {
   bool done;
   const char* waits;  // for what, or null
   Location where;
+  std::vector<Copy> copies;
+  unsigned groups;  // of copies, that were closed
 };
 
 // A collective of the lanes in `mask` that some of them have reached.
@@ -175,6 +185,10 @@ class Machine {
     const Touch now{current_, barriers_, warps_[current_ / 32].barriers};
     for (size_t i = offset / 2; i < (offset + bytes + 1) / 2; ++i) {
       Shadow& shadow = shadows_[i];
+      if (shadow.arriving) {
+        fail(std::string(write ? "writes" : "reads") + " byte " + std::to_string(2 * i) +
+             " of the shared memory, for which a copy is under way that its thread has not waited for");
+      }
       if (races(shadow.writer, now)) fail_race(i, shadow.writer, "wrote", write);
       if (write) {
         for (const Touch& reader : shadow.readers) {
@@ -188,8 +202,40 @@ class Machine {
     }
   }
 
+  void begin_copy(void* to, const void* from) {
+    touch(to, kCopied, true);
+    std::memset(to, 0xff, kCopied);
+    mark_arriving(to, true);
+    threads_[current_].copies.push_back({to, from, threads_[current_].groups});
+  }
+
+  void close_copies() { ++threads_[current_].groups; }
+
+  // All but the last `open` groups of this thread's copies arrive; if that is 0, those of no group too.
+  void wait_for_copies(unsigned open) {
+    Thread& self = threads_[current_];
+    const auto arrives = [&](const Copy& copy) { return open == 0 || copy.group + open < self.groups; };
+    for (const Copy& copy : self.copies) {
+      if (!arrives(copy)) continue;
+      mark_arriving(copy.to, false);
+      if (copy.from) {
+        std::memcpy(copy.to, copy.from, kCopied);
+      } else {
+        std::memset(copy.to, 0, kCopied);
+      }
+      touch(copy.to, kCopied, true);
+    }
+    std::erase_if(self.copies, arrives);
+  }
+
  private:
   static constexpr size_t kAlignment = 128;
+  static constexpr size_t kCopied = 16;
+
+  void mark_arriving(const void* to, bool arriving) {
+    const size_t first = static_cast<const unsigned char*>(to) - shared();
+    for (size_t i = first / 2; i < (first + kCopied) / 2; ++i) shadows_[i].arriving = arriving;
+  }
 
   unsigned threads() const { return blockDim.x * blockDim.y * blockDim.z; }
 
@@ -225,6 +271,7 @@ class Machine {
       Thread& thread = threads_[i];
       thread.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
       thread.done = false;
+      thread.groups = 0;
       thread.fiber = fibers_.start(i, enter);
       wake(i);
     }
@@ -237,8 +284,17 @@ class Machine {
       threadIdx = threads_[current_].index;
       fibers_.resume(threads_[current_].fiber);
     }
+    if (!error_.empty() || finished_ < count) forget_copies();
     if (!error_.empty()) throw std::runtime_error(error_);
     if (finished_ < count) fail_deadlock();
+  }
+
+  // Of a block that failed: the next launch starts afresh.
+  void forget_copies() {
+    for (Thread& thread : threads_) {
+      for (const Copy& copy : thread.copies) mark_arriving(copy.to, false);
+      thread.copies.clear();
+    }
   }
 
   static void enter();
@@ -246,6 +302,7 @@ class Machine {
   void run_thread() {
     try {
       body_(function_);
+      if (!threads_[current_].copies.empty()) fail("returns before its copies have arrived");
     } catch (const std::exception& error) {
       error_ = error.what();  // thrown again where the launch is, on another stack
     }
@@ -391,6 +448,8 @@ class Checked {
     std::memcpy(at, from, count * sizeof(T));
   }
 
+  // Where `count` elements begin that somebody reads or writes later.
+  T* address(int count, const char* does) const { return aligned(count, does); }
   bool aligned_to(size_t bytes) const { return reinterpret_cast<uintptr_t>(base_ + at_) % bytes == 0; }
 
  private:
@@ -528,4 +587,4 @@ inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t max(int64_t a, int64_t b) { return a > b ? a : b; }
 
 #include "emulation_types.h"
-#include "emulation_wmma.h"
+#include "emulation_mma.h"

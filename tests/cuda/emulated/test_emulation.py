@@ -64,22 +64,50 @@ def test_rounding(checks: Any) -> None:
     torch.testing.assert_close(tf32, x, rtol=2**-11, atol=0, equal_nan=True)
 
 
-@pytest.mark.parametrize("a_by_rows", [True, False])
-@pytest.mark.parametrize("b_by_rows", [True, False])
-@pytest.mark.parametrize(
+every_kind = pytest.mark.parametrize(
     ("dtype", "tf32"),
     [(torch.float16, False), (torch.bfloat16, False), (torch.float32, True), (torch.float32, False)],
     ids=["float16", "bfloat16", "tf32", "ieee"],
 )
+
+
+def rounded(checks: Any, x: torch.Tensor, dtype: torch.dtype, tf32: bool) -> torch.Tensor:
+    return checks.round(x.flatten())[2].reshape(x.shape) if tf32 else x.to(dtype)
+
+
+@pytest.mark.parametrize("a_by_rows", [True, False])
+@pytest.mark.parametrize("b_by_rows", [True, False])
+@every_kind
 def test_products(checks: Any, dtype: torch.dtype, tf32: bool, a_by_rows: bool, b_by_rows: bool) -> None:
     generator = torch.manual_seed(0)
-    a, b = torch.randn(32, 48, generator=generator), torch.randn(48, 64, generator=generator)
+    a, b = torch.randn(32, 80, generator=generator), torch.randn(80, 64, generator=generator)
     stored, each = checks.product(a, b, torch.zeros(1, dtype=dtype), tf32, a_by_rows, b_by_rows)
-    a, b = (checks.round(t.flatten())[2].reshape(t.shape) if tf32 else t.to(dtype) for t in (a, b))
+    a, b = (rounded(checks, t, dtype, tf32) for t in (a, b))
     wanted = a.double() @ b.double()
-    allowed = 48 * torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs())
+    allowed = 80 * torch.finfo(torch.float32).eps * (a.double().abs() @ b.double().abs())
     assert ((stored - wanted).abs() <= allowed).all()
     assert torch.equal(stored, each)
+
+
+@every_kind
+def test_a_product_of_a_product(checks: Any, dtype: torch.dtype, tf32: bool) -> None:
+    """Sums that become the left operand in registers, squares of the right one, and rows' sums by a product with ones."""
+    generator = torch.manual_seed(0)
+    a, b, c = (torch.randn(*shape, generator=generator) for shape in ((32, 16), (16, 64), (64, 64)))
+    out = checks.chain(a, b, c, torch.zeros(1, dtype=dtype), tf32)
+    a, b, c = (rounded(checks, t, dtype, tf32) for t in (a, b, c))
+    first = rounded(checks, (a.double() @ b.double()).float(), dtype, tf32).double()
+    square = rounded(checks, (c * c).float(), dtype, tf32).double()
+    eps = {torch.float16: 2**-11, torch.bfloat16: 2**-8, torch.float32: 2**-11 if tf32 else 2**-22}[dtype]
+    for i, right in enumerate((c.double(), square)):
+        got = out[i * 2048 : (i + 1) * 2048].reshape(32, 64)
+        assert ((got - first @ right).abs() <= 2 * eps * (first.abs() @ right.abs())).all()
+    assert ((out[4096:] - first.sum(1)).abs() <= 2 * eps * first.abs().sum(1)).all()
+
+
+def test_copies_arrive_when_they_are_waited_for(checks: Any) -> None:
+    x = torch.arange(8.0)
+    assert torch.equal(checks.copies(x), torch.cat([x, torch.zeros(4)]))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +162,10 @@ MISUSES = {
     "reads_too_early": RACE,
     "writes_too_early": RACE,
     "warp_without_barrier": RACE,
-    "misplaced_fragment": "from an address that 32 does not divide",
+    "misplaced_matrix": "whose address 16 does not divide",
+    "copy_not_waited_for": r"reads byte 16 of the shared memory, for which a copy is under way",
+    "copy_over_what_is_read": f"({RACE}|for which a copy is under way)",
+    "copy_nobody_waits_for": "returns before its copies have arrived",
     "too_many_threads": "cannot be launched",
     "no_blocks": "cannot be launched",
 }

@@ -5,6 +5,7 @@ namespace scsco {
 namespace {
 
 constexpr int kThreads = 64;
+constexpr int kDepth = 80;
 
 // Row r of out (9, 64): what thread i got.
 __global__ void collectives_kernel(Global<int32_t> out) {
@@ -46,31 +47,37 @@ __global__ void sums_kernel(Global<const float> x, Global<float> out) {
   out[kThreads + thread] = values[1];
 }
 
+// Fills a tile of ROWS rows with value(r, c), rounded.
+template <class Kind, int ROWS, class Value>
+void fill_tile(Shared<typename Kind::Element> tile, int columns, const Value& value) {
+  for (int i = thread_of_block(); i < ROWS * columns; i += kThreads) {
+    const int r = i / columns, c = i % columns;
+    tile[place_in_tile<typename Kind::Element, ROWS>(r, c)] = Kind::element(value(r, c));
+  }
+}
+
 template <class Kind, bool A_BY_ROWS, bool B_BY_ROWS>
-__global__ void product_kernel(Global<const float> a, Global<const float> b, Global<float> stored, Global<float> each,
-                               int depth) {
-  constexpr int M = 32, N = 64;
+__global__ void product_kernel(Global<const float> a, Global<const float> b, Global<float> stored, Global<float> each) {
+  constexpr int M = 32, N = 64, kLd = N + 2;
   using Element = typename Kind::Element;
+  constexpr int kRowsA = A_BY_ROWS ? M : kDepth, kRowsB = B_BY_ROWS ? N : kDepth;
+  constexpr int kColumnsA = A_BY_ROWS ? kDepth : M, kColumnsB = B_BY_ROWS ? kDepth : N;
   SharedMemory memory;
-  const Shared<float> scratch = memory.array<float>(kProductScratch<Kind>);
-  const int lda = leading<Element>(A_BY_ROWS ? depth : M), ldb = leading<Element>(B_BY_ROWS ? N : depth);
-  const Shared<Element> left = memory.array<Element>((A_BY_ROWS ? M : depth) * lda);
-  const Shared<Element> right = memory.array<Element>((B_BY_ROWS ? depth : N) * ldb);
-  const Shared<float> out = memory.array<float>(M * leading<float>(N));
-  fill_tile<Kind>(left, lda, A_BY_ROWS ? M : depth, A_BY_ROWS ? depth : M,
-                  [&](int r, int c) { return A_BY_ROWS ? a[r * depth + c] : a[c * depth + r]; });
-  fill_tile<Kind>(right, ldb, B_BY_ROWS ? depth : N, B_BY_ROWS ? N : depth,
-                  [&](int r, int c) { return B_BY_ROWS ? b[r * N + c] : b[c * N + r]; });
-  TileProduct<Kind, M, N, 1, 2> sums(scratch);
+  const Shared<Element> left = memory.array<Element>(tile_size<Element>(kRowsA, kColumnsA));
+  const Shared<Element> right = memory.array<Element>(tile_size<Element>(kRowsB, kColumnsB));
+  const Shared<float> out = memory.array<float>(M * kLd);
+  fill_tile<Kind, kRowsA>(left, kColumnsA, [&](int r, int c) { return A_BY_ROWS ? a[r * kDepth + c] : a[c * kDepth + r]; });
+  fill_tile<Kind, kRowsB>(right, kColumnsB, [&](int r, int c) { return B_BY_ROWS ? b[c * N + r] : b[r * N + c]; });
+  TileProduct<Kind, M, N, 1, 2> sums;
   __syncthreads();
-  sums.template add<A_BY_ROWS, B_BY_ROWS>(left, lda, right, ldb, depth);
-  sums.store(out, leading<float>(N));
+  sums.template add<A_BY_ROWS, B_BY_ROWS, kRowsA, kRowsB>(left, right, kDepth);
+  sums.store(out, kLd);
   __syncthreads();
-  for (int i = thread_of_block(); i < M * N; i += kThreads) stored[i] = out[i / N * leading<float>(N) + i % N];
+  for (int i = thread_of_block(); i < M * N; i += kThreads) stored[i] = out[i / N * kLd + i % N];
   sums.each([&](int m, int n, float& value) { each[m * N + n] = value; });
 }
 
-// a (32, depth), b (depth, 64), float32, rounded to `like`'s dtype -> their product, by store and by each.
+// a (32, 80), b (80, 64), float32, rounded to `like`'s dtype -> their product, by store and by each.
 std::tuple<Tensor, Tensor> product(const Tensor& a, const Tensor& b, const Tensor& like, bool tf32, bool a_by_rows,
                                    bool b_by_rows) {
   const Tensor stored = allocate({32, 64}, a), each = allocate({32, 64}, a);
@@ -78,12 +85,75 @@ std::tuple<Tensor, Tensor> product(const Tensor& a, const Tensor& b, const Tenso
     using Kind = typename decltype(type)::type;
     const auto run = [&](auto kernel) {
       launch("product_kernel", kernel, 1, kThreads, 64 * 1024, a, global<const float>(a), global<const float>(b),
-             global<float>(stored), global<float>(each), static_cast<int>(a.size(1)));
+             global<float>(stored), global<float>(each));
     };
     if (a_by_rows) return b_by_rows ? run(product_kernel<Kind, true, true>) : run(product_kernel<Kind, true, false>);
     b_by_rows ? run(product_kernel<Kind, false, true>) : run(product_kernel<Kind, false, false>);
   });
   return {stored, each};
+}
+
+// Sums become the left operand of the next product, in registers: (a b) c, (a b)^2 c and the rows' sums of (a b).
+template <class Kind>
+__global__ void chain_kernel(Global<const float> a, Global<const float> b, Global<const float> c, Global<float> out) {
+  constexpr int M = 32, N = 64, D = 16;
+  using Element = typename Kind::Element;
+  SharedMemory memory;
+  const Shared<Element> left = memory.array<Element>(tile_size<Element>(M, D));
+  const Shared<Element> right = memory.array<Element>(tile_size<Element>(N, D));
+  const Shared<Element> last = memory.array<Element>(tile_size<Element>(N, N));
+  fill_tile<Kind, M>(left, D, [&](int r, int k) { return a[r * D + k]; });
+  fill_tile<Kind, N>(right, D, [&](int r, int k) { return b[k * N + r]; });
+  fill_tile<Kind, N>(last, N, [&](int r, int k) { return c[r * N + k]; });
+  __syncthreads();
+  TileProduct<Kind, M, N, 2, 1> first, second, squares;
+  first.template add<true, true, M, N>(left, right, D);
+  const RightColumns<Kind, N, true> columns(last);
+  float totals[4] = {};
+#pragma unroll
+  for (int k = 0; k < N; k += Kind::kDepth) {
+    const Left<Kind> own = left_of<Kind>(first.sums[0], k / Kind::kDepth);
+    add_row_sums(totals, own);
+    for (int j = 0; j < N / 16; ++j) {
+      Right<Kind> other[2];
+      columns.load(other, k, j);
+      for (int n = 0; n < 2; ++n) {
+        multiply(second.sums[0][2 * j + n], own, other[n]);
+        multiply(squares.sums[0][2 * j + n], own, squared(other[n]));
+      }
+    }
+  }
+  second.each([&](int m, int n, float& value) { out[m * N + n] = value; });
+  squares.each([&](int m, int n, float& value) { out[(M + m) * N + n] = value; });
+  const int row = first.warp_row() + first.lane_row();
+  for (int i = 0; i < 2; ++i) out[2 * M * N + row + 8 * i] = totals[2 * i];
+}
+
+// a (32, 16), b (16, 64), c (64, 64) -> (2 * 32 * 64 + 32).
+Tensor chain(const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& like, bool tf32) {
+  const Tensor out = allocate({2 * 32 * 64 + 32}, a);
+  dispatch_product(like.scalar_type(), tf32, [&](auto type) {
+    using Kind = typename decltype(type)::type;
+    LAUNCH((chain_kernel<Kind>), 1, kThreads, 64 * 1024, a, global<const float>(a), global<const float>(b),
+           global<const float>(c), global<float>(out));
+  });
+  return out;
+}
+
+// Two groups of copies, of which the first is waited for, then both; the last copies zeros.
+__global__ void copies_kernel(Global<const float> x, Global<float> out) {
+  SharedMemory memory;
+  const Shared<float> array = memory.array<float>(12);
+  if (threadIdx.x > 0) return;
+  copy_16_bytes(array, x, true);
+  close_copies();
+  copy_16_bytes(array + 4, x + 4, true);
+  copy_16_bytes(array + 8, x, false);
+  close_copies();
+  wait_for_copies<1>();
+  for (int i = 0; i < 4; ++i) out[i] = array[i];
+  wait_for_copies();
+  for (int i = 4; i < 12; ++i) out[i] = array[i];
 }
 
 __global__ void read_kernel(Global<const float> x, Global<float> out, int64_t index) {
@@ -155,11 +225,33 @@ __global__ void warp_with_barrier_kernel(Global<float> out) {
   __syncwarp();
   out[threadIdx.x] = array[threadIdx.x ^ 1];
 }
-__global__ void misplaced_fragment_kernel() {
+__global__ void misplaced_matrix_kernel() {
   SharedMemory memory;
   const Shared<float> array = memory.array<float>(512);
-  wmma::fragment<wmma::accumulator, 16, 16, 16, float> fragment;
-  wmma::load_matrix_sync(fragment, Shared<const float>(array) + 1, 16, wmma::mem_row_major);
+  uint32_t words[4];
+  load_matrices<false>(words, LanePlace<float>(array + 1, 0, 0), 0, 0);
+}
+__global__ void copy_not_waited_for_kernel(Global<const float> x, Global<float> out) {
+  SharedMemory memory;
+  const Shared<float> array = memory.array<float>(8);
+  if (threadIdx.x > 0) return;
+  copy_16_bytes(array, x, true);
+  close_copies();
+  copy_16_bytes(array + 4, x + 4, true);
+  close_copies();
+  wait_for_copies<1>();
+  out[0] = array[4];
+}
+__global__ void copy_over_what_is_read_kernel(Global<const float> x, Global<float> out) {
+  SharedMemory memory;
+  const Shared<float> array = memory.array<float>(4);
+  if (threadIdx.x == 0) copy_16_bytes(array, x, true);
+  wait_for_copies();
+  out[threadIdx.x] = array[0];
+}
+__global__ void copy_nobody_waits_for_kernel(Global<const float> x) {
+  SharedMemory memory;
+  if (threadIdx.x == 0) copy_16_bytes(memory.array<float>(4), x, true);
 }
 
 void misuse(const std::string& name, const Tensor& out) {
@@ -176,7 +268,12 @@ void misuse(const std::string& name, const Tensor& out) {
   if (name == "reads_too_early") return run(reads_too_early_kernel, global<float>(out));
   if (name == "writes_too_early") return run(writes_too_early_kernel, global<float>(out));
   if (name == "warp_without_barrier") return run(warp_without_barrier_kernel, global<float>(out));
-  if (name == "misplaced_fragment") return run(misplaced_fragment_kernel);
+  if (name == "misplaced_matrix") return run(misplaced_matrix_kernel);
+  if (name == "copy_not_waited_for") return run(copy_not_waited_for_kernel, global<const float>(out), global<float>(out));
+  if (name == "copy_over_what_is_read") {
+    return run(copy_over_what_is_read_kernel, global<const float>(out), global<float>(out));
+  }
+  if (name == "copy_nobody_waits_for") return run(copy_nobody_waits_for_kernel, global<const float>(out));
   if (name == "too_many_threads") return launch("too_many_threads", lane_missing_kernel, 1, 1025, 0, out);
   if (name == "no_blocks") return launch("no_blocks", lane_missing_kernel, 0, 32, 0, out);
   check(false, "there is no misuse ", name);
@@ -203,6 +300,12 @@ Tensor sums(const Tensor& x) {
 Tensor warp_exchange(const Tensor& like) {
   const Tensor out = allocate({kThreads}, like);
   LAUNCH((warp_with_barrier_kernel), 1, kThreads, 4096, out, global<float>(out));
+  return out;
+}
+
+Tensor copies(const Tensor& x) {
+  const Tensor out = allocate({12}, x);
+  LAUNCH((copies_kernel), 1, kThreads, 4096, x, global<const float>(x), global<float>(out));
   return out;
 }
 
@@ -245,6 +348,8 @@ STABLE_TORCH_LIBRARY(scsco_fast_checks, m) {
   m.def("poison(Tensor like) -> Tensor");
   m.def("sums(Tensor x) -> Tensor");
   m.def("product(Tensor a, Tensor b, Tensor like, bool tf32, bool a_by_rows, bool b_by_rows) -> (Tensor, Tensor)");
+  m.def("chain(Tensor a, Tensor b, Tensor c, Tensor like, bool tf32) -> Tensor");
+  m.def("copies(Tensor x) -> Tensor");
   m.def("misuse(str name, Tensor out) -> ()");
   m.def("warp_exchange(Tensor like) -> Tensor");
   m.def("read(Tensor x, int index) -> Tensor");
@@ -258,6 +363,8 @@ STABLE_TORCH_LIBRARY_IMPL(scsco_fast_checks, CPU, m) {
   m.impl("poison", TORCH_BOX(&poison));
   m.impl("sums", TORCH_BOX(&sums));
   m.impl("product", TORCH_BOX(&product));
+  m.impl("chain", TORCH_BOX(&chain));
+  m.impl("copies", TORCH_BOX(&copies));
   m.impl("misuse", TORCH_BOX(&misuse));
   m.impl("warp_exchange", TORCH_BOX(&warp_exchange));
   m.impl("read", TORCH_BOX(&read));
