@@ -1,8 +1,8 @@
 """Maps csrc/, kernels/, train/ and benchmarks/ into the package's namespace, and builds csrc/ where it can.
 
 All else is in pyproject.toml. No compiler and no torch are needed: without them the package is pure Python, and its
-CUDA library is built at first use. SCSCO_BUILD_CUDA: auto (build now if torch, nvcc and ninja are at hand, and go on
-without if that fails), 0 (do not), 1 (build now or fail).
+CUDA library is built at first use. SCSCO_BUILD_CUDA: auto (build now if nvcc, ninja and a torch with CUDA are at hand,
+and go on without if that fails), 0 (do not), 1 (build now or fail, beside a CPU build of torch for other machines).
 """
 
 import importlib.util
@@ -59,6 +59,8 @@ class BuildLibrary(build_ext):
     def run(self) -> None:
         self.outputs: list[str] = []
         try:
+            if build.torch_is_cpu_only():
+                say(f"the CUDA library is for other machines: {build.CPU_ONLY}. SCSCO_BUILD_CUDA=0 leaves it out")
             plan = build.plan("cuda", sources=ROOT / "csrc")
             temporary = Path(self.build_temp).resolve() / plan.name
             temporary.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,9 @@ def wanted() -> bool:
     if choice == "0":
         return False
     try:
+        if choice == "auto" and build.torch_is_cpu_only():
+            say(f"the CUDA library is not built: {build.CPU_ONLY}. SCSCO_BUILD_CUDA=1 builds it for other machines")
+            return False
         build.plan("cuda", sources=ROOT / "csrc")
     except build.BuildError as error:
         if choice == "1":

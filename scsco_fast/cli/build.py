@@ -12,7 +12,7 @@ class BuildOptions:
     """Compile the CUDA library into the cache, unless it is there already; needs nvcc, no GPU. Exit code 1: it failed.
 
     TORCH_CUDA_ARCH_LIST names the architectures, otherwise this machine's GPUs do; MAX_JOBS limits the compilers that
-    run at once; SCSCO_CACHE_DIR is the cache.
+    run at once; SCSCO_CACHE_DIR is the cache. Beside a CPU build of torch it makes a library for other machines.
     """
 
     emulated: bool = False
@@ -24,8 +24,12 @@ def command(arguments: list[str]) -> int:
     from scsco_fast.cuda import build, resources
 
     start = time.perf_counter()
+    target = "emulated" if options.emulated else "cuda"
     try:
-        library = build.build(build.plan("emulated" if options.emulated else "cuda"))
+        plan = build.plan(target)
+        if target == "cuda" and build.torch_is_cpu_only():
+            print(f"the CUDA library is for other machines: {build.CPU_ONLY}")
+        library = build.build(plan)
     except build.BuildError as error:
         print(f"scsco: error: {error}", file=sys.stderr)
         return 1

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +24,38 @@ TARGETS = ("cuda", "emulated")
 LIBRARY = {"cuda": "libscsco_fast_cuda.so", "emulated": "libscsco_fast_emulated.so"}
 FACTS, LOG = "facts.json", "build.log"
 OLDEST_CAPABILITY = (7, 5)
-# Where no GPU is seen: a cubin for 8.0 also runs on 8.6 and 8.9, and PTX for 9.0 is compiled by newer GPUs' drivers.
-DEFAULT_ARCHITECTURES = "7.5;8.0;9.0+PTX"
+# Where no GPU is seen: what this nvcc knows of these, the last also as PTX, which newer GPUs' drivers compile. A cubin
+# also runs on later GPUs of the same major version: that for 8.0 on 8.6 and 8.9, 10.0 on 10.3, 12.0 on 12.1.
+DEFAULT_CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
+# Entries of TORCH_CUDA_ARCH_LIST that torch's own builds take.
+NAMED_ARCHITECTURES = {
+    "Kepler+Tesla": "3.7",
+    "Kepler": "3.5+PTX",
+    "Maxwell+Tegra": "5.3",
+    "Maxwell": "5.0;5.2+PTX",
+    "Pascal": "6.0;6.1+PTX",
+    "Volta+Tegra": "7.2",
+    "Volta": "7.0+PTX",
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
+SECONDS = {"cuda": 8, "emulated": 8}  # of a core for one source file and one architecture, on average
 JOB_MEMORY = 2**30  # bytes per compiler: 0.43 GiB was the peak of any (CUDA 13.0)
 LAST_LINES = 30  # of a failed compilation
+CPU_ONLY = "this torch is a CPU build, which cannot load it"
+ENTRY = r"(?P<major>\d+)\.(?P<minor>\d)(?P<suffix>[af]?)(?P<ptx>\+PTX)?"  # of a list of architectures
 
 # The stable ABI of torch 2.10: what is compiled against any later torch runs with all of them.
 COMMON = ("-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000")
 COMPILE = {
-    "cuda": (*COMMON, "-O3", "-DUSE_CUDA", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"),
+    # Line numbers cost no register: compute-sanitizer and ncu name the lines of csrc/ by them.
+    "cuda": (*COMMON, "-O3", "-DUSE_CUDA", "-lineinfo", "-Xptxas=-v", "-Xcompiler=-fPIC,-fvisibility=hidden"),
     # No contraction into fused multiply-adds: what the emulation computes does not depend on the CPU.
     "emulated": (*COMMON, "-x", "c++", "-O2", "-DSCSCO_EMULATED", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
 }
@@ -64,6 +86,7 @@ class Plan:
         compiler_version: of that compiler, and of nvcc's host compiler.
         sources: folder of the .cu files.
         include: torch's header folder.
+        left_out: of TORCH_CUDA_ARCH_LIST, why, one line for each reason.
     """
 
     target: str
@@ -72,6 +95,7 @@ class Plan:
     compiler_version: str
     sources: Path
     include: Path
+    left_out: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -108,17 +132,19 @@ def plan(
         raise BuildError(f"the library is built on Linux only, this is {sys.platform}")
     include = (include or torch_folder() / "include").resolve()
     ninja_command()
+    wanted: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     if target == "cuda":
         compiler = _nvcc()
         version = f"nvcc {_version(compiler, '--version', r'V([0-9.]+)')} with {_host_compiler()}"
-        wanted = parse_architectures(architectures) if architectures is not None else chosen_architectures()
+        wanted, left_out = chosen_architectures(_known_to(compiler), architectures)
     else:
-        compiler, wanted = _cxx(os.environ.get("CXX")), ()
+        compiler = _cxx(os.environ.get("CXX"))
         version = _cxx_version(compiler)
     sources = (sources or source_folder()).resolve()
     if not any(sources.glob("*.cu")):
         raise BuildError(f"{sources} holds no CUDA sources (*.cu)")
-    return Plan(target, wanted, compiler, version, sources, include)
+    return Plan(target, wanted, compiler, version, sources, include, left_out)
 
 
 def source_folder() -> Path:
@@ -157,41 +183,71 @@ def torch_version(include: Path) -> str:
     return found[1]
 
 
-def chosen_architectures() -> tuple[str, ...]:
-    """TORCH_CUDA_ARCH_LIST, else those of this machine's GPUs, else `DEFAULT_ARCHITECTURES`."""
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
-    return parse_architectures(listed) if listed else _of_gpus() or parse_architectures(DEFAULT_ARCHITECTURES)
+def torch_is_cpu_only() -> bool:
+    """Whether the installed torch was built without CUDA, so that it cannot load the library; it is not imported."""
+    version = torch_folder() / "version.py"
+    found = re.search(r"^cuda\b[^=\n]*=\s*(.*)$", version.read_text(), re.MULTILINE) if version.exists() else None
+    return found is not None and found[1].strip() == "None"
 
 
-def parse_architectures(text: str) -> tuple[str, ...]:
-    """ "8.0;9.0+PTX" as ("8.0", "9.0+PTX"); "native" stands for the GPUs of this machine.
+def chosen_architectures(
+    known: Sequence[tuple[int, int]], text: str | None = None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What to compile for, and one line for each reason why an entry of the list is left out.
+
+    Args:
+        known: the compute capabilities that nvcc compiles for.
+        text: as TORCH_CUDA_ARCH_LIST, which is read if this is None. Without one: this machine's GPUs, else
+            `DEFAULT_CAPABILITIES`.
 
     Raises:
-        BuildError: an entry is no compute capability, or too old; "native" without a GPU.
+        BuildError: an entry cannot be read, or no entry is left.
+    """
+    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() if text is None else text
+    if text is None and not listed:
+        return _of_gpus(known) or _with_ptx([entry for entry in DEFAULT_CAPABILITIES if entry in known]), ()
+    entries = parse_architectures(listed, known)
+    old = [entry for entry in entries if _capability(entry) < OLDEST_CAPABILITY]
+    unknown = [entry for entry in entries if entry not in old and _capability(entry) not in known]
+    reasons = [
+        f"{' '.join(some)} of TORCH_CUDA_ARCH_LIST left out: {reason}"
+        for some, reason in ((old, "the kernels need 7.5 or newer"), (unknown, "this nvcc does not know it"))
+        if some
+    ]
+    chosen = tuple(entry for entry in entries if entry not in old and entry not in unknown)
+    if not chosen:
+        raise BuildError(f"{', '.join(reasons)}; nothing is left to compile for")
+    return chosen, tuple(reasons)
+
+
+def parse_architectures(text: str, known: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """ "8.0;Hopper" as ("8.0", "9.0+PTX"); "native" stands for the GPUs of this machine.
+
+    Raises:
+        BuildError: an entry is no compute capability and no name of some; "native" without a GPU.
     """
     chosen: list[str] = []
     for entry in re.split(r"[;,\s]+", text.strip()):
         if entry == "native":
-            chosen += _of_gpus()
+            chosen += _of_gpus(known)
             if not chosen:
                 raise BuildError("TORCH_CUDA_ARCH_LIST is 'native', but nvidia-smi shows no GPU; name them: '8.0;9.0'")
-            continue
-        found = re.fullmatch(r"(\d+)\.(\d)[af]?(\+PTX)?", entry)
-        if found is None:
+        elif entry in NAMED_ARCHITECTURES:
+            chosen += NAMED_ARCHITECTURES[entry].split(";")
+        elif re.fullmatch(ENTRY, entry):
+            chosen.append(entry)
+        else:
             raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST has {entry!r}; wanted capabilities such as '8.0;9.0+PTX', or 'native'"
+                f"TORCH_CUDA_ARCH_LIST has {entry!r}; wanted capabilities such as '8.0;9.0+PTX', 'Hopper', or 'native'"
             )
-        if (int(found[1]), int(found[2])) < OLDEST_CAPABILITY:
-            raise BuildError(f"TORCH_CUDA_ARCH_LIST has {entry}; the kernels need 7.5 or newer")
-        chosen.append(entry)
-    return tuple(dict.fromkeys(chosen))
+    return tuple(entry for entry in dict.fromkeys(chosen) if f"{entry}+PTX" not in chosen)
 
 
 def serves(architectures: str, capability: tuple[int, int]) -> bool:
     """Whether a library for `architectures` ("8.0 9.0+PTX") has code that a GPU of this capability can run."""
     for entry in architectures.split():
-        major, minor, suffix, ptx = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", entry).groups()  # type: ignore[union-attr]
-        built = (int(major), int(minor))
+        suffix, ptx = re.fullmatch(ENTRY, entry).group("suffix", "ptx")  # type: ignore[union-attr]
+        built = _capability(entry)
         if built == capability or (suffix != "a" and built[0] == capability[0] and built <= capability):
             return True
         if ptx and not suffix and built <= capability:
@@ -247,7 +303,11 @@ def compile_library(plan: Plan, folder: Path, log: Path, say: Callable[[str], ob
     files = sorted(plan.sources.glob("*.cu"))
     number, reason = jobs(len(files))
     facts = plan.facts()
-    say(f"compiling {len(files)} files for {facts['architectures']}, {number} at a time ({reason})")
+    for line in plan.left_out:
+        say(line)
+    minutes = max(1, round(SECONDS[plan.target] * len(files) * max(1, len(plan.architectures)) / number / 60))
+    work = f"compiling {len(files)} files for {facts['architectures']}, about {minutes} min"
+    say(f"{work}, {number} at a time ({reason})")
     say(f"compiler: {plan.compiler} ({plan.compiler_version}), torch {facts['torch']} headers, log: {log}")
     (folder / "build.ninja").write_text(_ninja_file(plan, files))
     command = [*ninja_command(), "-C", str(folder), "-j", str(number)]
@@ -377,23 +437,56 @@ def _cxx_version(compiler: str) -> str:
 
 
 def _version(program: str, option: str, pattern: str) -> str:
-    try:
-        text = subprocess.run([program, option], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{program} {option} failed ({error}): the compiler does not work") from error
-    found = re.search(pattern, text)
+    found = re.search(pattern, _output(program, option))
     return found[1] if found else "of unknown version"
 
 
-def _of_gpus() -> tuple[str, ...]:
-    """Compute capabilities of this machine's GPUs, as nvidia-smi lists them; those too old are left out."""
+def _known_to(nvcc: str) -> list[tuple[int, int]]:
+    """The compute capabilities that an nvcc compiles for."""
+    found = re.findall(r"compute_(\d+)(\d)\b", _output(nvcc, "--list-gpu-arch"))
+    if not found:
+        raise BuildError(f"{nvcc} --list-gpu-arch names no architecture: the compiler does not work")
+    return sorted((int(major), int(minor)) for major, minor in found)
+
+
+def _output(program: str, option: str) -> str:
+    try:
+        return subprocess.run([program, option], capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BuildError(f"{program} {option} failed ({error}): the compiler does not work") from error
+
+
+def _capability(entry: str) -> tuple[int, int]:
+    """(9, 0) of "9.0a+PTX"."""
+    major, minor = re.fullmatch(ENTRY, entry).group("major", "minor")  # type: ignore[union-attr]
+    return int(major), int(minor)
+
+
+def _with_ptx(capabilities: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """Entries of a list; the last one also as PTX."""
+    *entries, last = (f"{major}.{minor}" for major, minor in capabilities)
+    return (*entries, f"{last}+PTX")
+
+
+def _of_gpus(known: Sequence[tuple[int, int]]) -> tuple[str, ...]:
+    """For this machine's GPUs, as nvidia-smi lists them; those too old are left out.
+
+    A GPU that this nvcc does not know gets PTX of the newest one before it that it knows.
+    """
     program = shutil.which("nvidia-smi")
     if program is None:
         return ()
     query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
     text = subprocess.run(query, capture_output=True, text=True, check=False).stdout
     found = {(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d)\s*$", text, re.MULTILINE)}
-    return tuple(f"{major}.{minor}" for major, minor in sorted(found) if (major, minor) >= OLDEST_CAPABILITY)
+    fit = sorted(capability for capability in found if capability >= OLDEST_CAPABILITY)
+    entries = [f"{major}.{minor}" for major, minor in fit if (major, minor) in known]
+    for major, minor in (capability for capability in fit if capability not in known):
+        before = [capability for capability in known if capability < (major, minor)]
+        if not before:
+            raise BuildError(f"a GPU has compute capability {major}.{minor}, which this nvcc no longer compiles for")
+        entries += _with_ptx(before[-1:])
+    return tuple(entry for entry in dict.fromkeys(entries) if f"{entry}+PTX" not in entries)
 
 
 def _free_memory() -> int:

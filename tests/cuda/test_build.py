@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,47 +55,159 @@ def start_build(compiler: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+# What nvcc of these versions prints for --list-gpu-arch.
+CUDA_12_4 = [(5, 0), (5, 2), (6, 0), (7, 0), (7, 5), (8, 0), (8, 6), (8, 9), (9, 0)]
+CUDA_12_8 = [*CUDA_12_4, (10, 0), (10, 1), (12, 0)]
+CUDA_13 = [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1)]
+
+
+def architectures_for(known: list[tuple[int, int]], text: str | None = None) -> tuple[str, ...]:
+    return build.chosen_architectures(known, text)[0]
+
+
 @pytest.mark.parametrize(
     ("text", "wanted"),
     [
-        ("8.0", ("8.0",)),
-        ("8.0;9.0+PTX", ("8.0", "9.0+PTX")),
-        (" 7.5 8.6, 8.6;12.0 ", ("7.5", "8.6", "12.0")),
-        ("9.0a;10.0f", ("9.0a", "10.0f")),
+        ("8.0", "8.0"),
+        ("8.0;9.0+PTX", "8.0 9.0+PTX"),
+        (" 7.5 8.6, 8.6;12.0 ", "7.5 8.6 12.0"),
+        ("9.0a;10.0f", "9.0a 10.0f"),
+        ("Hopper", "9.0+PTX"),
+        ("Turing;Ampere Ada", "7.5+PTX 8.0 8.6+PTX 8.9+PTX"),
+        ("Ampere+Tegra", "8.7"),
+        ("Blackwell;Blackwell+Tegra", "10.0 10.3 12.0 12.1+PTX 11.0"),
+        ("Ampere;8.6;8.0", "8.0 8.6+PTX"),
     ],
 )
-def test_architectures(text: str, wanted: tuple[str, ...]) -> None:
-    assert build.parse_architectures(text) == wanted
+def test_architectures(text: str, wanted: str) -> None:
+    assert build.chosen_architectures(CUDA_13, text) == (tuple(wanted.split()), ())
+
+
+def test_names_of_architectures_are_those_of_torch() -> None:
+    """What they stand for changes from one release to the next; every name that torch's own builds take is one here."""
+    source = (build.torch_folder() / "utils" / "cpp_extension.py").read_text()
+    names = set(re.findall(r"\('([A-Z][a-z]+(?:\+Te[a-z]+)?)', '[0-9.;+PTX]+'\)", source))
+    assert {"Turing", "Hopper", "Ampere+Tegra"} <= names
+    assert names <= build.NAMED_ARCHITECTURES.keys()
+
+
+@pytest.mark.parametrize(
+    ("known", "text", "wanted", "left_out"),
+    [
+        (CUDA_13, "6.0 7.0 7.5 8.0", "7.5 8.0", ["6.0 7.0 of {}: the kernels need 7.5 or newer"]),
+        (CUDA_12_4, "Pascal;Volta;Ampere", "8.0 8.6+PTX", ["6.0 6.1+PTX 7.0+PTX of {}: the kernels need 7.5 or newer"]),
+        (CUDA_12_4, "9.0;12.0+PTX", "9.0", ["12.0+PTX of {}: this nvcc does not know it"]),
+        (CUDA_12_8, "Blackwell", "10.0 12.0", ["10.3 12.1+PTX of {}: this nvcc does not know it"]),
+        (CUDA_12_4, "10.0a;9.0a", "9.0a", ["10.0a of {}: this nvcc does not know it"]),
+        (
+            CUDA_12_4,
+            "5.0;8.0;12.0",
+            "8.0",
+            ["5.0 of {}: the kernels need 7.5 or newer", "12.0 of {}: this nvcc does not know it"],
+        ),
+    ],
+)
+def test_architectures_that_are_left_out(
+    known: list[tuple[int, int]], text: str, wanted: str, left_out: list[str]
+) -> None:
+    reasons = tuple(line.format("TORCH_CUDA_ARCH_LIST left out") for line in left_out)
+    assert build.chosen_architectures(known, text) == (tuple(wanted.split()), reasons)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("Hopper", "has 'Hopper'; wanted capabilities such as '8.0;9.0+PTX', or 'native'"),
+        ("Rubin", "has 'Rubin'; wanted capabilities such as '8.0;9.0+PTX', 'Hopper', or 'native'"),
+        ("hopper", "has 'hopper'"),
+        ("Hopper+PTX", "has 'Hopper+PTX'"),
+        ("All", "has 'All'"),
         ("8.0;sm_90", "has 'sm_90'"),
         ("80", "has '80'"),
         ("8.0+ptx", "has '8.0+ptx'"),
         ("", "has ''"),
-        ("7.0", "has 7.0; the kernels need 7.5 or newer"),
+        ("7.0", "7.0 of TORCH_CUDA_ARCH_LIST left out: the kernels need 7.5 or newer; nothing is left to compile for"),
+        (
+            "Pascal;13.0",
+            "6.0 6.1+PTX of TORCH_CUDA_ARCH_LIST left out: the kernels need 7.5 or newer, "
+            "13.0 of TORCH_CUDA_ARCH_LIST left out: this nvcc does not know it; nothing is left to compile for",
+        ),
         ("native", "is 'native', but nvidia-smi shows no GPU; name them: '8.0;9.0'"),
     ],
 )
 def test_bad_architectures(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     with pytest.raises(build.BuildError, match=re.escape(message)) as error:
-        build.parse_architectures(text)
+        build.chosen_architectures(CUDA_13, text)
     assert "\n" not in str(error.value)
 
 
 def test_native_is_the_gpus_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build.chosen_architectures() == ("7.5", "8.0", "9.0+PTX")
     script(tmp_path / "nvidia-smi", "echo 9.0; echo 6.1; echo 8.6; echo 9.0")
-    assert build.parse_architectures("native;12.0") == ("8.6", "9.0", "12.0")
-    assert build.chosen_architectures() == ("8.6", "9.0")
+    assert architectures_for(CUDA_13, "native;12.0") == ("8.6", "9.0", "12.0")
+    assert architectures_for(CUDA_13) == ("8.6", "9.0")
     monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0")
-    assert build.chosen_architectures() == ("8.0",)
+    assert architectures_for(CUDA_13) == ("8.0",)
+
+
+def test_a_gpu_that_nvcc_does_not_know_gets_ptx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    script(tmp_path / "nvidia-smi", "echo 12.0; echo 9.0; echo 8.0")
+    assert architectures_for(CUDA_12_4) == ("8.0", "9.0+PTX")
+    script(tmp_path / "nvidia-smi", "echo 10.3; echo 12.1")
+    assert architectures_for(CUDA_12_8) == ("10.1+PTX", "12.0+PTX")
+    script(tmp_path / "nvidia-smi", "echo 7.5")
+    with pytest.raises(build.BuildError, match=r"a GPU has compute capability 7\.5, which this nvcc no longer"):
+        architectures_for(CUDA_13[1:])
+
+
+@pytest.mark.parametrize(
+    ("known", "wanted"),
+    [
+        (CUDA_12_4, "7.5 8.0 9.0+PTX"),
+        (CUDA_12_8, "7.5 8.0 9.0 10.0 12.0+PTX"),
+        (CUDA_13, "7.5 8.0 9.0 10.0 12.0+PTX"),
+    ],
+)
+def test_the_default_is_what_nvcc_knows(
+    known: list[tuple[int, int]], wanted: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert build.chosen_architectures(known) == (tuple(wanted.split()), ())
+
+
+def test_what_nvcc_knows(tmp_path: Path) -> None:
+    nvcc = script(tmp_path / "nvcc", '[ "$1" = --list-gpu-arch ] && printf "compute_%s\\n" 75 90 100 120')
+    assert build._known_to(str(nvcc)) == [(7, 5), (9, 0), (10, 0), (12, 0)]
+    script(tmp_path / "nvcc", "true")
+    with pytest.raises(build.BuildError, match="--list-gpu-arch names no architecture: the compiler does not work"):
+        build._known_to(str(nvcc))
+
+
+@pytest.mark.parametrize(
+    ("text", "cpu_only"),
+    [
+        ("cuda: Optional[str] = None\nhip: Optional[str] = None\n", True),
+        ("cuda: Optional[str] = '13.0'\nhip: Optional[str] = None\n", False),
+        ("cuda = None\n", True),
+        ("from typing import Optional\n", False),
+    ],
+)
+def test_a_cpu_build_of_torch_is_seen(
+    text: str, cpu_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "torch_folder", lambda: tmp_path)
+    (tmp_path / "version.py").write_text(text)
+    assert build.torch_is_cpu_only() == cpu_only
+
+
+def test_torch_says_the_same_of_itself() -> None:
+    import torch
+
+    assert build.torch_is_cpu_only() == (torch.version.cuda is None)
 
 
 @pytest.mark.parametrize(
@@ -109,6 +222,9 @@ def test_native_is_the_gpus_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ("7.5 9.0+PTX", (12, 0), True),
         ("10.0a", (10, 3), False),
         ("10.0f", (10, 3), True),
+        ("10.0", (10, 3), True),
+        ("10.0 12.0", (11, 0), False),
+        ("10.0 12.0+PTX", (12, 1), True),
     ],
 )
 def test_which_gpus_a_library_serves(architectures: str, capability: tuple[int, int], served: bool) -> None:
@@ -204,7 +320,7 @@ def test_a_build_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     library = build.build(plan, said.append)
     assert build.build(plan, said.append) == library
     assert len((tmp_path / "compilations").read_text().splitlines()) == 1
-    assert said[0].startswith("compiling 1 files for the CPU, 1 at a time (")
+    assert said[0].startswith("compiling 1 files for the CPU, about 1 min, 1 at a time (")
     assert sorted(path.name for path in library.parent.iterdir()) == [build.LOG, build.FACTS, library.name]
     assert sorted(path.name for path in cache.iterdir()) == [plan.name, f"{plan.name}.lock"]
     facts = json.loads((library.parent / build.FACTS).read_text())
@@ -302,6 +418,44 @@ def test_the_command(cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     shutil.rmtree(cache)
     assert cli.main(["build", "--emulated"]) == 1
     assert capsys.readouterr().err == "scsco: error: MAX_JOBS is 'none'; wanted a whole number, at least 1\n"
+
+
+@pytest.mark.parametrize("cpu_only", [True, False])
+def test_the_command_beside_a_cpu_build_of_torch(
+    cpu_only: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = build.Plan("cuda", ("6.0",), "nvcc", "nvcc 13.0", TINY, tmp_path)
+    monkeypatch.setattr(build, "plan", lambda target: plan)
+    monkeypatch.setattr(build, "torch_is_cpu_only", lambda: cpu_only)
+    monkeypatch.setattr(build, "build", lambda plan: tmp_path / "library")
+    (tmp_path / build.LOG).write_text("")
+    assert cli.main(["build"]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    said = "the CUDA library is for other machines: this torch is a CPU build, which cannot load it"
+    assert (first == said) == cpu_only
+
+
+@needs_cxx
+def test_what_is_left_out_is_said(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    reason = "6.0 of TORCH_CUDA_ARCH_LIST left out: the kernels need 7.5 or newer"
+    build.build(replace(plan_of("tiny", "emulated"), left_out=(reason,)), said.append)
+    assert said[0] == reason
+
+
+def test_the_time_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It grows with files and architectures, and shrinks with jobs."""
+    for name in "abcd":
+        (tmp_path / f"{name}.cu").write_text("")
+    monkeypatch.setattr(build, "SECONDS", {"cuda": 60})
+    monkeypatch.setattr(build, "jobs", lambda files: (2, "two cores"))
+    monkeypatch.setattr(build, "torch_version", lambda include: "2.13.0")
+    monkeypatch.setattr(build, "ninja_command", lambda: ["false"])
+    said: list[str] = []
+    plan = build.Plan("cuda", ("8.0", "9.0", "10.0"), "nvcc", "nvcc 13.0", tmp_path, tmp_path)
+    with pytest.raises(build.BuildError, match="nvcc failed"):
+        build.compile_library(plan, tmp_path, tmp_path / "log", said.append)
+    assert said[0] == "compiling 4 files for 8.0 9.0 10.0, about 6 min, 2 at a time (two cores)"
 
 
 @every_library

@@ -32,14 +32,31 @@ def checkout(tmp_path: Path) -> Path:
     return folder
 
 
-def package(checkout: Path, what: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Call a hook of the build backend, as pip does without build isolation; the result is in checkout/out."""
+def package(
+    checkout: Path, what: str, cuda: str | None = "13.0", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Call a hook of the build backend, as pip does without build isolation; the result is in checkout/out.
+
+    The torch that it sees says of itself that it was built with this version of CUDA. None: it is a CPU build.
+    """
     (checkout / "out").mkdir()
     variables = {"SCSCO_BUILD_CUDA": "auto", "TORCH_CUDA_ARCH_LIST": "8.0", "MAX_JOBS": "1", **environment}
+    variables["PYTHONPATH"] = str(torch_of(checkout.parent / "torches", cuda))
     command = [sys.executable, "-c", CALL, what, "out"]
     return subprocess.run(
         command, cwd=checkout, env={**os.environ, **variables}, capture_output=True, text=True, check=False
     )
+
+
+def torch_of(folder: Path, cuda: str | None) -> Path:
+    """A folder with headers and libraries of the installed torch under another version.py; enough to build with."""
+    torch = folder / "torch"
+    torch.mkdir(parents=True)
+    (torch / "__init__.py").write_text("raise ImportError('nothing may import torch to build')\n")
+    (torch / "version.py").write_text(f"cuda: str | None = {cuda!r}\n")
+    for name in ("include", "lib"):
+        (torch / name).symlink_to(build.torch_folder() / name)
+    return folder
 
 
 def wheel_names(checkout: Path, tag: str) -> set[str]:
@@ -61,7 +78,8 @@ def without_nvcc(tmp_path: Path) -> dict[str, str]:
 def test_a_wheel_built_without_a_gpu_holds_the_library(checkout: Path) -> None:
     run = package(checkout, "build_wheel")
     assert run.returncode == 0, run.stderr
-    assert "compiling 1 files for 8.0, 1 at a time (MAX_JOBS)" in run.stderr
+    assert "compiling 1 files for 8.0, about 1 min, 1 at a time (MAX_JOBS)" in run.stderr
+    assert "CPU build" not in run.stderr
     names = wheel_names(checkout, "linux_*")
     facts = f"scsco_fast/cuda/built/{build.FACTS}"
     assert {LIBRARY, facts, "scsco_fast/csrc/double.cu", "scsco_fast/cuda/build.py"} <= names
@@ -70,6 +88,28 @@ def test_a_wheel_built_without_a_gpu_holds_the_library(checkout: Path) -> None:
     assert json.loads((checkout / "site" / facts).read_text())["architectures"] == "8.0"
     assert finds(checkout / "site") == str(checkout / "site" / LIBRARY)
     assert not (checkout / "scsco_fast" / "cuda" / "built").exists(), "the checkout stays as it is"
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_one_builds_beside_a_cpu_build_of_torch(checkout: Path) -> None:
+    run = package(checkout, "build_wheel", cuda=None, SCSCO_BUILD_CUDA="1")
+    assert run.returncode == 0, run.stderr
+    said = "scsco-fast: the CUDA library is for other machines: this torch is a CPU build, which cannot load it. "
+    assert f"{said}SCSCO_BUILD_CUDA=0 leaves it out\n" in run.stderr
+    assert "compiling 1 files for 8.0, about 1 min" in run.stderr
+    assert LIBRARY in wheel_names(checkout, "linux_*")
+
+
+def test_auto_builds_nothing_beside_a_cpu_build_of_torch(checkout: Path) -> None:
+    run = package(checkout, "build_wheel", cuda=None)
+    assert run.returncode == 0, run.stderr
+    (line,) = {line for line in run.stderr.splitlines() if line.startswith("scsco-fast:")}
+    assert line == (
+        "scsco-fast: the CUDA library is not built: this torch is a CPU build, which cannot load it. "
+        "SCSCO_BUILD_CUDA=1 builds it for other machines"
+    )
+    assert LIBRARY not in wheel_names(checkout, "any")
 
 
 def finds(folder: Path) -> str:
