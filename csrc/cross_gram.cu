@@ -18,7 +18,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   using Element = typename Kind::Element;
   SharedMemory memory;
   const Shared<Element> left = memory.array<Element>(Tile::kElements), right = memory.array<Element>(Tile::kElements);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t part = blockIdx.y, image = blockIdx.z;
   const int64_t row = int64_t(blockIdx.x / columns) * kTile, column = int64_t(blockIdx.x % columns) * kTile;
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         Tile::put(left, a);
         Tile::put(right, b);
       },
-      [&] { add_tiles<!CHANNELS_LAST, CHANNELS_LAST, D>(sums, left, Tile::kLd, right, Tile::kLd); });
+      [&] { sums.template add<!CHANNELS_LAST, !CHANNELS_LAST, Tile::kRows, Tile::kRows>(left, right, D); });
 
   const int64_t at = (part * gridDim.z + image) * height * width;
   sums.each([&](int m, int n, float& value) {
@@ -64,8 +64,7 @@ Tensor cross_gram_forward(const Tensor& a, const Tensor& b, bool tf32, int64_t p
     const int64_t splits = ceil_div(blocks, each);
     parts = allocate({splits, batch, height, width}, a);
     LAUNCH((cross_gram_fwd_kernel<Kind, kLast>), dim3(tiles, splits, batch), kProductThreads,
-           2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
-               shared_bytes<float>(kProductScratch<Kind>),
+           2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements),
            a, matrix_of<Element>(lefts, last), matrix_of<Element>(rights, last), global<float>(parts), height, width,
            pixels, static_cast<int>(tiles_of(width)), each);
   });

@@ -65,7 +65,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   SharedMemory memory;
   const Shared<Element> left = memory.array<Element>(Tile::kElements), right = memory.array<Element>(Tile::kElements);
   const Shared<float> stage = memory.array<float>(kTile * kStageLd);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t row = int64_t(blockIdx.x / columns) * kTile, column = int64_t(blockIdx.x % columns) * kTile;
   const int64_t image = blockIdx.z, pair = image * gridDim.y + blockIdx.y;
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         put_half_difference<Kind>(left, f, o);
         Tile::put(right, b);
       },
-      [&] { add_tiles<!CHANNELS_LAST, CHANNELS_LAST, D>(sums, left, Tile::kLd, right, Tile::kLd); });
+      [&] { sums.template add<!CHANNELS_LAST, !CHANNELS_LAST, Tile::kRows, Tile::kRows>(left, right, D); });
 
   if (parts) {
     float total[1] = {0};
@@ -111,12 +111,11 @@ __global__ void __launch_bounds__(kProductThreads, kBackwardBlocks)
   constexpr int D = kDepth<Kind>;
   using Element = typename Kind::Element;
   using Tile = MapTile<Kind, D, kTile, CHANNELS_LAST>;
-  constexpr int kLeftLd = leading<Element>(D);
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(kTile * kLeftLd);
+  const Shared<Element> left = memory.array<Element>(tile_size<Element>(kTile, D));
   const Shared<Element> right = memory.array<Element>(Tile::kElements);
   const Shared<float> stage = memory.array<float>(kTile * kStageLd);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t image = blockIdx.z, m = blockIdx.x % row_tiles * kTile, n = int64_t(blockIdx.x / row_tiles) * kTile;
   const auto background = backgrounds.of(image);
@@ -136,7 +135,7 @@ __global__ void __launch_bounds__(kProductThreads, kBackwardBlocks)
           put_signs<Kind>(left, s);
           Tile::put(right, b);
         },
-        [&] { add_tiles<true, !CHANNELS_LAST, D>(sums, left, kLeftLd, right, Tile::kLd); });
+        [&] { sums.template add<true, CHANNELS_LAST, kTile, Tile::kRows>(left, right, D); });
 
     const float g = grad[pair];
     int e = 0;
@@ -162,12 +161,11 @@ __global__ void __launch_bounds__(kProductThreads, kBackwardBlocks)
   constexpr int D = kDepth<Kind>;
   using Element = typename Kind::Element;
   using Tile = MapTile<Kind, D, kTile, CHANNELS_LAST>;
-  constexpr int kLeftLd = leading<Element>(kTile);
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(D * kLeftLd);
+  const Shared<Element> left = memory.array<Element>(tile_size<Element>(D, kTile));
   const Shared<Element> right = memory.array<Element>(Tile::kElements);
   const Shared<float> stage = memory.array<float>(kTile * kStageLd);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t image = blockIdx.z, m = blockIdx.x % row_tiles * kTile, n = int64_t(blockIdx.x / row_tiles) * kTile;
   const auto anchor = maps.anchors.of(image);
@@ -188,7 +186,7 @@ __global__ void __launch_bounds__(kProductThreads, kBackwardBlocks)
           put_signs<Kind>(left, s);
           put_half_difference<Kind>(right, f, o);
         },
-        [&] { add_tiles<false, !CHANNELS_LAST, D>(sums, left, kLeftLd, right, Tile::kLd); });
+        [&] { sums.template add<false, CHANNELS_LAST, D, Tile::kRows>(left, right, D); });
 
     const float g = 2.0f * grad[image * others + j];
     int e = 0;
@@ -252,7 +250,7 @@ void launch_products(const Inputs& inputs, int64_t pixels, bool tf32, const std:
     using Element = typename Kind::Element;
     LAUNCH((gram_distances_products_kernel<Kind, kLast>), grid, kProductThreads,
            2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
-               shared_bytes<float>(kTile * kStageLd) + shared_bytes<float>(kProductScratch<Kind>),
+               shared_bytes<float>(kTile * kStageLd),
            anchor, inputs.maps<Element>(pixels), global<float>(parts), global<byte>(signs), static_cast<int>(columns),
            signs ? signs->size(3) : 0);
   });
@@ -296,14 +294,14 @@ std::tuple<Tensor, Tensor, Tensor> gram_distances_backward(const Tensor& grad, c
     using Element = typename Kind::Element;
     constexpr int D = kDepth<Kind>;
     const size_t shared = shared_bytes<Element>(MapTile<Kind, D, kTile, kLast>::kElements) +
-                          shared_bytes<float>(kTile * kStageLd) + shared_bytes<float>(kProductScratch<Kind>);
+                          shared_bytes<float>(kTile * kStageLd);
     LAUNCH((gram_distances_bwd_features_kernel<Kind, kLast>), grid(channels), kProductThreads,
-           shared + shared_bytes<Element>(kTile * leading<Element>(D)), anchor, sign,
+           shared + shared_bytes<Element>(tile_size<Element>(kTile, D)), anchor, sign,
            matrix_of<Element>(inputs.background, kLast), global<const float>(grad), global<Element>(d_anchor),
            global<Element>(d_others), channels, b_channels, pixels, static_cast<int>(count),
            static_cast<int>(tiles_of(channels)));
     LAUNCH((gram_distances_bwd_background_kernel<Kind, kLast>), grid(b_channels), kProductThreads,
-           shared + shared_bytes<Element>(D * leading<Element>(kTile)), anchor, sign, inputs.maps<Element>(pixels),
+           shared + shared_bytes<Element>(tile_size<Element>(D, kTile)), anchor, sign, inputs.maps<Element>(pixels),
            global<const float>(grad), global<Element>(d_background), static_cast<int>(count),
            static_cast<int>(tiles_of(b_channels)));
   });

@@ -117,13 +117,12 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   using Element = typename Kind::Element;
   using Left = Share<Element, kTile, D>;
   using Tile = MapTile<Kind, D, kTile, CHANNELS_LAST>;
-  constexpr int kLeftLd = leading<Element>(D);
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(kTile * kLeftLd);
+  const Shared<Element> left = memory.array<Element>(tile_size<Element>(kTile, D));
   const Shared<Element> right = memory.array<Element>(Tile::kElements);
   const Shared<float> stage = memory.array<float>(kTile * kStageLd);
   const Shared<int32_t> inside = memory.array<int32_t>(kTile);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t image = blockIdx.z, m = blockIdx.x % row_tiles * kTile, n = int64_t(blockIdx.x / row_tiles) * kTile;
   const Mask mask = masks.of(image);
@@ -150,7 +149,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         a.put(left, [&](int i) { return a.packed[i].values(); });
         Tile::put(right, b);
       },
-      [&] { add_tiles<true, !CHANNELS_LAST, D>(sums, left, kLeftLd, right, Tile::kLd); });
+      [&] { sums.template add<true, CHANNELS_LAST, kTile, Tile::kRows>(left, right, D); });
 
   const Global<const float> own = scales + image * matrix.rows;
   store_sums(sums, stage, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n,
@@ -212,10 +211,9 @@ Tensor times_features(const Tensor& grad, const Tensor& features, const std::opt
            shared_bytes<float>(kOperandRows * (kOperandColumns + 4)), features, matrix, global<Element>(operands),
            global<float>(scales), padded);
     LAUNCH((gram_bwd_kernel<Kind, kLast>), dim3(tiles_of(rows) * tiles_of(pixels), 1, batch), kProductThreads,
-           shared_bytes<Element>(kTile * leading<Element>(D)) +
+           shared_bytes<Element>(tile_size<Element>(kTile, D)) +
                shared_bytes<Element>(MapTile<Kind, D, kTile, kLast>::kElements) +
-               shared_bytes<float>(kTile * kStageLd) + shared_bytes<int32_t>(kTile) +
-               shared_bytes<float>(kProductScratch<Kind>),
+               shared_bytes<float>(kTile * kStageLd) + shared_bytes<int32_t>(kTile),
            features, matrix_of<Element>(operands, false), global<const float>(scales),
            matrix_of<Element>(maps, last), mask_of(mask), global<Element>(out), channels, pixels,
            static_cast<int>(tiles_of(rows)));

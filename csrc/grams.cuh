@@ -18,17 +18,6 @@ constexpr int kStageLd = kTile + 4;
 template <class Kind>
 using Sums = TileProduct<Kind, kTile, kTile, 2, 2>;
 
-// Adds the product of two tiles of `DEPTH`. In two steps: unrolled as one, its operands take up to 40 registers more,
-// and bfloat16's spill.
-template <bool A_BY_ROWS, bool B_BY_ROWS, int DEPTH, class Product, class Element>
-__device__ __forceinline__ void add_tiles(Product& sums, Shared<Element> a, int lda, Shared<Element> b, int ldb) {
-#pragma unroll 1
-  for (int k = 0; k < DEPTH; k += DEPTH / 2) {
-    sums.template add<A_BY_ROWS, B_BY_ROWS>(a + (A_BY_ROWS ? k : k * lda), lda, b + (B_BY_ROWS ? k * ldb : k), ldb,
-                                            DEPTH / 2);
-  }
-}
-
 // One matrix of a batch. A row's elements lie together and can be read 16 bytes at once: `columns` are a multiple.
 template <class T>
 struct Matrix {
@@ -93,7 +82,7 @@ struct Share {
   // Writes elements(i), kVector operands that stand for packed[i], to the tile in shared memory.
   template <class Element, class Elements>
   __device__ __forceinline__ void put(Shared<Element> tile, const Elements& elements) const {
-    constexpr int kWritten = kVector < 16 / int(sizeof(Element)) ? kVector : 16 / int(sizeof(Element));
+    constexpr int kWritten = kGroup<Element>;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
       const Vector<Element, kVector> all = elements(i);
@@ -102,7 +91,7 @@ struct Share {
         Vector<Element, kWritten> out;
 #pragma unroll
         for (int v = 0; v < kWritten; ++v) out[v] = all[first + v];
-        store(tile + (row(i) * leading<Element>(COLUMNS) + column() + first), out);
+        store(tile + place_in_tile<Element, ROWS>(row(i), column() + first), out);
       }
     }
   }
@@ -123,7 +112,7 @@ template <class Kind, int CHANNELS, int PIXELS, bool CHANNELS_LAST>
 struct MapTile {
   using Element = typename Kind::Element;
   static constexpr int kRows = CHANNELS_LAST ? PIXELS : CHANNELS, kColumns = CHANNELS_LAST ? CHANNELS : PIXELS;
-  static constexpr int kLd = leading<Element>(kColumns), kElements = kRows * kLd;
+  static constexpr int64_t kElements = tile_size<Element>(kRows, kColumns);
 
   struct Share : scsco::Share<Element, kRows, kColumns> {
     __device__ __forceinline__ void fetch(const Matrix<Element>& map, int64_t channel, int64_t pixel) {

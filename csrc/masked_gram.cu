@@ -104,7 +104,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
   using Element = typename Kind::Element;
   SharedMemory memory;
   const Shared<Element> left = memory.array<Element>(Tile::kElements), right = memory.array<Element>(Tile::kElements);
-  Sums<Kind> sums(memory.array<float>(kProductScratch<Kind>));
+  Sums<Kind> sums;
 
   const int64_t part = blockIdx.y, image = blockIdx.z;
   const TileAt tile = upper_tile(blockIdx.x, tiles);
@@ -141,7 +141,7 @@ __global__ void __launch_bounds__(kProductThreads, kProductBlocks)
         if (!diagonal) put(right, b);
       },
       [&] {
-        add_tiles<!CHANNELS_LAST, CHANNELS_LAST, D>(sums, left, Tile::kLd, diagonal ? left : right, Tile::kLd);
+        sums.template add<!CHANNELS_LAST, !CHANNELS_LAST, Tile::kRows, Tile::kRows>(left, diagonal ? left : right, D);
       });
 
   const int64_t at = ((part * gridDim.z + image) * gridDim.x + blockIdx.x) * kTile * kTile;
@@ -214,8 +214,7 @@ Tensor masked_gram_forward(const Tensor& features, const std::optional<Tensor>& 
              mask_of(foreground), global<int32_t>(list), global<int32_t>(counts), pixels, blocks, kDepth<Kind>);
     }
     LAUNCH((masked_gram_fwd_kernel<Kind, kLast>), dim3(upper, splits, batch), kProductThreads,
-           2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements) +
-               shared_bytes<float>(kProductScratch<Kind>),
+           2 * shared_bytes<Element>(MapTile<Kind, kTile, kDepth<Kind>, kLast>::kElements),
            features, matrix_of<Element>(maps, last), mask_of(foreground), global<const int32_t>(list),
            global<const int32_t>(counts), global<float>(parts), pixels, blocks, static_cast<int>(tiles));
     LAUNCH((masked_gram_fwd_sum_kernel), dim3(upper, kTile / kSummedRows, batch), kSumThreads,
