@@ -502,11 +502,18 @@ def test_items_that_need_a_library_fail_at_once_without_one(tmp_path: Path, monk
         list(build.measure())
     named = {item.name: item for items in others for item in items}
     first = next(name for name in named if name.endswith(": cuda"))
-    for name in (first, "memcheck cuda"):
+    needed = (first, "memcheck cuda", "racecheck cuda", "initcheck cuda", "synccheck cuda")
+    for name in needed:
         with pytest.raises(RuntimeError, match="no CUDA library: nvcc is not there"):
+            list(named[name].measure())
+    stage.missing_library(plan).unlink()
+    for name in needed:  # the build is written down as done, by another machine
+        with pytest.raises(RuntimeError, match="no CUDA library: none was built on this machine, take another OUT"):
             list(named[name].measure())
     assert list(named["memcheck triton"].measure())
     monkeypatch.setattr(library, "load", lambda _: tmp_path)
     monkeypatch.setattr(library, "describe", lambda: "")
     assert list(build.measure())
+    monkeypatch.setattr(library, "find", lambda _: tmp_path)
+    assert list(named["memcheck cuda"].measure()), "there is no GPU to check"
     assert not stage.missing_library(plan).exists()

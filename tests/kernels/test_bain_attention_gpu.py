@@ -3,12 +3,15 @@ equal bits, streams, CUDA graphs."""
 
 import importlib
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from attention_oracle import EPS, KINDS, SCALE, assert_accurate, both, inputs
 from oracle import make_mask, random
+from second_gpu import assert_same_on_the_second_gpu, two_gpus
+from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast import cuda, kernels
@@ -59,6 +62,20 @@ def test_repeated_runs_and_side_streams_give_the_same_bits(module: Any, kind: st
     torch.cuda.current_stream().wait_stream(stream)
     for again in (both(module, tensors, level), aside):
         assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@two_gpus
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("keys", "channels"), [(64, 64), (64, 128), (256, 256)])
+def test_on_another_gpu_than_the_current_one(module: Any, kind: str, keys: int, channels: int) -> None:
+    tensors, level = inputs(kind, 3, 17, keys, channels, "cuda")
+
+    def compute(*found: Tensor) -> list[Tensor]:
+        *maps, order, counts = found
+        return both(module, maps, SimpleNamespace(order=order, counts=counts))
+
+    assert_same_on_the_second_gpu(compute, [*tensors, level.order, level.counts])
 
 
 @pytest.mark.usefixtures("tf32")

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from oracle import make_mask, random
+from second_gpu import assert_same_on_the_second_gpu, two_gpus
 from torch import Tensor
 
 import scsco_fast as sf
@@ -144,6 +145,20 @@ def test_repeated_runs_and_side_streams_give_the_same_bits(backend: str, name: s
     assert_same_bits(lambda: both(kernels_of(backend, name), name, tensors))
 
 
+@two_gpus
+@pytest.mark.usefixtures("tf32")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("channels", [64, 256])
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_on_another_gpu_than_the_current_one(backend: str, name: str, channels: int, kind: str) -> None:
+    module, tensors = kernels_of(backend, name), inputs(name, kind, channels, 17)
+
+    def compute(*found: Tensor) -> list[Tensor]:
+        return both(module, name, dict(zip(tensors, found, strict=True)))
+
+    assert_same_on_the_second_gpu(compute, list(tensors.values()))
+
+
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_cuda_graph_replays_with_other_inputs_and_masks(backend: str, name: str) -> None:
     module, tensors = kernels_of(backend, name), inputs(name, "bfloat16", 64, 16)
@@ -188,6 +203,16 @@ def test_transfer_color(backend: str, method: str, dtype: torch.dtype) -> None:
         source.copy_(source.flip(1))
         graph.replay()
         assert torch.equal(captured, module.forward(source, reference, *masks, method))
+
+
+@two_gpus
+@pytest.mark.parametrize("backend", ["triton"], indirect=True)
+@pytest.mark.parametrize("method", TRANSFERS)
+def test_transfer_color_on_another_gpu_than_the_current_one(backend: str, method: str) -> None:
+    source, reference = pictures(torch.float32)
+    masks = [t[:, :1] > 0.4 for t in (source, reference)]
+    module = kernels_of(backend, "transfer_color")
+    assert_same_on_the_second_gpu(lambda *found: [module.forward(*found, method)], [source, reference, *masks])
 
 
 @pytest.mark.parametrize("name", ["region_norm", "feature_distances"])

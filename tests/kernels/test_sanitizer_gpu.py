@@ -1,5 +1,7 @@
-"""compute-sanitizer on one run of each kernel: no access out of bounds, no race in shared memory."""
+"""compute-sanitizer on one run of each kernel: no access out of bounds, no race in shared memory, no barrier that some
+threads miss, no read of global memory that nobody wrote."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -9,18 +11,33 @@ import pytest
 
 from scsco_fast import cuda, kernels
 
-pytestmark = pytest.mark.gpu
-TOOL = shutil.which("compute-sanitizer")
+PATH = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"
+TOOL = shutil.which("compute-sanitizer", path=PATH)
 PROGRAM = Path(__file__).with_name("every_kernel.py")
+# The CUDA library packs the pixels of both regions into matrices whose other rows are neither written nor read, so
+# that initcheck must find nothing. Triton's kernels load a query's whole row of moments, whose columns past the last
+# channel nobody wrote and nothing uses: initcheck would report those.
+CHECKS = {
+    "cuda": ("memcheck", "racecheck", "initcheck", "synccheck"),
+    "triton": ("memcheck", "racecheck", "synccheck"),
+}
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(TOOL is None, reason="compute-sanitizer is not installed")
-@pytest.mark.parametrize("check", ["memcheck", "racecheck"])
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize(("backend", "check"), [(name, check) for name, checks in CHECKS.items() for check in checks])
 def test_sanitizer_finds_nothing(backend: str, check: str) -> None:
     reason = {"triton": kernels, "cuda": cuda}[backend].unavailable()
     if reason is not None:
         pytest.skip(reason)
     command = [str(TOOL), "--tool", check, "--error-exitcode", "9", sys.executable, str(PROGRAM), backend]
-    run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    # Torch's caching allocator hands out parts of large blocks, in which an access out of bounds is none.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+
+
+def test_the_program_runs() -> None:
+    """By a backend that a CPU has: what the sanitizer watches is worth nothing if it ends early."""
+    run = subprocess.run([sys.executable, PROGRAM, "eager", "cpu"], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
