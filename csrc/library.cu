@@ -4,13 +4,12 @@
 STABLE_TORCH_LIBRARY(scsco_fast_cuda, m) {
   m.def(
       "region_norm_forward(Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, Tensor fg_bias, "
-      "Tensor bg_weight, Tensor bg_bias, float eps, bool adapt, int programs) -> (Tensor, Tensor, Tensor)");
+      "Tensor bg_weight, Tensor bg_bias, float eps, bool adapt) -> (Tensor, Tensor, Tensor)");
   m.def(
       "region_norm_backward(Tensor grad, Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, "
-      "Tensor bg_weight, Tensor mean, Tensor std, bool adapt, int programs) -> (Tensor, Tensor)");
-  m.def("feature_distances_forward(Tensor anchor, Tensor others, int programs) -> Tensor");
-  m.def(
-      "feature_distances_backward(Tensor grad, Tensor anchor, Tensor others, int programs) -> (Tensor, Tensor)");
+      "Tensor bg_weight, Tensor mean, Tensor std, bool adapt) -> (Tensor, Tensor)");
+  m.def("feature_distances_forward(Tensor anchor, Tensor others) -> Tensor");
+  m.def("feature_distances_backward(Tensor grad, Tensor anchor, Tensor others) -> (Tensor, Tensor)");
   m.def("masked_gram_forward(Tensor features, Tensor? foreground, bool tf32, int programs) -> Tensor");
   m.def("masked_gram_backward(Tensor grad, Tensor features, Tensor? foreground, bool tf32) -> Tensor");
   m.def("cross_gram_forward(Tensor a, Tensor b, bool tf32, int programs) -> Tensor");

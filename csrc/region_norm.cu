@@ -9,59 +9,66 @@
 namespace scsco {
 namespace {
 
-constexpr int kThreads = 256;
+constexpr int kThreadBits = 8;
+constexpr int kThreads = 1 << kThreadBits;
 // Of a multiprocessor, at least: left to itself ptxas spills up to 16 bytes to fit one more.
-constexpr int kBlocks = 2;
-constexpr int kItems = 4;    // that a thread loads before it uses them
-constexpr int kSplits = 32;  // at most: bounds the buffers of partial sums and the work of merging them
+constexpr int kMinBlocks = 2;
+constexpr int kItemBits = 2;
+constexpr int kItems = 1 << kItemBits;   // that a thread loads before it uses them
+constexpr int64_t kWantedBlocks = 1056;  // of threads: eight for each of an H100's 132 multiprocessors
+constexpr int kMaxSplits = 32;           // bounds the buffers of partial sums and the work of merging them
 enum Region { kForeground = 0, kBackground = 1, kExcluded = 2 };
 
 template <class T>
-struct Map {
+struct NormMap {
   Global<const T> data;
   int64_t stride_b, stride_c, stride_n;
 };
 
-struct Masks {
+struct NormMasks {
   Global<const byte> foreground, valid;  // (B, N); valid may be absent
   int64_t stride_fb, stride_fn, stride_vb, stride_vn;
 };
 
-struct Shape {
+struct NormShape {
   int64_t channels, pixels;
   int splits;
   int64_t pixels_per_split;  // a multiple of what a block takes at once
-  int pixel_groups;          // a power of two, as the number of channel groups is
+  int pixel_bits;            // a block has 2^pixel_bits pixel groups
 };
 
 // How a thread's item lies in a map.
 template <int V, bool CHANNELS_LAST>
-struct Item {
+struct NormItem {
   static constexpr int kChannels = CHANNELS_LAST ? V : 1;
   static constexpr int kPixels = CHANNELS_LAST ? 1 : V;
 };
 
 // Where a thread works. Neighbouring threads take neighbouring items.
 template <int V, bool CHANNELS_LAST>
-struct Place : Item<V, CHANNELS_LAST> {
-  using Item<V, CHANNELS_LAST>::kChannels;
-  using Item<V, CHANNELS_LAST>::kPixels;
+struct NormPlace : NormItem<V, CHANNELS_LAST> {
+  using NormItem<V, CHANNELS_LAST>::kChannels;
+  using NormItem<V, CHANNELS_LAST>::kPixels;
 
   int64_t image, split;
+  int channel_bits, pixel_bits;  // the numbers of groups are powers of two: what is divided by them is shifted
   int channel_groups, pixel_groups, channel_group, pixel_group;
-  int64_t channel;      // the item's first
-  int64_t first, last;  // pixels of the split: [first, last)
-  int tile;             // pixels that the block takes at once
+  int64_t block_channel, channel;  // the first of the block and of the item
+  int64_t first, last;             // pixels of the split: [first, last)
+  int tile;                        // pixels that the block takes at once
 
-  __device__ __forceinline__ explicit Place(const Shape& shape) {
+  __device__ __forceinline__ explicit NormPlace(const NormShape& shape) {
     const int thread = threadIdx.x;
-    pixel_groups = shape.pixel_groups;
-    channel_groups = kThreads / pixel_groups;
-    channel_group = CHANNELS_LAST ? thread % channel_groups : thread / pixel_groups;
-    pixel_group = CHANNELS_LAST ? thread / channel_groups : thread % pixel_groups;
+    pixel_bits = shape.pixel_bits;
+    channel_bits = kThreadBits - pixel_bits;
+    pixel_groups = 1 << pixel_bits;
+    channel_groups = 1 << channel_bits;
+    channel_group = CHANNELS_LAST ? thread & (channel_groups - 1) : thread >> pixel_bits;
+    pixel_group = CHANNELS_LAST ? thread >> channel_bits : thread & (pixel_groups - 1);
     image = blockIdx.z;
     split = blockIdx.x;
-    channel = (int64_t(blockIdx.y) * channel_groups + channel_group) * kChannels;
+    block_channel = int64_t(blockIdx.y) * channel_groups * kChannels;
+    channel = block_channel + channel_group * kChannels;
     first = split * shape.pixels_per_split;
     last = min(first + shape.pixels_per_split, shape.pixels);
     tile = kItems * pixel_groups * kPixels;
@@ -73,7 +80,7 @@ struct Place : Item<V, CHANNELS_LAST> {
 
 // The regions of P neighbouring pixels.
 template <int P>
-__device__ __forceinline__ void load_regions(const Masks& masks, int64_t image, int64_t n, bool inside,
+__device__ __forceinline__ void load_regions(const NormMasks& masks, int64_t image, int64_t n, bool inside,
                                              int (&regions)[P]) {
 #pragma unroll
   for (int p = 0; p < P; ++p) regions[p] = kExcluded;
@@ -88,7 +95,7 @@ __device__ __forceinline__ void load_regions(const Masks& masks, int64_t image, 
 }
 
 template <class T, int V>
-__device__ __forceinline__ void load_item(const Map<T>& map, int64_t image, int64_t c, int64_t n, bool inside,
+__device__ __forceinline__ void load_item(const NormMap<T>& map, int64_t image, int64_t c, int64_t n, bool inside,
                                           float (&values)[V]) {
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = 0;
@@ -101,8 +108,8 @@ __device__ __forceinline__ void load_item(const Map<T>& map, int64_t image, int6
 // Writes a tile's items to a contiguous map (B, C, N). Channels last they are turned through `stage`, which holds
 // stage_size(...) floats, so that neighbouring threads write neighbouring pixels. All threads of a block call it.
 template <class T, int V, bool CHANNELS_LAST>
-__device__ __forceinline__ void store_items(Global<T> map, const Place<V, CHANNELS_LAST>& here, int64_t start,
-                                            const Shape& shape, const float (&values)[kItems][V],
+__device__ __forceinline__ void store_items(Global<T> map, const NormPlace<V, CHANNELS_LAST>& here, int64_t start,
+                                            const NormShape& shape, const float (&values)[kItems][V],
                                             Shared<float> stage) {
   const int64_t origin = here.image * shape.channels * shape.pixels + start;
   if constexpr (CHANNELS_LAST) {
@@ -115,13 +122,17 @@ __device__ __forceinline__ void store_items(Global<T> map, const Place<V, CHANNE
       }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < here.channel_groups * V * here.tile; i += kThreads) {
-      const int row = i / here.tile, pixel = i % here.tile;
-      const int64_t group = int64_t(blockIdx.y) * here.channel_groups + row % here.channel_groups;
-      const int64_t c = group * V + row / here.channel_groups;
-      if (c < shape.channels && start + pixel < here.last) {
-        map[origin + c * shape.pixels + pixel] = from_float<T>(stage[row * width + pixel]);
-      }
+    const Global<T> block_map = map + (origin + here.block_channel * shape.pixels);
+    const int groups = static_cast<int>(min((shape.channels - here.block_channel) / V, int64_t(here.channel_groups)));
+    const int pixels = static_cast<int>(min(here.last - start, int64_t(here.tile)));
+#pragma unroll 1  // four elements are under way at a time; two steps at once take 12 registers more
+    for (int place = threadIdx.x; place < kItems * kThreads; place += kThreads) {
+      const int group = place >> (here.pixel_bits + kItemBits), pixel = place & (here.tile - 1);
+      if (group >= groups || pixel >= pixels) continue;
+      const Shared<float> from = stage + (group * width + pixel);
+      const Global<T> to = block_map + (group * V * shape.pixels + pixel);
+#pragma unroll
+      for (int v = 0; v < V; ++v) to[v * shape.pixels] = from_float<T>(from[v * here.channel_groups * width]);
     }
     __syncthreads();
   } else {
@@ -138,8 +149,8 @@ __device__ __forceinline__ void store_items(Global<T> map, const Place<V, CHANNE
 }
 
 template <int V, bool CHANNELS_LAST>
-__host__ __device__ int stage_size(int pixel_groups) {
-  return CHANNELS_LAST ? kThreads / pixel_groups * V * (kItems * pixel_groups + 1) : 0;
+__host__ __device__ int stage_size(int pixel_bits) {
+  return CHANNELS_LAST ? (V << (kThreadBits - pixel_bits)) * ((kItems << pixel_bits) + 1) : 0;
 }
 
 // Mean and sum of squared deviations of `more` further numbers join those of `count`, by Chan's update: no difference
@@ -154,7 +165,7 @@ __device__ __forceinline__ void merge_moments(float count, float& mean, float& m
 
 // Moments of both regions that a thread or a split holds for S channels.
 template <int S>
-struct Moments {
+struct NormMoments {
   float count[2] = {0, 0}, mean[2][S] = {}, m2[2][S] = {};
   static constexpr int kFloats = 2 + 4 * S;
 
@@ -185,17 +196,17 @@ struct Moments {
 };
 
 template <class T, int V, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    region_norm_fwd_moments_kernel(Map<T> x, Masks masks,
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    region_norm_fwd_moments_kernel(NormMap<T> x, NormMasks masks,
                                    Global<float> counts,   // (B, splits, 2)
                                    Global<float> moments,  // (B, splits, 4, C): both means, both sums of squares
-                                   Shape shape) {
-  const Place<V, CHANNELS_LAST> here(shape);
+                                   NormShape shape) {
+  const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels;
   SharedMemory memory;
-  const Shared<float> scratch = memory.array<float>(Moments<S>::kFloats * kThreads);
+  const Shared<float> scratch = memory.array<float>(NormMoments<S>::kFloats * kThreads);
 
-  Moments<S> own;
+  NormMoments<S> own;
   for (int64_t start = here.first; start < here.last; start += here.tile) {
     float values[kItems][V];
     int regions[kItems][P];
@@ -253,24 +264,24 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
   }
 }
 
-struct Parameters {
+struct NormParameters {
   Global<const float> fg_weight, fg_bias, bg_weight, bg_bias;  // (C)
 };
 
 template <class T, int V, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    region_norm_fwd_apply_kernel(Map<T> x, Masks masks, Global<const float> counts, Global<const float> moments,
-                                 Parameters parameters,
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    region_norm_fwd_apply_kernel(NormMap<T> x, NormMasks masks, Global<const float> counts, Global<const float> moments,
+                                 NormParameters parameters,
                                  Global<T> y,               // (B, C, N)
                                  Global<float> mean,        // (B, C, 2)
                                  Global<float> deviations,  // (B, C, 2)
-                                 Shape shape, float eps, bool adapt) {
-  const Place<V, CHANNELS_LAST> here(shape);
+                                 NormShape shape, float eps, bool adapt) {
+  const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels;
   const int channels = here.channel_groups * S;  // of this block
   SharedMemory memory;
   const Shared<float> factors = memory.array<float>(6 * channels);  // mean, gain and bias of both regions
-  const Shared<float> stage = memory.array<float>(stage_size<V, CHANNELS_LAST>(here.pixel_groups));
+  const Shared<float> stage = memory.array<float>(stage_size<V, CHANNELS_LAST>(here.pixel_bits));
 
   for (int i = threadIdx.x; i < channels; i += kThreads) {
     const int64_t c = int64_t(blockIdx.y) * channels + i;
@@ -340,13 +351,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 }
 
 template <class T, int V, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    region_norm_bwd_sums_kernel(Map<T> grad, Map<T> x, Masks masks, Global<const float> mean,
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    region_norm_bwd_sums_kernel(NormMap<T> grad, NormMap<T> x, NormMasks masks, Global<const float> mean,
                                 Global<const float> deviations,
                                 Global<float> counts,  // (B, splits, 2)
                                 Global<float> sums,    // (B, splits, 4, C): of dy in both regions, of dy xh likewise
-                                Shape shape) {
-  const Place<V, CHANNELS_LAST> here(shape);
+                                NormShape shape) {
+  const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels, N = 2 + 4 * S;
   SharedMemory memory;
   const Shared<float> scratch = memory.array<float>(N * kThreads);
@@ -423,19 +434,19 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 constexpr int kBackwardFactors = 12;
 
 template <class T, int V, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    region_norm_bwd_dx_kernel(Map<T> grad, Map<T> x, Masks masks, Global<const float> mean,
+__global__ void __launch_bounds__(kThreads, kMinBlocks)
+    region_norm_bwd_dx_kernel(NormMap<T> grad, NormMap<T> x, NormMasks masks, Global<const float> mean,
                               Global<const float> deviations, Global<const float> counts, Global<const float> sums,
-                              Parameters weights,
+                              NormParameters weights,
                               Global<T> dx,              // (B, C, N)
                               Global<float> parameters,  // (B, 4, C): this image's gradients of the parameters
-                              Shape shape, bool adapt) {
-  const Place<V, CHANNELS_LAST> here(shape);
+                              NormShape shape, bool adapt) {
+  const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels;
   const int channels = here.channel_groups * S;  // of this block
   SharedMemory memory;
   const Shared<float> factors = memory.array<float>(kBackwardFactors * channels);
-  const Shared<float> stage = memory.array<float>(stage_size<V, CHANNELS_LAST>(here.pixel_groups));
+  const Shared<float> stage = memory.array<float>(stage_size<V, CHANNELS_LAST>(here.pixel_bits));
 
   for (int i = threadIdx.x; i < channels; i += kThreads) {
     const int64_t c = int64_t(blockIdx.y) * channels + i;
@@ -449,6 +460,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
       for (int k = 0; k < 4; ++k) sum[k] += sums[(part * 4 + k) * shape.channels + c];
     }
+    // Without a foreground nothing passes between the regions, not even 0 * NaN.
+    const bool has_foreground = size[0] > 0;
     float centre[2] = {0, 0}, deviation[2] = {1, 1};
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -459,14 +472,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     const float fg_weight = inside ? weights.fg_weight[c] : 0.0f, bg_weight = inside ? weights.bg_weight[c] : 0.0f;
     if (inside && here.split == 0) {
       const int64_t at = here.image * 4 * shape.channels + c;
-      parameters[at] = adapt ? deviation[1] * sum[2] + centre[1] * sum[0] : sum[2];
+      const float d_fg_weight = adapt ? deviation[1] * sum[2] + centre[1] * sum[0] : sum[2];
+      parameters[at] = has_foreground ? d_fg_weight : 0.0f;
       parameters[at + shape.channels] = sum[0];
       parameters[at + 2 * shape.channels] = sum[3];
       parameters[at + 3 * shape.channels] = sum[1];
     }
     const float slope[2] = {(adapt ? fg_weight * deviation[1] : fg_weight) / deviation[0], bg_weight / deviation[1]};
-    // What reaches the background's moments through the foreground.
-    const float through = adapt ? fg_weight / size[1] : 0.0f;
+    const float share = fg_weight / size[1];
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       factors[r * channels + i] = centre[r];
@@ -474,7 +487,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
       factors[(4 + r) * channels + i] = sum[r] / size[r];
       factors[(6 + r) * channels + i] = sum[2 + r] / size[r];
       factors[(8 + r) * channels + i] = slope[r];
-      factors[(10 + r) * channels + i] = through * sum[2 * r];
+      // What reaches the background's moments through the foreground.
+      factors[(10 + r) * channels + i] = adapt && has_foreground ? share * sum[2 * r] : 0.0f;
     }
   }
   __syncthreads();
@@ -529,7 +543,7 @@ bool holds_mask_vectors(const Tensor& mask, int v) {
   return mask.stride(1) == 1 && mask.stride(0) % v == 0 && reinterpret_cast<uintptr_t>(mask.const_data_ptr()) % v == 0;
 }
 
-// Calls function(Item<V, CHANNELS_LAST>()) with the widest items that the maps and masks allow.
+// Calls function(NormItem<V, CHANNELS_LAST>()) with the widest items that the maps and masks allow.
 template <class Function>
 void dispatch_item(std::initializer_list<Tensor> maps, std::initializer_list<Tensor> masks, const Function& function) {
   constexpr int V = 4;
@@ -539,41 +553,41 @@ void dispatch_item(std::initializer_list<Tensor> maps, std::initializer_list<Ten
     channels_last = channels_last && holds_vectors(map, V, true);
   }
   for (const Tensor& mask : masks) planes = planes && holds_mask_vectors(mask, V);
-  if (planes) return function(Item<V, false>());
-  if (channels_last) return function(Item<V, true>());
-  function(Item<1, false>());
+  if (planes) return function(NormItem<V, false>());
+  if (channels_last) return function(NormItem<V, true>());
+  function(NormItem<1, false>());
 }
 
-struct Plan {
-  Shape shape;
+struct NormPlan {
+  NormShape shape;
   dim3 grid;
   int channels;  // of a block
 };
 
 template <class Item>
-Plan plan_of(const Tensor& x, int64_t programs) {
+NormPlan plan_of(const Tensor& x) {
   const int64_t batch = x.size(0), channels = x.size(1), pixels = x.size(2);
   const int64_t channel_items = ceil_div(channels, Item::kChannels);
-  int pixel_groups = kThreads;
+  int pixel_bits = kThreadBits;
   if (Item::kPixels > 1 || Item::kChannels == 1) {  // a block takes few channels, unless there are few pixels
-    while (pixel_groups > kWarp && pixels <= kItems * Item::kPixels * (pixel_groups / 2)) pixel_groups /= 2;
+    while (1 << pixel_bits > kWarp && pixels <= kItems * Item::kPixels << (pixel_bits - 1)) --pixel_bits;
   } else {  // a block takes as many channels as a warp has lanes
-    while (pixel_groups > kThreads / kWarp && kThreads / pixel_groups < channel_items) pixel_groups /= 2;
+    while (1 << pixel_bits > kThreads / kWarp && kThreads >> pixel_bits < channel_items) --pixel_bits;
   }
-  const int64_t channel_groups = kThreads / pixel_groups, tile = int64_t(kItems) * Item::kPixels * pixel_groups;
+  const int64_t channel_groups = kThreads >> pixel_bits, tile = int64_t(kItems) * Item::kPixels << pixel_bits;
   const int64_t columns = ceil_div(channel_items, channel_groups), tiles = ceil_div(pixels, tile);
-  const int64_t each = ceil_div(tiles, split(batch * columns, tiles, programs, kSplits));
+  const int64_t each = ceil_div(tiles, split(batch * columns, tiles, kWantedBlocks, kMaxSplits));
   const int64_t splits = ceil_div(tiles, each);
-  const Shape shape{channels, pixels, static_cast<int>(splits), each * tile, pixel_groups};
+  const NormShape shape{channels, pixels, static_cast<int>(splits), each * tile, pixel_bits};
   return {shape, dim3(splits, columns, batch), static_cast<int>(channel_groups * Item::kChannels)};
 }
 
 template <class T>
-Map<T> map_of(const Tensor& x) {
+NormMap<T> map_of(const Tensor& x) {
   return {global<const T>(x), x.stride(0), x.stride(1), x.stride(2)};
 }
 
-Masks masks_of(const Tensor& foreground, const std::optional<Tensor>& valid) {
+NormMasks masks_of(const Tensor& foreground, const std::optional<Tensor>& valid) {
   const Tensor& second = valid ? *valid : foreground;
   return {global<const byte>(foreground), global<const byte>(valid), foreground.stride(0), foreground.stride(1),
           second.stride(0), second.stride(1)};
@@ -599,34 +613,34 @@ void check_inputs(const Tensor& x, const Tensor& foreground, const std::optional
 std::tuple<Tensor, Tensor, Tensor> region_norm_forward(const Tensor& x, const Tensor& foreground,
                                                        const std::optional<Tensor>& valid, const Tensor& fg_weight,
                                                        const Tensor& fg_bias, const Tensor& bg_weight,
-                                                       const Tensor& bg_bias, double eps, bool adapt,
-                                                       int64_t programs) {
+                                                       const Tensor& bg_bias, double eps, bool adapt) {
   check_inputs(x, foreground, valid,
                {{"fg_weight", fg_weight}, {"fg_bias", fg_bias}, {"bg_weight", bg_weight}, {"bg_bias", bg_bias}});
   const int64_t batch = x.size(0), channels = x.size(1);
   const Tensor y = allocate_like(x);
   const Tensor mean = allocate({batch, channels, 2}, x), deviations = allocate({batch, channels, 2}, x);
   if (batch == 0) return {y, mean, deviations};
-  const Parameters parameters{global<const float>(fg_weight), global<const float>(fg_bias),
-                              global<const float>(bg_weight), global<const float>(bg_bias)};
+  const NormParameters parameters{global<const float>(fg_weight), global<const float>(fg_bias),
+                                  global<const float>(bg_weight), global<const float>(bg_bias)};
   dispatch_item({x}, {foreground, valid.value_or(foreground)}, [&](auto item) {
     using Item = decltype(item);
     constexpr int V = Item::kChannels * Item::kPixels;
     constexpr bool kLast = Item::kChannels > 1;
-    const Plan plan = plan_of<Item>(x, programs);
-    const Tensor counts = allocate({batch, plan.shape.splits, 2}, x);
-    const Tensor moments = allocate({batch, plan.shape.splits, 4, channels}, x);
+    const NormPlan plan = plan_of<Item>(x);
+    Workspace space;
+    const auto counts = space.add<float>(batch * plan.shape.splits * 2);
+    const auto moments = space.add<float>(batch * plan.shape.splits * 4 * channels);
+    space.allocate(x);
     dispatch(x.scalar_type(), [&](auto type) {
       using T = typename decltype(type)::type;
       LAUNCH((region_norm_fwd_moments_kernel<T, V, kLast>), plan.grid, kThreads,
-             shared_bytes<float>(Moments<Item::kChannels>::kFloats * kThreads), x, map_of<T>(x),
-             masks_of(foreground, valid), global<float>(counts), global<float>(moments), plan.shape);
+             shared_bytes<float>(NormMoments<Item::kChannels>::kFloats * kThreads), x, map_of<T>(x),
+             masks_of(foreground, valid), space[counts], space[moments], plan.shape);
       LAUNCH((region_norm_fwd_apply_kernel<T, V, kLast>), plan.grid, kThreads,
              shared_bytes<float>(6 * plan.channels) +
-                 shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_groups)),
-             x, map_of<T>(x), masks_of(foreground, valid), global<const float>(counts), global<const float>(moments),
-             parameters, global<T>(y), global<float>(mean), global<float>(deviations), plan.shape,
-             static_cast<float>(eps), adapt);
+                 shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_bits)),
+             x, map_of<T>(x), masks_of(foreground, valid), space[counts], space[moments], parameters, global<T>(y),
+             global<float>(mean), global<float>(deviations), plan.shape, static_cast<float>(eps), adapt);
     });
   });
   return {y, mean, deviations};
@@ -636,35 +650,39 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_forward(const Tensor& x, const Te
 std::tuple<Tensor, Tensor> region_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& foreground,
                                                 const std::optional<Tensor>& valid, const Tensor& fg_weight,
                                                 const Tensor& bg_weight, const Tensor& mean, const Tensor& deviations,
-                                                bool adapt, int64_t programs) {
+                                                bool adapt) {
   check_inputs(x, foreground, valid, {{"fg_weight", fg_weight}, {"bg_weight", bg_weight}});
   const int64_t batch = x.size(0), channels = x.size(1);
   check_shape("grad", grad, {batch, channels, x.size(2)});
+  check_device("grad", grad, x);
   for (const Tensor& statistic : {mean, deviations}) {
     check_shape("mean and std", statistic, {batch, channels, 2});
+    check_device("mean and std", statistic, x);
     check(statistic.is_contiguous(), "mean and std must be contiguous");
   }
   const Tensor dx = allocate_like(x), parameters = allocate({batch, 4, channels}, x);
   if (batch == 0) return {dx, parameters};
-  const Parameters weights{global<const float>(fg_weight), {}, global<const float>(bg_weight), {}};
+  const NormParameters weights{global<const float>(fg_weight), {}, global<const float>(bg_weight), {}};
   dispatch_item({grad, x}, {foreground, valid.value_or(foreground)}, [&](auto item) {
     using Item = decltype(item);
     constexpr int V = Item::kChannels * Item::kPixels;
     constexpr bool kLast = Item::kChannels > 1;
-    const Plan plan = plan_of<Item>(x, programs);
-    const Tensor counts = allocate({batch, plan.shape.splits, 2}, x);
-    const Tensor sums = allocate({batch, plan.shape.splits, 4, channels}, x);
+    const NormPlan plan = plan_of<Item>(x);
+    Workspace space;
+    const auto counts = space.add<float>(batch * plan.shape.splits * 2);
+    const auto sums = space.add<float>(batch * plan.shape.splits * 4 * channels);
+    space.allocate(x);
     dispatch(x.scalar_type(), [&](auto type) {
       using T = typename decltype(type)::type;
       LAUNCH((region_norm_bwd_sums_kernel<T, V, kLast>), plan.grid, kThreads,
              shared_bytes<float>((2 + 4 * Item::kChannels) * kThreads), x, map_of<T>(grad), map_of<T>(x),
-             masks_of(foreground, valid), global<const float>(mean), global<const float>(deviations),
-             global<float>(counts), global<float>(sums), plan.shape);
+             masks_of(foreground, valid), global<const float>(mean), global<const float>(deviations), space[counts],
+             space[sums], plan.shape);
       LAUNCH((region_norm_bwd_dx_kernel<T, V, kLast>), plan.grid, kThreads,
              shared_bytes<float>(kBackwardFactors * plan.channels) +
-                 shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_groups)),
+                 shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_bits)),
              x, map_of<T>(grad), map_of<T>(x), masks_of(foreground, valid), global<const float>(mean),
-             global<const float>(deviations), global<const float>(counts), global<const float>(sums), weights,
+             global<const float>(deviations), space[counts], space[sums], weights,
              global<T>(dx), global<float>(parameters), plan.shape, adapt);
     });
   });

@@ -7,8 +7,6 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import require, rows
 from scsco_fast.cuda.library import operations
 
-PROGRAMS = 1056  # thread blocks wanted: eight for each of an H100's 132 SMs
-
 
 def supports(anchor: Tensor, others: Tensor) -> str | None:
     """Why `forward` cannot serve the maps, or None."""
@@ -18,14 +16,14 @@ def supports(anchor: Tensor, others: Tensor) -> str | None:
 def forward(anchor: Tensor, others: Tensor) -> Tensor:
     """mean |f - o_j|: (B, J), float32."""
     require(supports(anchor, others))
-    parts = operations().feature_distances_forward(*_maps(anchor, others), PROGRAMS)
+    parts = operations().feature_distances_forward(*_maps(anchor, others))
     return parts.sum(2) / anchor.shape[1:].numel()
 
 
 def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
     """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     scaled = (grad / anchor.shape[1:].numel()).contiguous()
-    d_anchor, d_others = operations().feature_distances_backward(scaled, *_maps(anchor, others), PROGRAMS)
+    d_anchor, d_others = operations().feature_distances_backward(scaled, *_maps(anchor, others))
     d_anchor = d_anchor.view(anchor.shape).to(anchor.dtype)
     return (d_anchor,) if anchor_only else (d_anchor, d_others.view(others.shape).to(others.dtype))
 

@@ -7,8 +7,6 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import mask_rows, require, rows
 from scsco_fast.cuda.library import operations
 
-PROGRAMS = 1056  # thread blocks wanted: eight for each of an H100's 132 SMs
-
 
 def supports(x: Tensor) -> str | None:
     """Why `forward` cannot serve x, or None."""
@@ -30,7 +28,7 @@ def forward(
     require(supports(x))
     parameters = (_parameter(p) for p in (fg_weight, fg_bias, bg_weight, bg_bias))
     y, mean, std = operations().region_norm_forward(
-        rows(x), mask_rows(foreground), _optional(valid), *parameters, eps, adapt, PROGRAMS
+        rows(x), mask_rows(foreground), _optional(valid), *parameters, eps, adapt
     )
     return y.view(x.shape), mean, std
 
@@ -53,7 +51,7 @@ def backward(
         grad = grad.contiguous(memory_format=torch.channels_last)
     dx, parameters = operations().region_norm_backward(
         *(rows(grad), rows(x), mask_rows(foreground), _optional(valid), _parameter(fg_weight), _parameter(bg_weight)),
-        *(mean.contiguous(), std.contiguous(), adapt, PROGRAMS),
+        *(mean.contiguous(), std.contiguous(), adapt),
     )
     return dx.view(x.shape), parameters.sum(0)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.cuda import feature_distances
+from scsco_fast.cuda.library import operations
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -43,11 +44,26 @@ def test_others(others: int, pixels: tuple[int, int], guarded: Guard) -> None:
     check(*(guarded(t) for t in maps(2, others, 3, pixels, torch.float32)))
 
 
-@pytest.mark.parametrize("programs", [2, 64])
-@pytest.mark.parametrize("pixels", [(64, 64), (63, 65)])
-def test_splits_join(pixels: tuple[int, int], programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_distances, "PROGRAMS", programs)
-    check(*maps(1, 2, 5, pixels, torch.float32))
+@pytest.mark.parametrize(
+    ("channels", "pixels", "splits"),
+    [
+        (5, (12, 16), 1),  # in the order of memory, 1024 elements at once
+        (5, (64, 64), 20),
+        (4, (243, 270), 129),  # 257 blocks: two to a split, the last has one
+        (5, (3, 7), 1),  # in tiles of 64 channels by 32 pixels
+        (5, (63, 65), 128),
+        (65, (55, 75), 129),  # 2 x 129 tiles: one split has the last of a row and the first of the next
+    ],
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_splits_join(channels: int, pixels: tuple[int, int], splits: int, channels_last: bool) -> None:
+    """Shapes that are cut into 256 splits at most."""
+    anchor, others = maps(1, 1, channels, pixels, torch.float32)
+    if channels_last:
+        anchor, others = (t.movedim(-3, -1).contiguous().movedim(-1, -3) for t in (anchor, others))
+    parts = operations().feature_distances_forward(anchor.flatten(2), others.flatten(3))
+    assert parts.shape == (1, 1, splits)
+    check(anchor, others)
 
 
 @pytest.mark.parametrize("pixels", [(4, 5), (5, 7)])

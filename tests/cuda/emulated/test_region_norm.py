@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 import scsco_fast as sf
 from scsco_fast.cuda import region_norm as kernels
 from scsco_fast.cuda.library import operations
+from scsco_fast.eager import region_norm as eager
 from scsco_fast.regions import RegionLevel, Regions
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -53,12 +55,11 @@ def test_channels(channels: int, guarded: Guard) -> None:
 
 
 @pytest.mark.parametrize("mask", ["random", "block"])
-@pytest.mark.parametrize("pixels", [(9, 17), (25, 33)])
-def test_splits_join(pixels: tuple[int, int], mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every tile, several blocks in a split and several splits in an image."""
-    for programs in (2, 8):
-        monkeypatch.setattr(kernels, "PROGRAMS", programs)
-        check(inputs(1, 2, *pixels), make_mask(mask, 1, *pixels))
+@pytest.mark.parametrize("pixels", [(25, 33), (37, 61), (181, 183), (96, 100), (366, 364)])
+def test_splits_join(pixels: tuple[int, int], mask: str) -> None:
+    """One tile; three splits of a tile; 17 splits, of two tiles and the last of one. A tile is 1024 pixels, or, where
+    four pixels are read at once, 4096; more than 32 are shared out among fewer splits."""
+    check(inputs(1, 1, *pixels), make_mask(mask, 1, *pixels))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,13 +75,15 @@ def test_layouts(dtype: torch.dtype, guarded: Guard) -> None:
         check([guarded(changed) if 0 not in changed.stride() else changed, *parameters], mask)
 
 
-@pytest.mark.parametrize("programs", [2, 64])
-@pytest.mark.parametrize("channels", [4, 8, 132])
+@pytest.mark.parametrize(
+    ("channels", "pixels"), [(4, (9, 13)), (4, (37, 61)), (8, (25, 33)), (132, (9, 13)), (132, (21, 49))]
+)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_channels_last(channels: int, dtype: torch.dtype, programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Four channels are read at once; 132 are more than a block takes. Gradients lie as x or in raster order."""
-    monkeypatch.setattr(kernels, "PROGRAMS", programs)
-    pixels = (25, 33) if channels == 8 else (9, 13)
+def test_channels_last(channels: int, pixels: tuple[int, int], dtype: torch.dtype) -> None:
+    """Four channels are read at once; 132 are more than a block takes. Gradients lie as x or in raster order.
+
+    A tile is 4096 elements, but at least 32 pixels: one of them, three, two, four, and 33 in 17 splits.
+    """
     level = Regions(make_mask("random", 2, *pixels), make_mask("random", 2, *pixels, seed=5)).at(*pixels)
     x, *p = inputs(2, channels, *pixels, dtype)
     grad = random(2, channels, *pixels, seed=3, dtype=dtype)
@@ -132,6 +135,61 @@ def test_excluded_pixels_may_hold_nan() -> None:
         results.append((y, mean, std, *back))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     assert (results[0][0][~level.valid.expand_as(clean)] == 0).all()
+
+
+@pytest.mark.parametrize("layout", ["pixels by four", "channels by four", "one by one"])
+@pytest.mark.parametrize("adapt", [True, False])
+def test_what_is_not_finite_stays_where_it_is(adapt: bool, layout: str) -> None:
+    """It spoils the same results as in eager, in images with both regions, without foreground and without background.
+
+    Numbers are put into x, into the gradient that arrives and into the parameters, one at a time; into maps at a pixel
+    of each region of each image, and at an excluded one.
+    """
+    height, width = (3, 5) if layout == "one by one" else (4, 6)
+    level = level_of_all_kinds(height, width)
+    x, *p = inputs(3, 4, height, width)
+    tensors = [x, random(*x.shape, seed=3, dtype=torch.float32), *p]
+    if layout == "channels by four":
+        tensors[:2] = (t.to(memory_format=torch.channels_last) for t in tensors[:2])
+    pixels = [
+        (image, 1, *(region[image, 0] & there[image, 0]).nonzero()[0].tolist())
+        for image in range(3)
+        for region, there in (
+            (level.foreground, level.valid),
+            (level.background, level.valid),
+            (~level.valid, ~level.valid),
+        )
+        if (region[image, 0] & there[image, 0]).any()
+    ]
+    spoiled = 0
+    for position, tensor in enumerate(tensors):
+        for place in pixels if tensor.dim() == 4 else [(1,)]:
+            for value in (torch.nan, torch.inf):
+                these = list(tensors)
+                these[position] = tensor.clone()
+                these[position][place] = value
+                ours, theirs = (finite_results(module, level, adapt, *these) for module in (kernels, eager))
+                where = f"input {position} at {place} is {value}"
+                assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)), where
+                spoiled += sum(int((~a).sum()) for a in ours)
+    assert spoiled > 0
+
+
+def level_of_all_kinds(height: int, width: int) -> RegionLevel:
+    """Images with both regions, without foreground, and without background; each has excluded pixels."""
+    mask, valid = torch.zeros(3, 1, height, width), torch.ones(3, 1, height, width)
+    mask[0, ..., :2], mask[2] = 1, 1
+    valid[:, :, 1, ::2] = 0
+    return Regions(mask, valid).at(height, width)
+
+
+def finite_results(
+    module: ModuleType, level: RegionLevel, adapt: bool, x: Tensor, grad: Tensor, *p: Tensor
+) -> list[Tensor]:
+    """Which numbers are finite: of the outputs, and of the gradients of x and the parameters."""
+    y, mean, std = module.forward(x, level.foreground, level.valid, *p, 1e-5, adapt)
+    back = module.backward(grad, x, level.foreground, level.valid, p[0], p[2], mean, std, adapt)
+    return [result.isfinite() for result in (y, mean, std, *back)]
 
 
 def test_a_large_mean_does_not_hide_the_deviation() -> None:
@@ -195,11 +253,11 @@ def test_the_library_checks_what_it_is_given() -> None:
     (x, *p), mask = inputs(1, 4, 3, 5), torch.zeros(1, 15, dtype=torch.uint8)
     forward = operations().region_norm_forward
     with pytest.raises(RuntimeError, match=r"^foreground must have shape \(1, 15\), got \(1, 14\)$"):
-        forward(x.flatten(2), mask[:, 1:], None, *p, 1e-5, True, 8)
+        forward(x.flatten(2), mask[:, 1:], None, *p, 1e-5, True)
     with pytest.raises(RuntimeError, match="a kernel got a tensor of Double where it takes Float"):
-        forward(x.flatten(2), mask, None, p[0].double(), *p[1:], 1e-5, True, 8)
+        forward(x.flatten(2), mask, None, p[0].double(), *p[1:], 1e-5, True)
     with pytest.raises(RuntimeError, match="float32, float16 or bfloat16 is wanted, got Int"):
-        forward(x.flatten(2).int(), mask, None, *p, 1e-5, True, 8)
+        forward(x.flatten(2).int(), mask, None, *p, 1e-5, True)
 
 
 def test_an_empty_batch() -> None:
