@@ -73,10 +73,8 @@ def built_only(plan: Plan, item: Item) -> Item:
         from scsco_fast.cuda import library
 
         if library.find(target()) is None:
-            said = missing_library(plan)
-            raise RuntimeError(
-                f"no CUDA library: {said.read_text() if said.exists() else 'none was built on this machine, take another OUT'}"
-            )
+            said, none = missing_library(plan), "none was built on this machine, take another OUT"
+            raise RuntimeError(f"no CUDA library: {said.read_text() if said.exists() else none}")
         yield from item.measure()
 
     return replace(item, measure=measure)

@@ -159,7 +159,7 @@ def _beyond_driver(facts: dict[str, str]) -> str | None:
     if facts["target"] != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
         return None
     supported = vars(torch._C)["_cuda_getDriverVersion"]() // 1000
-    made_by = int(facts["compiler"].removeprefix("nvcc ").split(".")[0])
+    made_by = build.cuda_of(facts["compiler"])
     if made_by <= supported:
         return None
     versions = f"nvcc is of CUDA {made_by}, the driver supports CUDA {supported}"

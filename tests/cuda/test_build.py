@@ -179,6 +179,23 @@ def test_the_default_is_what_nvcc_knows(
     assert build.chosen_architectures(known) == (tuple(wanted.split()), ())
 
 
+@pytest.mark.parametrize(
+    ("target", "compiler_version", "small"),
+    [
+        ("cuda", "nvcc 13.0.88 with g++ 12.2.0", True),
+        ("cuda", "nvcc 14.1.0 with g++ 15", True),
+        ("cuda", "nvcc 12.9.86 with g++ 12.2.0", False),
+        ("cuda", "nvcc of unknown version with g++ 12.2.0", False),
+        ("emulated", "g++ 13.2.0", False),
+    ],
+)
+def test_code_is_compressed_where_drivers_can_read_it(
+    target: str, compiler_version: str, small: bool, tmp_path: Path
+) -> None:
+    plan = build.Plan(target, (), "compiler", compiler_version, TINY, tmp_path)
+    assert (" --compress-mode=size " in build._ninja_file(plan, [])) == small
+
+
 def test_what_nvcc_knows(tmp_path: Path) -> None:
     nvcc = script(tmp_path / "nvcc", '[ "$1" = --list-gpu-arch ] && printf "compute_%s\\n" 75 90 100 120')
     assert build._known_to(str(nvcc)) == [(7, 5), (9, 0), (10, 0), (12, 0)]
@@ -447,7 +464,7 @@ def test_the_time_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """It grows with files and architectures, and shrinks with jobs."""
     for name in "abcd":
         (tmp_path / f"{name}.cu").write_text("")
-    monkeypatch.setattr(build, "SECONDS", {"cuda": 60})
+    monkeypatch.setattr(build, "SECONDS", 60)
     monkeypatch.setattr(build, "jobs", lambda files: (2, "two cores"))
     monkeypatch.setattr(build, "torch_version", lambda include: "2.13.0")
     monkeypatch.setattr(build, "ninja_command", lambda: ["false"])

@@ -128,8 +128,9 @@ def real() -> list[machine_code.Row]:
 @pytest.mark.slow
 class TestOfTheLibrary:
     def test_every_kernel_is_read(self, real: list[machine_code.Row]) -> None:
+        """A file is named where there are line numbers, which compute-sanitizer and ncu need too."""
         assert {path.stem for path in build.source_folder().glob("*.cu")} - {"library"} == {row.op for row in real}
-        assert all(row.registers and row.loop_instructions for row in real if row.kernel.endswith("Product>"))
+        assert all(row.registers for row in real)
         assert {row.kernel.split("<")[0] for row in real if row.hmma} >= {
             *("bain_attention_fwd_kernel", "bain_attention_bwd_dq_kernel", "cross_gram_fwd_kernel"),
             *("masked_gram_fwd_kernel", "gram_distances_products_kernel", "gram_bwd_kernel"),
