@@ -497,7 +497,8 @@ def test_the_audit_finds_unstable_symbols() -> None:
 @cuda_libraries
 def test_no_kernel_spills(compiled: Path) -> None:
     kernels = resources.read_log((compiled.parent / build.LOG).read_text())
-    assert {kernel.architecture for kernel in kernels} == {"sm_80", "sm_90"}
+    architectures = json.loads((compiled.parent / build.FACTS).read_text())["architectures"].split()
+    assert {kernel.architecture for kernel in kernels} == {f"sm_{name.replace('.', '')}" for name in architectures}
     assert [kernel for kernel in kernels if kernel.spilled or kernel.stack] == []
     assert all(kernel.registers > 0 for kernel in kernels)
     assert "no spills" in resources.summary(kernels)
@@ -529,7 +530,7 @@ def test_the_facts_are_those_of_the_binary(compiled: Path) -> None:
     listed = subprocess.run([program, "--list-elf", compiled], capture_output=True, text=True, check=True).stdout
     facts = json.loads((compiled.parent / build.FACTS).read_text())
     built = {f"{number[:-1]}.{number[-1]}" for number in re.findall(r"\.sm_(\d+)\.cubin", listed)}
-    assert built == set(facts["architectures"].split()) == {"8.0", "9.0"}
+    assert built == set(facts["architectures"].split()) >= {"8.0", "9.0"}
 
 
 @pytest.mark.skipif(
