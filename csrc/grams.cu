@@ -106,56 +106,53 @@ __global__ void __launch_bounds__(kOperandThreads, 2)
   if (lane == 0 && row < matrix.rows) scales[image * matrix.rows + row] = scale;
 }
 
-template <class Kind, bool CHANNELS_LAST>
-__global__ void __launch_bounds__(kProductThreads, kProductBlocks)
-    gram_bwd_kernel(Matrix<typename Kind::Element> operands, Global<const float> scales,
-                    Matrix<typename Kind::Element> maps, Mask masks,
+template <class Kind, bool CHANNELS_LAST, int TILE>
+__global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
+    gram_bwd_kernel(StridedMatrix<typename Kind::Element> operands, Global<const float> scales,
+                    StridedMatrix<typename Kind::Element> maps, ForegroundMask masks,
                     Global<typename Kind::Element> out,  // (B, rows, N)
                     int64_t channels, int64_t pixels, int row_tiles) {
   if constexpr (!available<Kind>()) return;
-  constexpr int D = kDepth<Kind>;
+  constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
-  using Left = Share<Element, kTile, D>;
-  using Tile = MapTile<Kind, D, kTile, CHANNELS_LAST>;
+  using Left = OperandTile<Element, TILE, D, kThreads>;
+  using Right = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(tile_size<Element>(kTile, D));
-  const Shared<Element> right = memory.array<Element>(Tile::kElements);
-  const Shared<float> stage = memory.array<float>(kTile * kStageLd);
-  const Shared<int32_t> inside = memory.array<int32_t>(kTile);
-  Sums<Kind> sums;
+  const Shared<Element> left = memory.array<Element>(kStages * Left::kElements);
+  const Shared<Element> right = memory.array<Element>(kStages * Right::kElements);
+  const Shared<uint32_t> inside = memory.array<uint32_t>(TILE / kWarp);  // a bit for every pixel
+  GramProduct<Kind, TILE> sums;
 
-  const int64_t image = blockIdx.z, m = blockIdx.x % row_tiles * kTile, n = int64_t(blockIdx.x / row_tiles) * kTile;
-  const Mask mask = masks.of(image);
+  const int m = blockIdx.x % row_tiles * TILE, n = blockIdx.x / row_tiles * TILE;
+  const int64_t image = blockIdx.z;
+  const ForegroundMask mask = masks.of(image);
   const auto matrix = operands.of(image);
   const auto features = maps.of(image);
-  bool counts = false;
-  if (threadIdx.x < kTile) {
-    const int64_t pixel = n + threadIdx.x;
-    counts = pixel < pixels && (!masks.data || mask.data[pixel * mask.stride_n]);
-    inside[threadIdx.x] = counts;
-  }
+  const int pixel = n + static_cast<int>(threadIdx.x);
+  const bool counts =
+      threadIdx.x < TILE && pixel < pixels && (!masks.data || mask.data[pixel * mask.stride_n]);
+  const uint32_t counting = __ballot_sync(kAllLanes, counts);
+  if (threadIdx.x < TILE && threadIdx.x % kWarp == 0) inside[threadIdx.x / kWarp] = counting;
   const bool any = __syncthreads_or(counts);
 
   // Pixels outside may hold NaN, which stays in their columns.
-  Left a;
-  typename Tile::Share b;
   pipeline(
-      0, any ? ceil_div(channels, int64_t(D)) : 0,
-      [&](int64_t index) {
-        a.fetch(matrix, m, index * D);
-        b.fetch(features, index * D, n);
+      0, any ? static_cast<int>(ceil_div(channels, int64_t(D))) : 0,
+      [&](int index, int stage) {
+        Left::copy(left + stage * Left::kElements, matrix, m, index * D);
+        Right::copy(right + stage * Right::kElements, features, index * D, n);
       },
-      [&] {
-        a.put(left, [&](int i) { return a.packed[i].values(); });
-        Tile::put(right, b);
-      },
-      [&] { sums.template add<true, CHANNELS_LAST, kTile, Tile::kRows>(left, right, D); });
+      [&](int stage) { round_tile<Kind, Right>(right + stage * Right::kElements); },
+      [&](int stage) {
+        sums.template add<true, CHANNELS_LAST, Left::kRows, Right::kRows, kUnrolled<Kind, TILE>>(left + stage * Left::kElements,
+                                                                         right + stage * Right::kElements, D);
+      });
 
-  const Global<const float> own = scales + image * matrix.rows;
-  store_sums(sums, stage, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n,
-             [&](int r, int c, float value) {
-               return from_float<Element>(inside[c] ? value * own[m + r] / static_cast<float>(pixels) : 0.0f);
-             });
+  sums.each([&](int r, int c, float& value) {
+    const float scale = m + r < matrix.rows ? scales[image * matrix.rows + m + r] / static_cast<float>(pixels) : 0.0f;
+    value = inside[c / kWarp] >> c % kWarp & 1 ? value * scale : 0.0f;
+  });
+  store_sums(sums, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n);
 }
 
 }  // namespace
@@ -200,23 +197,27 @@ Tensor times_features(const Tensor& grad, const Tensor& features, const std::opt
                            rows,
                            channels};
   const int64_t padded = ceil_div(channels, int64_t(kPadding)) * kPadding;
-  const Tensor operands = allocate({batch, rows, padded}, features, features.scalar_type());
-  const Tensor scales = allocate({batch, rows}, features);
-  dispatch_gram(features.scalar_type(), tf32, last, [&](auto kind, auto layout) {
+  const size_t shared_of_wide = operand_bytes(kWideTile, 2 * kStages) + shared_bytes<uint32_t>(kWideTile / kWarp);
+  const bool wide = is_wide(rows, pixels) && shared_of_wide <= shared_limit(features);
+  dispatch_gram(features.scalar_type(), tf32, last, wide, [&](auto kind, auto layout, auto tile) {
     using Kind = typename decltype(kind)::type;
     constexpr bool kLast = decltype(layout)::value;
-    constexpr int D = kDepth<Kind>;
+    constexpr int TILE = decltype(tile)::value;
     using Element = typename Kind::Element;
+    Workspace space;
+    const auto operands = space.add<Element>(batch * rows * padded);
+    const auto scales = space.add<float>(batch * rows);
+    space.allocate(features);
+    const StridedMatrix<Element> operand{space[operands], padded, rows * padded, static_cast<int>(rows),
+                                         static_cast<int>(padded)};
     LAUNCH((gram_bwd_operand_kernel<Kind>), dim3(ceil_div(rows, int64_t(kOperandRows)), batch), kOperandThreads,
-           shared_bytes<float>(kOperandRows * (kOperandColumns + 4)), features, matrix, global<Element>(operands),
-           global<float>(scales), padded);
-    LAUNCH((gram_bwd_kernel<Kind, kLast>), dim3(tiles_of(rows) * tiles_of(pixels), 1, batch), kProductThreads,
-           shared_bytes<Element>(tile_size<Element>(kTile, D)) +
-               shared_bytes<Element>(MapTile<Kind, D, kTile, kLast>::kElements) +
-               shared_bytes<float>(kTile * kStageLd) + shared_bytes<int32_t>(kTile),
-           features, matrix_of<Element>(operands, false), global<const float>(scales),
+           shared_bytes<float>(kOperandRows * (kOperandColumns + 4)), features, matrix, space[operands],
+           space[scales], padded);
+    const int64_t row_tiles = ceil_div(rows, int64_t(TILE)), tiles = row_tiles * ceil_div(pixels, int64_t(TILE));
+    LAUNCH((gram_bwd_kernel<Kind, kLast, TILE>), dim3(tiles, 1, batch), kGramThreads<TILE>,
+           operand_bytes(TILE, 2 * kStages) + shared_bytes<uint32_t>(TILE / kWarp), features, operand, space[scales],
            matrix_of<Element>(maps, last), mask_of(mask), global<Element>(out), channels, pixels,
-           static_cast<int>(tiles_of(rows)));
+           static_cast<int>(row_tiles));
   });
   return out;
 }

@@ -1,5 +1,9 @@
-// What the Gram operations share: products of 64 x 64 whose operands stand in shared memory while their successors are
-// on their way from global memory in registers.
+// What the Gram operations share: products of square tiles whose operands travel from global to shared memory while
+// their predecessors are multiplied.
+//
+// Operands travel in copies of 16 bytes that bypass the registers. What has to be done to them on the way (masking,
+// rounding to TF32, subtracting) does the thread that copied them, in place, when they have arrived and before the
+// others see them: one barrier a step serves all.
 #pragma once
 
 #include <cstring>
@@ -8,182 +12,271 @@
 
 namespace scsco {
 
-constexpr int kTile = 64;             // rows and columns of the product that a block computes
-constexpr int kProductThreads = 128;  // 2 x 2 warps
-constexpr int kProductBlocks = 3;     // of a multiprocessor, at least: 168 registers a thread
+// Rows and columns of the product that a block computes. A wide tile reads half as much for each product, but would be
+// half empty with 64 channels.
+constexpr int kNarrowTile = 64, kWideTile = 128;
+constexpr int kStages = 2;       // of operands in shared memory: one is multiplied, one is on its way
+constexpr int kMostSplits = 32;  // of a product's depth
 template <class Kind>
-constexpr int kDepth = 128 / static_cast<int>(sizeof(typename Kind::Element));  // summed at once
-constexpr int kStageLd = kTile + 4;
+constexpr int kStepDepth = kRowBytes / static_cast<int>(sizeof(typename Kind::Element));  // multiplied at once
 
-template <class Kind>
-using Sums = TileProduct<Kind, kTile, kTile, 2, 2>;
+template <int TILE>
+constexpr int kGramThreads = 2 * TILE;
+// Of a multiprocessor, at least: 128 registers a thread; 168 for float32 products, whose fragments are larger.
+template <class Kind, int TILE>
+constexpr int kGramBlocks = kIsIEEE<Kind> ? 3 : TILE == kWideTile ? 2 : 4;
+// Of kernels with a second tile of sums: 255 or 168 registers.
+template <int TILE>
+constexpr int kTwoSumsBlocks = TILE == kWideTile ? 1 : 3;
+// Thread blocks among which a product is split: for each of an H100's 132 multiprocessors as many as run at once.
+inline int64_t wanted_blocks(int tile) { return tile == kWideTile ? 264 : 528; }
+
+// Steps of a tensor core's depth that are unrolled: all four of a wide tile would take up to 40 registers more and spill.
+template <class Kind, int TILE>
+constexpr int kUnrolled = TILE == kWideTile ? 1 : kStepDepth<Kind> / Kind::kDepth;
+
+// A warp has 32 x 32 or 32 x 64 sums.
+template <class Kind, int TILE>
+using GramProduct = TileProduct<Kind, TILE, TILE, TILE / 32, 2>;
 
 // One matrix of a batch. A row's elements lie together and can be read 16 bytes at once: `columns` are a multiple.
 template <class T>
-struct Matrix {
+struct StridedMatrix {
   Global<const T> data;
   int64_t row_stride, batch_stride;
-  int64_t rows, columns;
+  int rows, columns;
 
-  __device__ __forceinline__ Matrix of(int64_t image) const {
-    Matrix own = *this;
+  __device__ __forceinline__ StridedMatrix of(int64_t image) const {
+    StridedMatrix own = *this;
     own.data += image * batch_stride;
     return own;
   }
 };
 
-// 16 bytes of elements of 1, 2 or 4 bytes, held as words: element by element each would take a register of its own.
+// 16 bytes of elements of 1, 2 or 4 bytes.
+using Words = Vector<uint32_t, 4>;
+
 template <class T>
-class Packed {
- public:
-  static constexpr int kElements = 16 / static_cast<int>(sizeof(T));
+__device__ __forceinline__ Words load_words(Shared<T> from) {
+  const auto values = load<kGroup<T>>(from);
+  Words words;
+  std::memcpy(&words, &values, sizeof words);
+  return words;
+}
 
-  Packed() = default;
-  __device__ __forceinline__ explicit Packed(const Vector<T, kElements>& values) {
-    std::memcpy(&words_, &values, sizeof words_);
-  }
-  __device__ __forceinline__ Vector<T, kElements> values() const {
-    Vector<T, kElements> values;
-    std::memcpy(&values, &words_, sizeof values);
-    return values;
-  }
-
- private:
-  Vector<uint32_t, 4> words_{};
-};
+template <class T>
+__device__ __forceinline__ void store_words(Shared<T> to, const Words& words) {
+  Vector<T, kGroup<T>> values;
+  std::memcpy(&values, &words, sizeof words);
+  store(to, values);
+}
 
 // A thread's share of a tile of ROWS x COLUMNS of a matrix: vectors of 16 bytes, neighbouring threads along a row.
-template <class T, int ROWS, int COLUMNS>
-struct Share {
-  static constexpr int kVector = Packed<T>::kElements;
+template <class T, int ROWS, int COLUMNS, int THREADS>
+struct TileShare {
+  static constexpr int kVector = kGroup<T>;
   static constexpr int kInRow = COLUMNS / kVector;
-  static constexpr int kRowStep = kProductThreads / kInRow;
+  static constexpr int kRowStep = THREADS / kInRow;
   static constexpr int kVectors = ROWS / kRowStep;
-  static_assert(kInRow * kRowStep == kProductThreads && kVectors * kRowStep == ROWS, "threads hold as much each");
-  using Values = Vector<T, kVector>;
-
-  Packed<T> packed[kVectors];
+  static_assert(kInRow * kRowStep == THREADS && kVectors * kRowStep == ROWS, "threads hold as much each");
 
   __device__ __forceinline__ static int row(int i) { return static_cast<int>(threadIdx.x) / kInRow + i * kRowStep; }
   __device__ __forceinline__ static int column() { return static_cast<int>(threadIdx.x) % kInRow * kVector; }
 
-  // Reads the tile at [first_row, first_column]; 0 outside the matrix.
-  __device__ __forceinline__ void fetch(const Matrix<T>& matrix, int64_t first_row, int64_t first_column) {
-    const int64_t r = first_row + row(0), c = first_column + column();
-    Global<const T> at = matrix.data + (r * matrix.row_stride + c);
+  // Starts to copy the i-th vector of the tile at [first_row, first_column] to `to(i)`; zeros outside the matrix.
+  template <class To>
+  __device__ __forceinline__ static void copy(const StridedMatrix<T>& matrix, int first_row, int first_column,
+                                              const To& to) {
+    const int first = first_row + row(0), c = first_column + column();
+    const bool in_row = c < matrix.columns;
+    Global<const T> from = matrix.data + first * matrix.row_stride + c;
 #pragma unroll
     for (int i = 0; i < kVectors; ++i) {
-      packed[i] = Packed<T>();
-      if (r + i * kRowStep < matrix.rows && c < matrix.columns) packed[i] = Packed<T>(load<kVector>(at));
-      at += kRowStep * matrix.row_stride;
-    }
-  }
-
-  // Writes elements(i), kVector operands that stand for packed[i], to the tile in shared memory.
-  template <class Element, class Elements>
-  __device__ __forceinline__ void put(Shared<Element> tile, const Elements& elements) const {
-    constexpr int kWritten = kGroup<Element>;
-#pragma unroll
-    for (int i = 0; i < kVectors; ++i) {
-      const Vector<Element, kVector> all = elements(i);
-#pragma unroll
-      for (int first = 0; first < kVector; first += kWritten) {
-        Vector<Element, kWritten> out;
-#pragma unroll
-        for (int v = 0; v < kWritten; ++v) out[v] = all[first + v];
-        store(tile + place_in_tile<Element, ROWS>(row(i), column() + first), out);
-      }
+      copy_16_bytes(to(i), from, in_row && first + i * kRowStep < matrix.rows);
+      from += kRowStep * matrix.row_stride;
     }
   }
 };
 
-// A number of a map as an operand.
-template <class Kind, class T>
-__device__ __forceinline__ typename Kind::Element operand(T value) {
-  if constexpr (std::is_same_v<T, typename Kind::Element> && !std::is_same_v<Kind, TF32Product>) {
-    return value;
-  } else {
-    return Kind::element(to_float(value));
+// A tile of operands in shared memory.
+template <class T, int ROWS, int COLUMNS, int THREADS>
+struct OperandTile {
+  using Element = T;
+  using Share = TileShare<T, ROWS, COLUMNS, THREADS>;
+  static constexpr int kRows = ROWS;
+  static constexpr int64_t kElements = tile_size<T>(ROWS, COLUMNS);
+
+  // Of the share's i-th vector: whole rows of the exchange's period after the first, a constant.
+  __device__ __forceinline__ static int place(int i) {
+    static_assert(Share::kRowStep % 8 == 0, "a thread's rows have their groups exchanged alike");
+    return place_in_tile<T, ROWS>(Share::row(0), Share::column()) + i * Share::kRowStep * kPanel<T>;
   }
+
+  __device__ __forceinline__ static void copy(Shared<T> tile, const StridedMatrix<T>& matrix, int first_row,
+                                              int first_column) {
+    Share::copy(matrix, first_row, first_column, [&](int i) { return tile + place(i); });
+  }
+
+  // Replaces the thread's share by function(i, words).
+  template <class Function>
+  __device__ __forceinline__ static void change(Shared<T> tile, const Function& function) {
+#pragma unroll
+    for (int i = 0; i < Share::kVectors; ++i) {
+      const Shared<T> at = tile + place(i);
+      store_words<T>(at, function(i, load_words<T>(at)));
+    }
+  }
+};
+
+// What a thread copies for itself, to make operands of it.
+template <class T, int ROWS, int COLUMNS, int THREADS>
+struct RawTile {
+  using Share = TileShare<T, ROWS, COLUMNS, THREADS>;
+  static constexpr int64_t kElements = int64_t(ROWS) * COLUMNS;
+
+  __device__ __forceinline__ static int place(int i) {
+    return (i * THREADS + static_cast<int>(threadIdx.x)) * Share::kVector;
+  }
+  __device__ __forceinline__ static void copy(Shared<T> raw, const StridedMatrix<T>& matrix, int first_row,
+                                              int first_column) {
+    Share::copy(matrix, first_row, first_column, [&](int i) { return raw + place(i); });
+  }
+};
+
+// A tile of a map: CHANNELS x PIXELS, or its transpose where the map's channels lie together.
+template <class T, int CHANNELS, int PIXELS, bool CHANNELS_LAST, int THREADS,
+          template <class, int, int, int> class Tile = OperandTile>
+struct MapTile : Tile<T, CHANNELS_LAST ? PIXELS : CHANNELS, CHANNELS_LAST ? CHANNELS : PIXELS, THREADS> {
+  using Base = Tile<T, CHANNELS_LAST ? PIXELS : CHANNELS, CHANNELS_LAST ? CHANNELS : PIXELS, THREADS>;
+
+  __device__ __forceinline__ static void copy(Shared<T> tile, const StridedMatrix<T>& map, int channel, int pixel) {
+    Base::copy(tile, map, CHANNELS_LAST ? pixel : channel, CHANNELS_LAST ? channel : pixel);
+  }
+};
+
+template <class Kind>
+constexpr bool kRounds = std::is_same_v<Kind, TF32Product>;
+
+// Float32 numbers as operands of `Kind`.
+template <class Kind>
+__device__ __forceinline__ Words rounded(Words words) {
+  if constexpr (kRounds<Kind>) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[i] = bits_of(Kind::element(__int_as_float(static_cast<int>(words[i]))));
+  }
+  return words;
 }
 
-// A tile of a map in shared memory: CHANNELS x PIXELS, or its transpose where the map's channels lie together.
-template <class Kind, int CHANNELS, int PIXELS, bool CHANNELS_LAST>
-struct MapTile {
-  using Element = typename Kind::Element;
-  static constexpr int kRows = CHANNELS_LAST ? PIXELS : CHANNELS, kColumns = CHANNELS_LAST ? CHANNELS : PIXELS;
-  static constexpr int64_t kElements = tile_size<Element>(kRows, kColumns);
+// Rounds what a thread copied of a tile.
+template <class Kind, class Tile>
+__device__ __forceinline__ void round_tile(Shared<typename Kind::Element> tile) {
+  if constexpr (kRounds<Kind>) Tile::change(tile, [](int, const Words& words) { return rounded<Kind>(words); });
+}
 
-  struct Share : scsco::Share<Element, kRows, kColumns> {
-    __device__ __forceinline__ void fetch(const Matrix<Element>& map, int64_t channel, int64_t pixel) {
-      scsco::Share<Element, kRows, kColumns>::fetch(map, CHANNELS_LAST ? pixel : channel,
-                                                    CHANNELS_LAST ? channel : pixel);
-    }
-  };
-
-  __device__ __forceinline__ static void put(Shared<Element> tile, const Share& share) {
-    share.put(tile, [&](int i) {
-      auto values = share.packed[i].values();
-#pragma unroll
-      for (int v = 0; v < Share::kVector; ++v) values[v] = operand<Kind>(values[v]);
-      return values;
-    });
-  }
-};
-
-// For index in [first, last): fetch(index), put(), multiply(), where a fetch travels while its predecessor is
-// multiplied. All threads of the block call it, with the same indices; put() and multiply() share memory.
-template <class Fetch, class Put, class Multiply>
-__device__ __forceinline__ void pipeline(int64_t first, int64_t last, const Fetch& fetch, const Put& put,
+// For index in [first, last): copy(index, stage), change(stage), multiply(stage), where a copy travels while its
+// predecessor is multiplied. change() sees what its thread copied, multiply() what all threads have changed. All threads
+// of the block call it, with the same indices, and have passed a barrier since they used the memory otherwise.
+template <class Copy, class Change, class Multiply>
+__device__ __forceinline__ void pipeline(int first, int last, const Copy& copy, const Change& change,
                                          const Multiply& multiply) {
-  if (first < last) fetch(first);
-  for (int64_t index = first; index < last; ++index) {
+  int stage = 0;
+  if (first < last) copy(first, stage);
+  for (int index = first; index < last; ++index) {
+    wait_for_copies();
+    change(stage);
     __syncthreads();
-    put();
-    __syncthreads();
-    if (index + 1 < last) fetch(index + 1);
-    multiply();
+    if (index + 1 < last) copy(index + 1, stage ^ 1);
+    multiply(stage);
+    stage ^= 1;
   }
 }
 
-// Writes value(m, n, sum) for every sum to a contiguous matrix rows x columns, of which the product's first is
-// [first_row, first_column]. `stage` holds kTile * kStageLd floats: neighbouring threads write neighbouring columns.
-template <class T, class Product, class Value>
-__device__ __forceinline__ void store_sums(const Product& sums, Shared<float> stage, Global<T> out, int64_t rows,
-                                           int64_t columns, int64_t first_row, int64_t first_column,
-                                           const Value& value) {
-  constexpr int V = 16 / static_cast<int>(sizeof(T));
-  sums.store(stage, kStageLd);
-  __syncthreads();
-  for (int i = threadIdx.x; i < kTile * kTile / V; i += kProductThreads) {
-    const int m = i / (kTile / V), n = i % (kTile / V) * V;
-    const int64_t row = first_row + m, column = first_column + n;
-    if (row >= rows || column >= columns) continue;
-    Vector<T, V> values;
+// What this lane and the one `lanes` away hold of two fragments: all of the first for the lower lane, of the second for
+// the upper.
+template <int BITS>
+__device__ __forceinline__ uint64_t exchange(uint32_t first, uint32_t second, int lanes) {
+  const bool upper = threadIdx.x & lanes;
+  const uint32_t other = __shfl_xor_sync(kAllLanes, upper ? first : second, lanes);
+  return upper ? other | uint64_t(second) << BITS : first | uint64_t(other) << BITS;
+}
+
+// Writes the sums to a contiguous matrix rows x columns, of which the product's first is [first_row, first_column].
+// pack(a, b) makes two neighbours' word of them. Four lanes have eight neighbours of a row; they exchange words until
+// each writes 8 bytes and all four 32, a whole sector of memory.
+template <class T, class Product, class Pack>
+__device__ __forceinline__ void store_sums(const Product& product, Global<T> out, int64_t rows, int64_t columns,
+                                           int first_row, int first_column, const Pack& pack) {
+  constexpr int V = 8 / static_cast<int>(sizeof(T)), kJoined = V / 2;  // fragments side by side
+  static_assert(Product::kColumns % kJoined == 0, "fragments are joined in equal numbers");
+  const int lane = threadIdx.x % 4;
+  const int own = kJoined == 1 ? 2 * lane : kJoined == 2 ? lane % 2 * 8 + lane / 2 * 4 : lane * 8;
 #pragma unroll
-    for (int v = 0; v < V; ++v) values[v] = value(m, n + v, float(stage[m * kStageLd + n + v]));
-    if (columns % V == 0) {
-      store(out + (row * columns + column), values);
-    } else {
+  for (int i = 0; i < Product::kRows; ++i) {
 #pragma unroll
-      for (int v = 0; v < V; ++v) {
-        if (column + v < columns) out[row * columns + column + v] = values[v];
+    for (int r = 0; r < 2; ++r) {
+      const int row = first_row + Product::warp_row() + Product::lane_row() + 16 * i + 8 * r;
+#pragma unroll
+      for (int j = 0; j < Product::kColumns; j += kJoined) {
+        decltype(pack(0, 0)) words[kJoined];
+#pragma unroll
+        for (int k = 0; k < kJoined; ++k) {
+          const float(&sums)[4] = product.sums[i][j + k];
+          words[k] = pack(sums[2 * r], sums[2 * r + 1]);
+        }
+        Vector<T, V> values;
+        if constexpr (kJoined == 1) {
+          values = words[0];
+        } else {
+          uint64_t all;
+          if constexpr (kJoined == 2) {
+            all = exchange<32>(words[0], words[1], 1);
+          } else {
+            all = exchange<32>(static_cast<uint32_t>(exchange<16>(words[0], words[1], 1)),
+                               static_cast<uint32_t>(exchange<16>(words[2], words[3], 1)), 2);
+          }
+          std::memcpy(&values, &all, sizeof values);
+        }
+        const int column = first_column + Product::warp_column() + 8 * j + own;
+        if (row >= rows || column >= columns) continue;
+        if (columns % V == 0) {
+          store(out + (row * columns + column), values);
+        } else {
+#pragma unroll
+          for (int v = 0; v < V; ++v) {
+            if (column + v < columns) out[row * columns + column + v] = values[v];
+          }
+        }
       }
     }
   }
-  __syncthreads();
+}
+
+// Two numbers of a result side by side, rounded.
+template <class T>
+__device__ __forceinline__ auto packed(float a, float b) {
+  if constexpr (std::is_same_v<T, float>) {
+    return Vector<float, 2>{{a, b}};
+  } else {
+    return round_pair<T>(a, b);
+  }
+}
+
+template <class T, class Product>
+__device__ __forceinline__ void store_sums(const Product& product, Global<T> out, int64_t rows, int64_t columns,
+                                           int first_row, int first_column) {
+  store_sums(product, out, rows, columns, first_row, first_column, [](float a, float b) { return packed<T>(a, b); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 
 // The foreground of an image, one byte a pixel; absent: every pixel.
-struct Mask {
+struct ForegroundMask {
   Global<const byte> data;
   int64_t stride_b, stride_n;
   bool vectors;  // 16 bytes can be read at once
 
-  __device__ __forceinline__ Mask of(int64_t image) const {
-    Mask own = *this;
+  __device__ __forceinline__ ForegroundMask of(int64_t image) const {
+    ForegroundMask own = *this;
     if (data) own.data += image * stride_b;
     return own;
   }
@@ -193,7 +286,7 @@ inline bool is_aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }
 
-inline Mask mask_of(const std::optional<Tensor>& mask) {
+inline ForegroundMask mask_of(const std::optional<Tensor>& mask) {
   if (!mask) return {{}, 0, 0, false};
   const bool vectors = mask->stride(1) == 1 && mask->size(1) % 16 == 0 &&
                        (mask->size(0) == 1 || mask->stride(0) % 16 == 0) && is_aligned(*mask);
@@ -216,21 +309,32 @@ Tensor in_vectors(const Tensor& map);
 
 // The matrix channels x pixels of a map that holds vectors, or its transpose.
 template <class T>
-Matrix<T> matrix_of(const Tensor& map, bool channels_last) {
+StridedMatrix<T> matrix_of(const Tensor& map, bool channels_last) {
   const int64_t slow = map.dim() - (channels_last ? 1 : 2), fast = map.dim() - (channels_last ? 2 : 1);
-  return {global<const T>(map), map.stride(slow), map.stride(0), map.size(slow), map.size(fast)};
+  return {global<const T>(map), map.stride(slow), map.stride(0), static_cast<int>(map.size(slow)),
+          static_cast<int>(map.size(fast))};
 }
 
-// Calls function(Type<Kind>(), std::bool_constant<CHANNELS_LAST>()).
+// Shared memory for `stages` tiles of operands: TILE times the depth of a step, which is 128 bytes of every kind.
+constexpr size_t operand_bytes(int tile, int tiles) { return size_t(tile) * kRowBytes * tiles; }
+
+// Calls function(Type<Kind>(), std::bool_constant<CHANNELS_LAST>(), std::integral_constant<int, TILE>()). Float32
+// products take narrow tiles: their multiply-adds outnumber the loads four to one in these.
 template <class Function>
-void dispatch_gram(ScalarType dtype, bool tf32, bool channels_last, const Function& function) {
+void dispatch_gram(ScalarType dtype, bool tf32, bool channels_last, bool wide, const Function& function) {
   dispatch_product(dtype, tf32, [&](auto kind) {
-    if (channels_last) return function(kind, std::true_type());
-    function(kind, std::false_type());
+    const auto with = [&](auto tile) {
+      if (channels_last) return function(kind, std::true_type(), tile);
+      function(kind, std::false_type(), tile);
+    };
+    if constexpr (!kIsIEEE<typename decltype(kind)::type>) {
+      if (wide) return with(std::integral_constant<int, kWideTile>());
+    }
+    with(std::integral_constant<int, kNarrowTile>());
   });
 }
 
-inline int64_t tiles_of(int64_t size) { return ceil_div(size, int64_t(kTile)); }
+inline bool is_wide(int64_t rows, int64_t columns) { return rows >= kWideTile && columns >= kWideTile; }
 
 // grad F / (H W) for every image, or (grad + grad^T) F / (H W), and 0 outside the mask: (B, rows, N) contiguous in the
 // dtype of the features (B, C, N); grad (B, rows, C) float32.

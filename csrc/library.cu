@@ -10,9 +10,9 @@ STABLE_TORCH_LIBRARY(scsco_fast_cuda, m) {
       "Tensor bg_weight, Tensor mean, Tensor std, bool adapt) -> (Tensor, Tensor)");
   m.def("feature_distances_forward(Tensor anchor, Tensor others) -> Tensor");
   m.def("feature_distances_backward(Tensor grad, Tensor anchor, Tensor others) -> (Tensor, Tensor)");
-  m.def("masked_gram_forward(Tensor features, Tensor? foreground, bool tf32, int programs) -> Tensor");
+  m.def("masked_gram_forward(Tensor features, Tensor? foreground, bool tf32) -> Tensor");
   m.def("masked_gram_backward(Tensor grad, Tensor features, Tensor? foreground, bool tf32) -> Tensor");
-  m.def("cross_gram_forward(Tensor a, Tensor b, bool tf32, int programs) -> Tensor");
+  m.def("cross_gram_forward(Tensor a, Tensor b, bool tf32) -> Tensor");
   m.def("cross_gram_backward(Tensor grad, Tensor other, bool tf32) -> Tensor");
   m.def("gram_distances_forward(Tensor anchor, Tensor background, Tensor others, bool tf32) -> Tensor");
   m.def(

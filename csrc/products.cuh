@@ -14,11 +14,11 @@ namespace scsco {
 
 // Calls step(first, k) for every step of a depth, with `first` a multiple of a panel's columns and k a constant where a
 // panel is whole: addresses are then constants too.
-template <int PANEL, int STEP, class Step>
+template <int PANEL, int STEP, int UNROLLED = PANEL / STEP, class Step>
 __device__ __forceinline__ void each_step(int depth, const Step& step) {
   for (int first = 0; first < depth; first += PANEL) {
     if (depth - first >= PANEL) {
-#pragma unroll
+#pragma unroll UNROLLED
       for (int k = 0; k < PANEL; k += STEP) step(first, k);
     } else {
 #pragma unroll 1
@@ -59,8 +59,9 @@ class TileProduct {
   __device__ __forceinline__ static int lane_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 
   // Adds the product of a [M, depth] and b [depth, N], tiles of ROWS_A and ROWS_B rows. By rows, a tile's rows are those
-  // of a (columns of b) and its columns the depth; by columns the other way round. `depth` is a multiple of 16.
-  template <bool A_BY_ROWS, bool B_BY_ROWS, int ROWS_A, int ROWS_B>
+  // of a (columns of b) and its columns the depth; by columns the other way round. `depth` is a multiple of 16. Fewer
+  // UNROLLED steps than a panel has take fewer registers, up to 40.
+  template <bool A_BY_ROWS, bool B_BY_ROWS, int ROWS_A, int ROWS_B, int UNROLLED = kPanel<Element> / Kind::kDepth>
   __device__ __forceinline__ void add(Shared<const Element> a, Shared<const Element> b, int depth) {
     constexpr int kInPanel = kPanel<Element>, kStep = Kind::kDepth;
     const auto left = [&] {
@@ -102,7 +103,7 @@ class TileProduct {
         }
       }
     };
-    each_step<kInPanel, kStep>(depth, step);
+    each_step<kInPanel, kStep, UNROLLED>(depth, step);
   }
 
   // Calls function(m, n, value) for the thread's elements; it may change them.

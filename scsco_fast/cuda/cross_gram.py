@@ -6,8 +6,6 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import common_dtype, require, rows, tf32
 from scsco_fast.cuda.library import operations
 
-PROGRAMS = 528  # thread blocks wanted: four for each of an H100's 132 SMs
-
 
 def supports(a: Tensor, b: Tensor) -> str | None:
     """Why `forward` cannot serve the maps, or None."""
@@ -18,7 +16,7 @@ def forward(a: Tensor, b: Tensor) -> Tensor:
     """a b^T / (H W): (B, Ca, Cb), float32."""
     require(supports(a, b))
     dtype = common_dtype(a, b)
-    parts: Tensor = operations().cross_gram_forward(rows(a.to(dtype)), rows(b.to(dtype)), tf32(a), PROGRAMS)
+    parts: Tensor = operations().cross_gram_forward(rows(a.to(dtype)), rows(b.to(dtype)), tf32(a))
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)
 
 

@@ -6,8 +6,6 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import mask_rows, require, rows, tf32
 from scsco_fast.cuda.library import operations
 
-PROGRAMS = 528  # thread blocks wanted: four for each of an H100's 132 SMs
-
 
 def supports(features: Tensor) -> str | None:
     """Why `forward` cannot serve the features, or None."""
@@ -17,7 +15,7 @@ def supports(features: Tensor) -> str | None:
 def forward(features: Tensor, foreground: Tensor | None) -> Tensor:
     """F_m F_m^T / (H W): (B, C, C), float32."""
     require(supports(features))
-    gram: Tensor = operations().masked_gram_forward(rows(features), _optional(foreground), tf32(features), PROGRAMS)
+    gram: Tensor = operations().masked_gram_forward(rows(features), _optional(foreground), tf32(features))
     return gram
 
 
