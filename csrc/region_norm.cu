@@ -85,22 +85,25 @@ __device__ __forceinline__ void load_regions(const NormMasks& masks, int64_t ima
 #pragma unroll
   for (int p = 0; p < P; ++p) regions[p] = kExcluded;
   if (!inside) return;
-  const auto fg = load<P>(masks.foreground + (image * masks.stride_fb + n * masks.stride_fn));
+  const int64_t step_f = P > 1 ? 1 : masks.stride_fn, step_v = P > 1 ? 1 : masks.stride_vn;
+  const auto fg = load<P>(masks.foreground + (image * masks.stride_fb + n * step_f));
 #pragma unroll
   for (int p = 0; p < P; ++p) regions[p] = fg[p] ? kForeground : kBackground;
   if (!masks.valid) return;
-  const auto valid = load<P>(masks.valid + (image * masks.stride_vb + n * masks.stride_vn));
+  const auto valid = load<P>(masks.valid + (image * masks.stride_vb + n * step_v));
 #pragma unroll
   for (int p = 0; p < P; ++p) regions[p] = fg[p] ? kForeground : valid[p] ? kBackground : kExcluded;
 }
 
-template <class T, int V>
-__device__ __forceinline__ void load_item(const NormMap<T>& map, int64_t image, int64_t c, int64_t n, bool inside,
-                                          float (&values)[V]) {
+// Items of several elements are read only where these lie one after the other.
+template <class T, int V, bool CHANNELS_LAST>
+__device__ __forceinline__ void load_item(const NormMap<T>& map, const NormPlace<V, CHANNELS_LAST>& here, int64_t n,
+                                          bool inside, float (&values)[V]) {
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = 0;
   if (!inside) return;
-  const auto item = load<V>(map.data + (image * map.stride_b + c * map.stride_c + n * map.stride_n));
+  const int64_t step_c = here.kChannels > 1 ? 1 : map.stride_c, step_n = here.kPixels > 1 ? 1 : map.stride_n;
+  const auto item = load<V>(map.data + (here.image * map.stride_b + here.channel * step_c + n * step_n));
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = to_float(item[v]);
 }
@@ -214,7 +217,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int i = 0; i < kItems; ++i) {
       const int64_t n = start + here.pixel(i);
       load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(x, here.image, here.channel, n, n < here.last && here.channel < shape.channels, values[i]);
+      load_item(x, here, n, n < here.last && here.channel < shape.channels, values[i]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -226,7 +229,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
         float sum = 0, squares = 0;
 #pragma unroll
         for (int i = 0; i < kItems * P; ++i) sum += regions[i / P][i % P] == r ? values[i / P][s + i % P] : 0.0f;
-        const float mean = sum / fmaxf(more, 1.0f);
+        const float mean = sum / fmaxf(more, 1.0f);  // a reciprocal for all channels loses digits under a large mean
 #pragma unroll
         for (int i = 0; i < kItems * P; ++i) {
           const float centred = regions[i / P][i % P] == r ? values[i / P][s + i % P] - mean : 0.0f;
@@ -332,7 +335,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
     for (int i = 0; i < kItems; ++i) {
       const int64_t n = start + here.pixel(i);
       load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(x, here.image, here.channel, n, n < here.last && here.channel < shape.channels, values[i]);
+      load_item(x, here, n, n < here.last && here.channel < shape.channels, values[i]);
     }
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
@@ -380,8 +383,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       const int64_t n = start + here.pixel(i);
       const bool inside = n < here.last && here.channel < shape.channels;
       load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(grad, here.image, here.channel, n, inside, dy[i]);
-      load_item(x, here.image, here.channel, n, inside, values[i]);
+      load_item(grad, here, n, inside, dy[i]);
+      load_item(x, here, n, inside, values[i]);
     }
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
@@ -507,8 +510,8 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       const int64_t n = start + here.pixel(i);
       const bool inside = n < here.last && here.channel < shape.channels;
       load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(grad, here.image, here.channel, n, inside, dy[i]);
-      load_item(x, here.image, here.channel, n, inside, values[i]);
+      load_item(grad, here, n, inside, dy[i]);
+      load_item(x, here, n, inside, values[i]);
     }
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
