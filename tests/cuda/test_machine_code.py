@@ -13,14 +13,14 @@ from scsco_fast.cuda import build
 from scsco_fast.errors import ScscoError
 
 LOG = """\
-ptxas info    : Compiling entry function '_ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv' for 'sm_80'
-ptxas info    : Function properties for _ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv
-    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
-ptxas info    : Used 99 registers, used 1 barriers
 ptxas info    : Compiling entry function '_ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv' for 'sm_90'
 ptxas info    : Function properties for _ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv
     8 bytes stack frame, 12 bytes spill stores, 16 bytes spill loads
 ptxas info    : Used 40 registers, used 1 barriers
+ptxas info    : Compiling entry function '_ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv' for 'sm_80'
+ptxas info    : Function properties for _ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 99 registers, used 1 barriers
 """
 # An outer loop of eight instructions around the products, then a longer loop without any.
 BODY = [
