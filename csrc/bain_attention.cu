@@ -1,9 +1,9 @@
 // BAIN's attention, forward: every foreground pixel's mean and deviation of the background pixels it resembles.
 //
-// A block owns 64 queries and 64 channels and walks the keys, 64 at a time (32 in float32), with an online softmax and
-// two float32 accumulators, sum P v' and sum P v'^2; no attention matrix and no v'^2 is kept. A warp owns 16 whole rows
-// of logits, so the softmax needs no barrier of the block. Counts are read on the device: a block past an image's count
-// of queries only writes its pixels' 0 and 1. docs/kernels/bain_attention.md has the formulas.
+// A block owns 64 queries and 64 or 128 channels and walks the keys, 64 at a time, with an online softmax and two float32
+// sums, sum P v' and sum P v'^2; no attention matrix and no v'^2 is kept. Logits become weights, and weights operands,
+// in the registers of the warp that owns their rows. Counts are read on the device: a block past an image's count of
+// queries only writes its pixels' 0 and 1. docs/kernels/bain_attention.md has the formulas.
 #include "bain_attention_tiles.cuh"
 
 namespace scsco {
@@ -11,8 +11,7 @@ namespace {
 
 constexpr float kLowest = -3.0e38f;
 // A row's peak is followed only when some row of the warp has passed it by 2^8: weights are then at most 256, which
-// float16 holds as exactly as it does numbers below 1, and after the first keys the accumulators, whose layout only
-// the hardware knows, need hardly ever be rescaled. A first pass for the exact maxima would compute every logit twice.
+// float16 holds as exactly as it does numbers below 1, and after the first keys the sums need hardly ever be rescaled.
 constexpr float kSlack = 8.0f;
 
 struct ForwardResults {
@@ -21,202 +20,278 @@ struct ForwardResults {
   Global<float> lse;              // (B, N), by pixel
 };
 
-// Of 64 places and 64 channels: what is the same for a block's results.
-struct Block {
-  int64_t image;
-  int start, left;      // `left` queries from `start` on
-  int column, columns;  // channels
+template <class Element>
+struct ForwardRows {
+  Global<const Element> query, key;  // (B, N, key_width)
+  Global<const Element> value;       // (B, N, width)
+  Global<const float> pivot, unit;   // (B, width)
 };
 
-// Writes a tile [place, channel] of `first`, or of `variance`, as rows and as a map.
-template <class Row, class Pixel>
-__device__ __forceinline__ void write_tile(Shared<const float> tile, int ld, const Block& here, const Regions& regions,
-                                           const Shape& shape, const Row& row, const Pixel& pixel) {
-  const Global<const int64_t> places = regions.order + (here.image * shape.pixels + here.start);
-  for (int i = threadIdx.x; i < kOwned * kColumns; i += kThreads) {
-    const int place = i / kColumns, c = i % kColumns;
-    if (here.start + place >= shape.pixels || c >= here.columns) continue;
-    row((here.image * shape.pixels + places[place]) * shape.channels + here.column + c, place, c, tile[place * ld + c]);
+// What one lane has of a softmax: rows g and g + 8 of its warp, to base 2.
+template <class Kind>
+struct Softmax {
+  // A finite start: a row whose logits are all -inf gets weights 0 and not exp2(-inf - -inf).
+  float peak[2] = {kLowest, kLowest};
+  float totals[4] = {};  // a product with ones: rows g and g + 8 in [0] and [2]
+
+  // Turns logits into weights. Those of keys from `left` on, which are not there, become 0. Sums are rescaled where a
+  // peak has risen.
+  template <int COLUMNS>
+  __device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int left, Sums<Kind, COLUMNS>& first,
+                                        Sums<Kind, COLUMNS>& second) {
+    if (left < kOthers) {
+      logits.each([&](int, int n, float& value) { value = n < left ? value : -INFINITY; });
+    }
+    float largest[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float own = -INFINITY;
+#pragma unroll
+      for (int j = 0; j < Logits<Kind>::kColumns; ++j) {
+        own = fmaxf(own, fmaxf(logits.sums[0][j][2 * r], logits.sums[0][j][2 * r + 1]));
+      }
+#pragma unroll
+      for (int lanes = 2; lanes > 0; lanes /= 2) own = fmaxf(own, __shfl_xor_sync(kAllLanes, own, lanes));
+      largest[r] = fmaxf(peak[r], own * scale);
+    }
+    if (__any_sync(kAllLanes, largest[0] > peak[0] + kSlack || largest[1] > peak[1] + kSlack)) {
+      float shrink[2];
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        shrink[r] = exp2_of(peak[r] - largest[r]);
+        peak[r] = largest[r];
+        totals[2 * r] *= shrink[r];
+      }
+      scale_rows(first, shrink);
+      scale_rows(second, shrink);
+    }
+#pragma unroll
+    for (int j = 0; j < Logits<Kind>::kColumns; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        logits.sums[0][j][e] = exp2_of(fmaf(logits.sums[0][j][e], scale, -peak[e / 2]));
+      }
+    }
+    if (left < kOthers) {  // once more, for a scale of 0
+      logits.each([&](int, int n, float& value) { value = n < left ? value : 0.0f; });
+    }
   }
-  for (int i = threadIdx.x; i < kOwned * here.columns; i += kThreads) {
-    const int place = i % kOwned, c = i / kOwned;
-    if (here.start + place >= shape.pixels) continue;
-    pixel((here.image * shape.channels + here.column + c) * shape.pixels + places[place], place, c,
-          tile[place * ld + c]);
+
+  template <int COLUMNS>
+  __device__ __forceinline__ static void scale_rows(Sums<Kind, COLUMNS>& sums, const float (&factors)[2]) {
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums.sums[0][j][e] *= factors[e / 2];
+    }
+  }
+};
+
+// first += weights v and second += weights v^2, with the weights' sums as they are rounded: they add up to 1 exactly
+// where they are used. v^2 is formed where v stands, in the registers of a fragment.
+template <class Kind, int COLUMNS>
+__device__ __forceinline__ void add_moments(Sums<Kind, COLUMNS>& first, Sums<Kind, COLUMNS>& second, float (&totals)[4],
+                                            const Operands<Kind>& weights, Shared<const typename Kind::Element> v) {
+  const Columns<Kind> values(v);
+  weights.each([&](int row, const Left<Kind>& left) {
+    add_row_sums(totals, left);
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 16; ++j) {
+      Right<Kind> right[2];
+      values.load(right, row, j);
+#pragma unroll
+      for (int n = 0; n < 2; ++n) {
+        multiply(first.sums[0][2 * j + n], left, right[n]);
+        multiply(second.sums[0][2 * j + n], left, squared(right[n]));
+      }
+    }
+  });
+}
+
+// Of a row of (B, N, C), two neighbouring channels.
+__device__ __forceinline__ void store_two(Global<float> row, int column, int channels, float low, float high) {
+  if (channels % 2 == 0) {
+    if (column < channels) store(row + column, Vector<float, 2>{{low, high}});
+    return;
+  }
+  if (column < channels) row[column] = low;
+  if (column + 1 < channels) row[column + 1] = high;
+}
+
+// What a block of pixels without a query leaves.
+template <int COLUMNS, class Pixel>
+__device__ __forceinline__ void fill_results(const ForwardResults& to, const AttentionShape& shape, int64_t image,
+                                             int first_channel, const Pixel& pixel) {
+  const Shared<const float> none{};
+  const auto zero = [](int, float value) { return value; };
+  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, first_channel, pixel, none, 0, 0.0f, zero);
+  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, first_channel, pixel, none, 0, 1.0f, zero);
+  constexpr int kInRow = COLUMNS / 2, kStep = kAttentionThreads / kInRow;
+  const int column = first_channel + static_cast<int>(threadIdx.x) % kInRow * 2;
+#pragma unroll 4
+  for (int row = threadIdx.x / kInRow; row < kOwned; row += kStep) {
+    const int64_t at = pixel(row);
+    if (at < 0) break;
+    const int64_t place = (image * shape.pixels + at) * shape.channels;
+    store_two(to.first + place, column, shape.channels, 0.0f, 0.0f);
+    store_two(to.variance + place, column, shape.channels, 0.0f, 0.0f);
+    if (column == 0) to.lse[image * shape.pixels + at] = 0.0f;
   }
 }
 
-template <class Kind>
-__global__ void __launch_bounds__(kThreads, 3)
-    bain_attention_fwd_kernel(Global<const typename Kind::Element> q_rows, Global<const typename Kind::Element> k_rows,
-                              Global<const typename Kind::Element> v_rows, Global<const float> pivot,
-                              Global<const float> unit, Regions regions, ForwardResults to, Shape shape, int chunk,
-                              float scale, float eps) {
+// Grid: blocks of kOwned places, blocks of COLUMNS channels, images. `scale`, not negative, is to base 2. WHOLE: rows of
+// queries and keys stand in shared memory whole.
+template <class Kind, int COLUMNS, bool WHOLE>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLUMNS>)
+    bain_attention_fwd_kernel(ForwardRows<typename Kind::Element> rows, Regions regions, ForwardResults to,
+                              AttentionShape shape, Staging staging, float scale, float eps) {
   if constexpr (!available<Kind>()) return;
   using Element = typename Kind::Element;
-  using C = Cut<Kind, true>;
-  constexpr int kKeys = C::kKeys, kValuesLd = leading<Element>(kColumns), kFloatsLd = leading<float>(kKeys);
-  constexpr int kOutLd = leading<float>(kColumns);
-  const int ld = leading<Element>(chunk);
-  SharedMemory memory;
-  const Shared<Element> q_tile = memory.array<Element>(kOwned * ld), k_tile = memory.array<Element>(kKeys * ld);
-  const Shared<Element> v_tile = memory.array<Element>(kKeys * kValuesLd);
-  const Shared<Element> weights = memory.array<Element>(kOwned * C::kLogitsLd);
-  const Shared<float> floats = memory.array<float>(kOwned * kFloatsLd), factors = memory.array<float>(kOwned);
-
-  const int64_t image = blockIdx.z;
+  const int64_t image = blockIdx.z, base = image * shape.pixels;
   const int start = blockIdx.x * kOwned, n_query = regions.queries(image);
-  const int column = blockIdx.y * kColumns, columns = min(kColumns, shape.width - column);
-  const int n_keys = start < n_query ? regions.background(image) : 0;
-  const int64_t base = image * shape.pixels;
-  const Rows<Element> q{q_rows + (base + start) * shape.key_width, n_query - start, shape.key_width};
-  const Rows<Element> k{k_rows + base * shape.key_width, n_keys, shape.key_width};
-  const Rows<Element> v{v_rows + base * shape.width, n_keys, shape.width};
-  const bool whole = chunk == shape.key_width;
+  const int column = blockIdx.y * COLUMNS;
+  const auto pixel = [&](int row) -> int64_t {
+    return start + row < shape.pixels ? int64_t(regions.order[base + start + row]) : int64_t(-1);
+  };
+  if (start >= n_query) return fill_results<COLUMNS>(to, shape, image, column, pixel);
 
-  Logits<Kind, true> logits(floats);
-  Sums<Kind> first(floats), second = first;
-  if (n_keys > 0 && whole) {
-    q.copy(q_tile, ld, kOwned, 0, chunk);
-    k.copy(k_tile, ld, kKeys, 0, chunk);
-  }
+  const int64_t k_size = tile_size<Element>(kOthers, staging.keys), v_size = tile_size<Element>(kOthers, COLUMNS);
+  SharedMemory memory;
+  const Shared<Element> q_tile = memory.array<Element>(tile_size<Element>(kOwned, staging.keys));
+  const Shared<Element> k_tiles = memory.array<Element>(staging.stages * k_size);
+  const Shared<Element> v_tiles = memory.array<Element>(staging.stages * v_size);
+  Shared<float> operands{};
+  if constexpr (kIsIEEE<Kind>) operands = memory.array<float>(kOperandsSize);
 
-  constexpr int kOwn = kKeys / 2, V = 16 / sizeof(Element);  // a lane has half a row of logits
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane % 16, half_row = lane / 16 * kOwn;
-  // A finite start: a row whose logits are all -inf gets weights 0 and not exp2(-inf - -inf).
-  float peak = kLowest, total = 0;
-  for (int at = 0; at < n_keys; at += kKeys) {
+  const int n_keys = regions.background(image);
+  const Rows<Element> q{rows.query + (base + start) * shape.key_width, n_query - start, shape.key_width};
+  const Rows<Element> k{rows.key + base * shape.key_width, n_keys, shape.key_width};
+  const Rows<Element> v{rows.value + base * shape.width, n_keys, shape.width};
+  const bool ring = WHOLE && staging.stages == 2;
+  const auto copy_others = [&](int at, int stage) {
+    if (WHOLE) k.from(at).copy(k_tiles + stage * k_size, 0, shape.key_width);
+    v.from(at).copy(v_tiles + stage * v_size, column, COLUMNS);
+  };
+
+  Softmax<Kind> softmax;
+  Sums<Kind, COLUMNS> first, second;
+  if (WHOLE) q.copy(q_tile, 0, shape.key_width);
+  if (ring) copy_others(0, 0);
+  for (int at = 0, stage = 0; at < n_keys; at += kOthers) {
+    if (!ring) {
+      if (at > 0) __syncthreads();  // everybody is done with the last keys and values
+      copy_others(at, 0);
+    }
     wait_for_copies();
-    __syncthreads();  // queries and keys are there, the last values are done with
-    v.from(at).copy(v_tile, kValuesLd, kKeys, column, columns);
-    logits.zero();
-    add_logits<Kind, true>(logits, q_tile, k_tile, ld, q, k.from(at), whole, chunk);
-    logits.store(floats, kFloatsLd);
-    __syncwarp();
-
-    const int left = n_keys - at - half_row;
-    float own[kOwn], largest = peak;
-#pragma unroll
-    for (int i = 0; i < kOwn; i += 4) {
-      const auto four = load<4>(floats + (row * kFloatsLd + half_row + i));
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        own[i + j] = i + j < left ? four[j] * (scale * kLog2E) : -INFINITY;
-        largest = fmaxf(largest, own[i + j]);
-      }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(kAllLanes, largest, 16));
-    if (__any_sync(kAllLanes, largest > peak + kSlack)) {
-      const float shrink = exp2_of(peak - largest);
-      peak = largest;
-      total *= shrink;
-      if (lane < 16) factors[row] = shrink;
-      __syncwarp();
-      first.each([&](int m, int, float& value) { value *= factors[m]; });
-      second.each([&](int m, int, float& value) { value *= factors[m]; });
-    }
-    float sum = 0;
-#pragma unroll
-    for (int i = 0; i < kOwn; i += V) {
-      Vector<Element, V> rounded;
-#pragma unroll
-      for (int j = 0; j < V; ++j) {
-        rounded[j] = Kind::element(exp2_of(own[i + j] - peak));
-        // The sum of the rounded weights: then they add up to 1 exactly where they are used.
-        sum += to_float(rounded[j]);
-      }
-      store(weights + (row * C::kLogitsLd + half_row + i), rounded);
-    }
-    total += sum + __shfl_xor_sync(kAllLanes, sum, 16);
-
-    wait_for_copies();
-    __syncthreads();  // weights and values are there, the keys are done with
-    if (whole && at + kKeys < n_keys) k.from(at + kKeys).copy(k_tile, ld, kKeys, 0, chunk);
-    first.add_moments(second, weights, C::kLogitsLd, v_tile, kValuesLd, depth_of(kKeys, n_keys - at));
+    __syncthreads();  // this stage is there, the other one done with
+    if (ring && at + kOthers < n_keys) copy_others(at + kOthers, stage ^ 1);
+    Logits<Kind> logits;
+    add_logits<Kind, WHOLE>(logits, q_tile, k_tiles + stage * k_size, q, k.from(at), staging.keys);
+    softmax.weigh(logits, scale, n_keys - at, first, second);
+    add_moments(first, second, softmax.totals, Operands<Kind>(logits, operands), v_tiles + stage * v_size);
+    if (ring) stage ^= 1;
   }
 
-  if (total < 1e-37f) total = 1e-37f;  // and not fmaxf, which would hide a NaN
-  __syncwarp();
-  if (lane < 16) {
-    factors[row] = 1.0f / total;
-    if (blockIdx.y == 0 && start + row < shape.pixels) {
-      to.lse[base + regions.order[base + start + row]] = row < q.left ? (peak + log2f(total)) / kLog2E : 0.0f;
+  float inverse[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float total = softmax.totals[2 * r];
+    if (total < 1e-37f) total = 1e-37f;  // and not fmaxf, which would hide a NaN
+    inverse[r] = 1.0f / total;
+    const int row = first.warp_row() + first.lane_row() + 8 * r;
+    if (blockIdx.y == 0 && threadIdx.x % 4 == 0 && start + row < shape.pixels) {
+      to.lse[base + pixel(row)] = row < q.left ? (softmax.peak[r] + log2f(total)) / kLog2E : 0.0f;
     }
   }
-  __syncwarp();
-  float means[kOwned * kColumns / kThreads];
-  int i = 0;
-  first.each([&](int m, int, float& value) { means[i++] = value *= factors[m]; });
-  i = 0;
-  second.each([&](int m, int, float& value) {
-    value = value * factors[m] - means[i] * means[i];
-    ++i;
-  });
+  // Of scaled values, as rows; the maps follow through shared memory, so that neighbouring threads write neighbouring
+  // pixels.
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = first.warp_row() + first.lane_row() + 8 * r;
+    const int64_t at = pixel(row), place = at < 0 ? 0 : (base + at) * shape.channels;
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+      const int c = column + 8 * j + first.lane_column();
+      const bool inside = row < q.left && c < shape.width;
+      const auto unit = inside ? load<2>(rows.unit + (image * shape.width + c)) : Vector<float, 2>{};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float &mean = first.sums[0][j][2 * r + e], &variance = second.sums[0][j][2 * r + e];
+        mean *= inverse[r];
+        variance = inside ? (variance * inverse[r] - mean * mean) * (unit[e] * unit[e]) : 0.0f;
+        mean = inside ? mean * unit[e] : 0.0f;
+      }
+      if (at < 0) continue;
+      const float(&means)[4] = first.sums[0][j], (&variances)[4] = second.sums[0][j];
+      store_two(to.first + place, c, shape.channels, means[2 * r], means[2 * r + 1]);
+      store_two(to.variance + place, c, shape.channels, variances[2 * r], variances[2 * r + 1]);
+    }
+  }
 
   SharedMemory again;
-  const Shared<float> out = again.array<float>(kOwned * kOutLd);
-  const Block here{image, start, q.left, column, min(kColumns, shape.channels - column)};
-  const auto unit_of = [&](int c) -> float { return unit[image * shape.width + column + c]; };
+  const Shared<float> out = again.array<float>(COLUMNS * kResultLd);
   __syncthreads();
-  second.store(out, kOutLd);
+  store_columns<Kind, COLUMNS>(second, out);
   __syncthreads();
-  write_tile(
-      out, kOutLd, here, regions, shape,
-      [&](int64_t at, int place, int c, float variance) {
-        to.variance[at] = place < q.left ? variance * (unit_of(c) * unit_of(c)) : 0.0f;
-      },
-      [&](int64_t at, int place, int c, float variance) {
-        const float scaled = variance * (unit_of(c) * unit_of(c));
-        to.deviation.put(at, place < q.left ? sqrtf((scaled < 0 ? 0.0f : scaled) + eps) : 1.0f);
-      });
+  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, column, pixel, out, q.left, 1.0f,
+                     [&](int, float variance) { return sqrtf((variance < 0 ? 0.0f : variance) + eps); });
   __syncthreads();
-  first.store(out, kOutLd);
+  store_columns<Kind, COLUMNS>(first, out);
   __syncthreads();
-  write_tile(
-      out, kOutLd, here, regions, shape,
-      [&](int64_t at, int place, int c, float mean) { to.first[at] = place < q.left ? mean * unit_of(c) : 0.0f; },
-      [&](int64_t at, int place, int c, float mean) {
-        to.mean.put(at, place < q.left ? mean * unit_of(c) + pivot[image * shape.width + column + c] : 0.0f);
-      });
+  const Global<const float> pivot = rows.pivot + (image * shape.width + column);
+  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, column, pixel, out, q.left, 0.0f,
+                     [&](int c, float mean) { return mean + pivot[c]; });
+}
+
+template <class Kind, int COLUMNS>
+size_t forward_bytes(const Staging& staging) {
+  using Element = typename Kind::Element;
+  const int64_t keys = tile_size<Element>(kOthers, staging.keys), values = tile_size<Element>(kOthers, COLUMNS);
+  const size_t used = shared_bytes<Element>(keys) + shared_bytes<Element>(staging.stages * keys) +
+                      shared_bytes<Element>(staging.stages * values) + kOperandsBytes<Kind>;
+  return std::max(used, kResultBytes<COLUMNS>);
 }
 
 template <class Kind>
-size_t forward_bytes(int chunk) {
-  using Element = typename Kind::Element;
-  using C = Cut<Kind, true>;
-  const int ld = leading<Element>(chunk);
-  const size_t used = shared_bytes<Element>(kOwned * ld) + shared_bytes<Element>(C::kKeys * ld) +
-                      shared_bytes<Element>(C::kKeys * leading<Element>(kColumns)) +
-                      shared_bytes<Element>(kOwned * C::kLogitsLd) +
-                      shared_bytes<float>(kOwned * leading<float>(C::kKeys)) + shared_bytes<float>(kOwned);
-  return std::max(used, shared_bytes<float>(kOwned * leading<float>(kColumns)));
+void launch_forward(const ForwardRows<typename Kind::Element>& rows, const Regions& regions, const ForwardResults& to,
+                    const AttentionShape& shape, double scale, double eps, const Tensor& on) {
+  launch_fitting<Kind>(
+      shape, shape.width, 0, shared_limit(on),
+      [](auto columns, const Staging& staging) { return forward_bytes<Kind, decltype(columns)::value>(staging); },
+      [&](auto columns, auto whole, const Staging& staging) {
+        constexpr int kColumns = decltype(columns)::value;
+        const dim3 grid(ceil_div(shape.pixels, kOwned), ceil_div(shape.width, kColumns), on.size(0));
+        LAUNCH((bain_attention_fwd_kernel<Kind, kColumns, decltype(whole)::value>), grid, kAttentionThreads,
+               (forward_bytes<Kind, kColumns>(staging)), on, rows, regions, to, shape, staging,
+               static_cast<float>(std::abs(scale) * kLog2E), static_cast<float>(eps));
+      });
 }
 
 using Results = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // query and key (B, D, N), value (B, C, N) of any layout -> mean and deviation (B, C, N) in the dtype of value, first
-// and variance (B, N, C) and lse (B, N) in float32. Blocks take at most `shared` bytes of shared memory.
+// and variance (B, N, C) and lse (B, N) in float32.
 Results bain_attention_forward(const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& order,
-                               const Tensor& counts, double scale, double eps, bool tf32, int64_t shared) {
-  const Shape shape = shape_of(query, key, value, order, counts);
+                               const Tensor& counts, double scale, double eps, bool tf32) {
+  const AttentionShape shape = shape_of(query, key, value, order, counts);
   const int64_t batch = value.size(0), pixels = shape.pixels, channels = shape.channels;
   const Tensor mean = allocate_like(value), deviation = allocate_like(value);
   const Tensor first = allocate({batch, pixels, channels}, value), variance = allocate_like(first);
   const Tensor lse = allocate({batch, pixels}, value);
   if (first.numel() == 0) return {mean, deviation, first, variance, lse};
   const Regions regions{global<const int64_t>(order), global<const int64_t>(counts)};
+  const ForwardResults to{output_map(mean), output_map(deviation), global<float>(first), global<float>(variance),
+                          global<float>(lse)};
   dispatch_product(query.scalar_type(), tf32, [&](auto type) {
     using Kind = typename decltype(type)::type;
     using Element = typename Kind::Element;
-    const Packed packed = pack<Kind>(query, key, value, regions, shape);
-    const ForwardResults to{output_map(mean), output_map(deviation), global<float>(first), global<float>(variance),
-                            global<float>(lse)};
-    const int chunk = fit(shape.key_width, kColumns, shared, forward_bytes<Kind>);
-    const dim3 grid(ceil_div(pixels, kOwned), ceil_div(shape.width, kColumns), batch);
-    LAUNCH((bain_attention_fwd_kernel<Kind>), grid, kThreads, forward_bytes<Kind>(chunk), value,
-           global<const Element>(packed.query), global<const Element>(packed.key), global<const Element>(packed.value),
-           global<const float>(packed.pivot), global<const float>(packed.unit), regions, to, shape, chunk,
-           static_cast<float>(scale), static_cast<float>(eps));
+    Workspace space;
+    const PackedRows<Element> packed(space, batch, shape);
+    space.allocate(value);
+    pack<Kind>(query, key, value, regions, shape, scale, space, packed);
+    const ForwardRows<Element> rows{space[packed.query], space[packed.key], space[packed.value], space[packed.pivot],
+                                    space[packed.unit]};
+    launch_forward<Kind>(rows, regions, to, shape, scale, eps, value);
   });
   return {mean, deviation, first, variance, lse};
 }

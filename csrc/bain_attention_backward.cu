@@ -6,8 +6,8 @@
 //   dS = P o (da v'^T + db (v'^2)^T - delta)     dq = scale dS k     dk = scale dS^T q
 //   dv = (P^T da + 2 v' o (P^T db)) / u
 //
-// dv has a kernel of its own: with three more accumulators beside the logits' a kernel for dk and dv would hold 160
-// numbers per thread, and the products that it saves are two of seven at 64 channels.
+// Where D and C are at most 64, one kernel sums dk and dv and computes P once for both. For wider ones the sums of both
+// would not fit into registers: dk and dv have a kernel each, which costs two products of seven at 128 channels.
 #include "bain_attention_gradients.cuh"
 #include "bain_attention_tiles.cuh"
 
@@ -16,340 +16,413 @@ namespace {
 
 template <class Element>
 struct BackwardRows {
-  Global<const Element> query, key;            // (B, N, key_width)
-  Global<const Element> value, da, db;         // (B, N, width)
-  Global<const float> delta, lse, span, unit;  // (B, N), (B, N) in base 2, (B), (B, width)
+  Global<const Element> query, key;      // (B, N, key_width)
+  Global<const Element> value, da, db;   // (B, N, width)
+  Global<const float> statistics;        // (B, 2, N padded), as in GradientRows
+  Global<const float> span, unit;        // (B), (B, width)
 };
 
-// Columns of queries and keys, and of channels, that stand in shared memory at once.
-struct Chunks {
-  int keys, channels;
-};
-
-// COUNT numbers; 0 from `left` on.
-template <int COUNT>
-__device__ __forceinline__ void copy_numbers(Shared<float> to, Global<const float> from, int left) {
-  const int i = threadIdx.x;
-  static_assert(COUNT <= kThreads);
-  if (i < COUNT) to[i] = i < left ? float(from[i]) : 0.0f;
-}
-
-// The place in `order` whose gradient the block's row `rank` of keys writes. Ranks past the last key run on from the
-// first place, so that every pixel is written once.
-__device__ __forceinline__ int key_place(int rank, int n_bg, int pixels) {
-  return rank < n_bg ? pixels - n_bg + rank : rank - n_bg;
-}
-
-// Writes a tile [row, column] to a map of `channels` channels from `first_channel` on; rows from `left` on become 0.
-template <bool QUERIES, class Scale>
-__device__ __forceinline__ void write_map(Shared<const float> tile, int ld, int64_t image, int start, int left,
-                                          int first_channel, int channels, const Regions& regions, int pixels,
-                                          const OutputMap& to, const Scale& scale) {
-  const int columns = min(kColumns, channels - first_channel);
-  for (int i = threadIdx.x; i < kOwned * columns; i += kThreads) {
-    const int row = i % kOwned, c = i / kOwned;
-    if (start + row >= pixels) continue;
-    const int place = QUERIES ? start + row : key_place(start + row, start + left, pixels);
-    const int64_t at = (image * channels + first_channel + c) * pixels + regions.order[image * pixels + place];
-    to.put(at, row < left ? tile[row * ld + c] * scale(c) : 0.0f);
+// Calls function(r, n, value) for the thread's logits, of row g + 8 r and column n: r is a constant, so that what belongs
+// to a row is found in registers.
+template <class Kind, class Function>
+__device__ __forceinline__ void each_logit(Logits<Kind>& logits, const Function& function) {
+#pragma unroll
+  for (int j = 0; j < Logits<Kind>::kColumns; ++j) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) function(e / 2, 8 * j + logits.lane_column() + e % 2, logits.sums[0][j][e]);
   }
 }
 
-// dq where QUERIES, else dk. Grid: blocks of kOwned rows, blocks of PANELS * kColumns columns of D, images.
-template <class Kind, bool QUERIES, int PANELS>
-__device__ __forceinline__ void sum_logit_gradients(const BackwardRows<typename Kind::Element>& rows,
-                                                    const Regions& regions, const OutputMap& to, const Shape& shape,
-                                                    const Chunks& chunks, float scale) {
-  if constexpr (!available<Kind>()) return;
+// P, laid out as the logits are, of rows that a block owns with its others. Those of others from `left` on, which are
+// not there, become 0. lse(r, n) is the log-sum-exp of the query, to base 2, for row g + 8 r and column n.
+template <class Kind, class Lse>
+__device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int left, const Lse& lse) {
+  each_logit(logits, [&](int r, int n, float& value) { value = exp2_of(fmaf(value, scale, -lse(r, n))); });
+  if (left < kOthers) {
+    logits.each([&](int, int n, float& value) { value = n < left ? value : 0.0f; });
+  }
+}
+
+// The tiles of a block that holds `channels` columns of values and their gradients: of its own rows and of the others'.
+// Queries have gradients, da and db, keys have values.
+template <class Kind, bool OWNS_QUERIES>
+struct ChannelTiles {
   using Element = typename Kind::Element;
-  using C = Cut<Kind, QUERIES>;
-  constexpr int kQueries = C::kQueries, kKeys = C::kKeys, kOutLd = leading<float>(kColumns);
-  const int ld = leading<Element>(round_up(chunks.keys, kColumns)), channel_ld = leading<Element>(chunks.channels);
-  SharedMemory memory;
-  const Shared<Element> q_tile = memory.array<Element>(kQueries * ld), k_tile = memory.array<Element>(kKeys * ld);
-  const Shared<Element> da_tile = memory.array<Element>(kQueries * channel_ld);
-  const Shared<Element> db_tile = memory.array<Element>(kQueries * channel_ld);
-  const Shared<Element> v_tile = memory.array<Element>(kKeys * channel_ld);
-  const Shared<Element> d_logits = memory.array<Element>(kQueries * C::kLogitsLd);
-  // In one array: an element's lse and delta lie at one address in a register and another in the instruction.
-  const Shared<float> lse = memory.array<float>(2 * kQueries), delta = lse + kQueries;
+  static constexpr int kOwn = OWNS_QUERIES ? 2 : 1, kOther = 3 - kOwn;
 
-  const int64_t image = blockIdx.z, base = image * shape.pixels;
-  const int start = blockIdx.x * kOwned, first_column = blockIdx.y * PANELS * kColumns;
-  const int n_query = regions.queries(image), n_bg = regions.background(image);
-  const int own_left = (QUERIES ? n_query : n_bg) - start;
-  const int n_other = own_left > 0 ? (QUERIES ? n_bg : n_query) : 0;
-  const Rows<Element> all_q{rows.query + base * shape.key_width, n_query, shape.key_width};
-  const Rows<Element> all_k{rows.key + base * shape.key_width, n_bg, shape.key_width};
-  const Rows<Element> all_da{rows.da + base * shape.width, n_query, shape.width};
-  const Rows<Element> all_db{rows.db + base * shape.width, n_query, shape.width};
-  const Rows<Element> all_v{rows.value + base * shape.width, n_bg, shape.width};
-  const bool whole_keys = PANELS == 1 || chunks.keys == shape.key_width;
-  const bool whole_channels = chunks.channels == shape.width;
+  Shared<Element> own, others;  // tiles one after the other
+  int64_t size;                 // of a tile
 
-  SharedMemory before;
-  const Shared<float> scratch = before.array<float>(kProductScratch<Kind>);
-  Logits<Kind, QUERIES> logits(scratch), d_weights = logits;
-  Sums<Kind> first_sums(scratch), second_sums = first_sums;  // of one panel the second is never used
-
-  const auto copy_other_keys = [&](int at) {
-    if (!whole_keys || at >= n_other) return;
-    QUERIES ? all_k.from(at).copy(k_tile, ld, kKeys, 0, shape.key_width)
-            : all_q.from(at).copy(q_tile, ld, kQueries, 0, shape.key_width);
-  };
-  const auto copy_queries_gradients = [&](int at) {
-    all_da.from(at).copy(da_tile, channel_ld, kQueries, 0, shape.width);
-    all_db.from(at).copy(db_tile, channel_ld, kQueries, 0, shape.width);
-  };
-  const auto copy_other_channels = [&](int at) {
-    if (!whole_channels || at >= n_other) return;
-    if (QUERIES) {
-      all_v.from(at).copy(v_tile, channel_ld, kKeys, 0, shape.width);
-    } else {
-      copy_queries_gradients(at);
-    }
-  };
-  if (n_other > 0) {
-    if (whole_keys) {
-      QUERIES ? all_q.from(start).copy(q_tile, ld, kQueries, 0, shape.key_width)
-              : all_k.from(start).copy(k_tile, ld, kKeys, 0, shape.key_width);
-    }
-    if (whole_channels) {
-      if (QUERIES) {
-        copy_queries_gradients(start);
+  // gradients += da v^T + db (v^2)^T, or its transpose, over columns that the tiles hold.
+  __device__ __forceinline__ void add_gradients(Logits<Kind>& gradients, int columns) const {
+    constexpr int kStep = Kind::kDepth;
+    const LeftRows<Kind, kOwned> first(own, Logits<Kind>::warp_row()), second(own + size, Logits<Kind>::warp_row());
+    const RightRows<Kind, kOthers> left_others(others), right_others(others + size);
+    each_step<kPanel<Element>, kStep>(columns, [&](int column, int k) {
+      const int panel = column / kPanel<Element>, step = k / kStep;
+      const Left<Kind> a = first.load(panel, step);
+      Left<Kind> b;
+      if constexpr (OWNS_QUERIES) {
+        b = second.load(panel, step);
       } else {
-        all_v.from(start).copy(v_tile, channel_ld, kKeys, 0, shape.width);
+        b = squared(a);
       }
-    }
-    copy_other_keys(0);
-    copy_other_channels(0);
-  }
-
-  for (int at = 0; at < n_other; at += C::kOther) {
-    const int query = QUERIES ? start : at, key = QUERIES ? at : start;
-    const Rows<Element> q = all_q.from(query), k = all_k.from(key);
-    if (!QUERIES || at == 0) {
-      copy_numbers<kQueries>(lse, rows.lse + (base + query), q.left);
-      copy_numbers<kQueries>(delta, rows.delta + (base + query), q.left);
-    }
-    wait_for_copies();
-    __syncthreads();
-    logits.zero();
-    add_logits<Kind, QUERIES>(logits, q_tile, k_tile, ld, q, k, whole_keys, chunks.keys);
-    d_weights.zero();
-    for (int column = 0; column < shape.width; column += chunks.channels) {
-      const int columns = min(chunks.channels, shape.width - column);
-      if (!whole_channels) {
-        if (column > 0) __syncthreads();
-        all_da.from(query).copy(da_tile, channel_ld, kQueries, column, columns);
-        all_db.from(query).copy(db_tile, channel_ld, kQueries, column, columns);
-        all_v.from(key).copy(v_tile, channel_ld, kKeys, column, columns);
-        wait_for_copies();
-        __syncthreads();
-      }
-      d_weights.add_gradients(da_tile, db_tile, channel_ld, v_tile, channel_ld, columns);
-    }
-
-    float weights[kQueries * kKeys / kThreads];
-    int i = 0;
-    logits.each([&](int m, int n, float& value) {
-      weights[i++] = m < q.left && n < k.left ? exp2_of(value * (scale * kLog2E) - lse[m]) : 0.0f;
-    });
-    i = 0;
-    d_weights.each([&](int m, int, float& value) {
-      weights[i] = weights[i] != 0 ? weights[i] * (value - delta[m]) : 0.0f;
-      ++i;
-    });
-    i = 0;
-    d_weights.each([&](int m, int n, float&) { d_logits[m * C::kLogitsLd + n] = Kind::element(weights[i++]); });
-    __syncthreads();  // the logits' gradients are there, the tiles of channels are done with
-    copy_other_channels(at + C::kOther);
-
-    const Shared<Element> tile = QUERIES ? k_tile : q_tile;
-    const Rows<Element>& other = QUERIES ? k : q;
-    const int depth = depth_of(C::kOther, other.left);
 #pragma unroll
-    for (int panel = 0; panel < PANELS; ++panel) {
-      const int column = first_column + panel * kColumns;
-      if (column >= shape.key_width) break;
-      if (!whole_keys) {
-        __syncthreads();
-        other.copy(tile, ld, C::kOther, column, min(kColumns, shape.key_width - column));
-        wait_for_copies();
-        __syncthreads();
-      }
-      (panel == 0 ? first_sums : second_sums)
-          .template add<QUERIES, true>(d_logits, C::kLogitsLd, tile + (whole_keys ? column : 0), ld, depth);
-    }
-    __syncthreads();  // and so are the tiles of queries and keys
-    copy_other_keys(at + C::kOther);
-  }
-
-  SharedMemory again;
-  const Shared<float> out = again.array<float>(kOwned * kOutLd);
-  const float factor = scale * rows.span[image];
+      for (int j = 0; j < kOthers / 16; ++j) {
+        Right<Kind> x[2], y[2];
+        left_others.load(x, panel, step, j);
+        if constexpr (!OWNS_QUERIES) right_others.load(y, panel, step, j);
 #pragma unroll
-  for (int panel = 0; panel < PANELS; ++panel) {
-    const int column = first_column + panel * kColumns;
-    if (column >= shape.keys) break;
-    __syncthreads();
-    (panel == 0 ? first_sums : second_sums).store(out, kOutLd);
-    __syncthreads();
-    write_map<QUERIES>(out, kOutLd, image, start, own_left, column, shape.keys, regions, shape.pixels, to,
-                       [&](int) { return factor; });
+        for (int n = 0; n < 2; ++n) {
+          multiply(gradients.sums[0][2 * j + n], a, x[n]);
+          if constexpr (OWNS_QUERIES) y[n] = squared(x[n]);
+          multiply(gradients.sums[0][2 * j + n], b, y[n]);
+        }
+      }
+    });
   }
+};
+
+// The pixel to which row `row` of a block's gradients goes. Of keys, ranks past the last run on from the first place,
+// so that every pixel is written once.
+template <bool OWNS_QUERIES>
+__device__ __forceinline__ int64_t gradient_pixel(const Regions& regions, int64_t image, int rank, int n_bg,
+                                                  int pixels) {
+  if (rank >= pixels) return -1;
+  const int place = OWNS_QUERIES ? rank : rank < n_bg ? pixels - n_bg + rank : rank - n_bg;
+  return regions.order[image * pixels + place];
 }
 
-template <class Kind, int PANELS>
-__global__ void __launch_bounds__(kThreads, PANELS == 1 ? 3 : 2)
-    bain_attention_bwd_dq_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_query,
-                                 Shape shape, Chunks chunks, float scale) {
-  sum_logit_gradients<Kind, true, PANELS>(rows, regions, d_query, shape, chunks, scale);
+// Elements of a tile of the others' queries or keys. A block that sums columns of gradients reads as many of the tile,
+// more than there may be.
+template <class Element, int KEY_COLUMNS>
+__host__ __device__ constexpr int64_t key_tile_size(int keys) {
+  constexpr int kMultiple = KEY_COLUMNS > 0 ? KEY_COLUMNS : kPanel<Element>;
+  return tile_size<Element>(kOwned, ceil_div(keys, kMultiple) * kMultiple);
 }
 
-template <class Kind, int PANELS>
-__global__ void __launch_bounds__(kThreads, PANELS == 1 ? 3 : 2)
-    bain_attention_bwd_dk_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_key,
-                                 Shape shape, Chunks chunks, float scale) {
-  sum_logit_gradients<Kind, false, PANELS>(rows, regions, d_key, shape, chunks, scale);
+// Shared memory of a block, by its Staging; `stages` of every tile of the others.
+template <class Kind, bool OWNS_QUERIES, int KEY_COLUMNS, int VALUE_COLUMNS>
+size_t backward_bytes(const Staging& staging) {
+  using Element = typename Kind::Element;
+  using Tiles = ChannelTiles<Kind, OWNS_QUERIES>;
+  const int64_t keys = tile_size<Element>(kOwned, staging.keys);
+  const int64_t other_keys = key_tile_size<Element, KEY_COLUMNS>(staging.keys);
+  const int64_t channels = tile_size<Element>(kOwned, staging.channels);
+  const int64_t own_channels = KEY_COLUMNS > 0 ? Tiles::kOwn * channels : 0;
+  const size_t used = shared_bytes<Element>(keys) + shared_bytes<Element>(staging.stages * other_keys) +
+                      shared_bytes<Element>(own_channels) +
+                      shared_bytes<Element>(staging.stages * Tiles::kOther * channels) +
+                      shared_bytes<float>(staging.stages * 2 * kOthers) + kOperandsBytes<Kind>;
+  return std::max(used, kResultBytes<std::max(KEY_COLUMNS, VALUE_COLUMNS)>);
 }
 
-// Grid: blocks of kOwned keys, blocks of kColumns channels, images.
-template <class Kind>
-__global__ void __launch_bounds__(kThreads, 3)
-    bain_attention_bwd_dv_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_value,
-                                 Shape shape, int chunk, float scale) {
+// Gradients that belong to 64 queries or to 64 keys: KEY_COLUMNS columns of dq or dk, and VALUE_COLUMNS of dv; 0 leaves
+// one of them out. Grid: blocks of rows, blocks of those columns, images. `scale`, not negative, is to base 2, `factor`
+// what dq or dk is multiplied by. WHOLE: rows stand in shared memory whole.
+template <class Kind, bool OWNS_QUERIES, int KEY_COLUMNS, int VALUE_COLUMNS, bool WHOLE>
+__device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::Element>& rows, const Regions& regions,
+                                              const OutputMap& d_keys, const OutputMap& d_values,
+                                              const AttentionShape& shape, const Staging& staging, float scale,
+                                              float factor) {
   if constexpr (!available<Kind>()) return;
   using Element = typename Kind::Element;
-  using C = Cut<Kind, false>;
-  constexpr int kQueries = C::kQueries, kOutLd = leading<float>(kColumns), kChannelLd = leading<Element>(kColumns);
-  const int ld = leading<Element>(chunk);
-  SharedMemory memory;
-  const Shared<Element> q_tile = memory.array<Element>(kQueries * ld), k_tile = memory.array<Element>(kOwned * ld);
-  const Shared<Element> da_tile = memory.array<Element>(kQueries * kChannelLd);
-  const Shared<Element> db_tile = memory.array<Element>(kQueries * kChannelLd);
-  const Shared<Element> weights = memory.array<Element>(kQueries * C::kLogitsLd);
-  const Shared<float> lse = memory.array<float>(kQueries);
+  using Tiles = ChannelTiles<Kind, OWNS_QUERIES>;
+  constexpr bool kKeys = KEY_COLUMNS > 0, kValues = VALUE_COLUMNS > 0;
+  constexpr int kKeySums = kKeys ? KEY_COLUMNS : 16, kValueSums = kValues ? VALUE_COLUMNS : 16;
 
   const int64_t image = blockIdx.z, base = image * shape.pixels;
   const int start = blockIdx.x * kOwned;
-  const int column = blockIdx.y * kColumns, columns = min(kColumns, shape.width - column);
-  const int n_query = regions.queries(image), n_bg = regions.background(image), n_other = start < n_bg ? n_query : 0;
-  const Rows<Element> all_q{rows.query + base * shape.key_width, n_query, shape.key_width};
-  const Rows<Element> k{rows.key + (base + start) * shape.key_width, n_bg - start, shape.key_width};
+  const int key_column = kKeys ? blockIdx.y * KEY_COLUMNS : 0;
+  const int value_column = kValues && !kKeys ? blockIdx.y * VALUE_COLUMNS : 0;
+  const int n_query = regions.queries(image), n_bg = regions.background(image);
+  const int n_own = OWNS_QUERIES ? n_query : n_bg, n_other = OWNS_QUERIES ? n_bg : n_query;
+  // Without others there are no gradients: products with NaN would make some of 0.
+  const int left = n_other > 0 ? n_own - start : 0;
+  const auto pixel = [&](int row) {
+    return gradient_pixel<OWNS_QUERIES>(regions, image, start + row, n_bg, shape.pixels);
+  };
+  const auto write_keys = [&](Shared<const float> tile, const auto& value) {
+    write_map<kKeySums>(d_keys, image, shape.keys, shape.pixels, key_column, pixel, tile, left, 0.0f, value);
+  };
+  const auto write_values = [&](Shared<const float> tile, const auto& value) {
+    write_map<kValueSums>(d_values, image, shape.channels, shape.pixels, value_column, pixel, tile, left, 0.0f, value);
+  };
+  if (left <= 0) {
+    const auto zero = [](int, float value) { return value; };
+    if constexpr (kKeys) write_keys({}, zero);
+    if constexpr (kValues) write_values({}, zero);
+    return;
+  }
+
+  const int64_t key_size = key_tile_size<Element, KEY_COLUMNS>(staging.keys);
+  const int64_t channel_size = tile_size<Element>(kOwned, staging.channels);
+  SharedMemory memory;
+  const Shared<Element> own_keys = memory.array<Element>(tile_size<Element>(kOwned, staging.keys));
+  const Shared<Element> other_keys = memory.array<Element>(staging.stages * key_size);
+  const Shared<Element> own_channels = memory.array<Element>(kKeys ? Tiles::kOwn * channel_size : 0);
+  const Shared<Element> other_channels = memory.array<Element>(staging.stages * Tiles::kOther * channel_size);
+  const Shared<float> statistics = memory.array<float>(staging.stages * 2 * kOthers);  // of the others, if queries
+  Shared<float> operands{};
+  if constexpr (kIsIEEE<Kind>) operands = memory.array<float>(kOperandsSize);
+
+  const Rows<Element> queries{rows.query + base * shape.key_width, n_query, shape.key_width};
+  const Rows<Element> keys{rows.key + base * shape.key_width, n_bg, shape.key_width};
+  const Rows<Element> values{rows.value + base * shape.width, n_bg, shape.width};
   const Rows<Element> da{rows.da + base * shape.width, n_query, shape.width};
   const Rows<Element> db{rows.db + base * shape.width, n_query, shape.width};
-  const bool whole = chunk == shape.key_width;
+  const Rows<Element>& all_others = OWNS_QUERIES ? keys : queries;
+  const Rows<Element> own = (OWNS_QUERIES ? queries : keys).from(start);
+  const int64_t statistics_size = statistics_width(shape.pixels);
+  const Global<const float> lse = rows.statistics + image * 2 * statistics_size, delta = lse + statistics_size;
 
-  SharedMemory before;
-  const Shared<float> scratch = before.array<float>(kProductScratch<Kind>);
-  Logits<Kind, false> logits(scratch);
-  Sums<Kind> first(scratch), second = first;
-  if (n_other > 0 && whole) {
-    k.copy(k_tile, ld, kOwned, 0, chunk);
-    all_q.copy(q_tile, ld, kQueries, 0, chunk);
+  const bool ring = WHOLE && staging.stages == 2;
+  constexpr bool kWholeChannels = WHOLE || !kKeys;
+  const auto copy_channels = [&](bool queries_side, Shared<Element> to, int row, int column) {
+    if (queries_side) {
+      da.from(row).copy(to, column, staging.channels);
+      db.from(row).copy(to + channel_size, column, staging.channels);
+    } else {
+      values.from(row).copy(to, column, staging.channels);
+    }
+  };
+  const auto copy_others = [&](int at, int stage) {
+    if (WHOLE) all_others.from(at).copy(other_keys + stage * key_size, 0, shape.key_width);
+    if (kWholeChannels) {
+      copy_channels(!OWNS_QUERIES, other_channels + stage * Tiles::kOther * channel_size, at, value_column);
+    }
+    if constexpr (!OWNS_QUERIES) {  // lse, then delta
+      const int which = threadIdx.x / (kOthers / 4), i = threadIdx.x % (kOthers / 4) * 4;
+      if (which < (kKeys ? 2 : 1)) {
+        copy_16_bytes<float>(statistics + ((2 * stage + which) * kOthers + i), (which ? delta : lse) + (at + i),
+                             at + i < n_other);
+      }
+    }
+  };
+
+  float own_lse[2] = {}, own_delta[2] = {};
+  if constexpr (OWNS_QUERIES) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = Logits<Kind>::warp_row() + Logits<Kind>::lane_row() + 8 * r;
+      if (row >= left) continue;
+      own_lse[r] = lse[start + row];
+      own_delta[r] = delta[start + row];
+    }
   }
-  for (int at = 0; at < n_other; at += kQueries) {
-    const Rows<Element> q = all_q.from(at);
-    copy_numbers<kQueries>(lse, rows.lse + (base + at), q.left);
+  if (WHOLE) own.copy(own_keys, 0, shape.key_width);
+  if (kKeys && WHOLE) copy_channels(OWNS_QUERIES, own_channels, start, 0);
+  if (ring) copy_others(0, 0);
+
+  Sums<Kind, kKeySums> key_sums;
+  Sums<Kind, kValueSums> first, second;
+  for (int at = 0, stage = 0; at < n_other; at += kOthers) {
+    if (!ring) {
+      if (at > 0) __syncthreads();  // everybody is done with the last others
+      copy_others(at, 0);
+    }
     wait_for_copies();
-    __syncthreads();  // queries are there, the last weights and gradients are done with
-    da.from(at).copy(da_tile, kChannelLd, kQueries, column, columns);
-    db.from(at).copy(db_tile, kChannelLd, kQueries, column, columns);
-    logits.zero();
-    add_logits<Kind, false>(logits, q_tile, k_tile, ld, q, k, whole, chunk);
-    logits.each([&](int m, int n, float& value) {
-      value = m < q.left && n < k.left ? exp2_of(value * (scale * kLog2E) - lse[m]) : 0.0f;
+    __syncthreads();  // this stage is there, the other one done with
+    if (ring && at + kOthers < n_other) copy_others(at + kOthers, stage ^ 1);
+    const Shared<Element> keys_here = other_keys + stage * key_size;
+    const Tiles tiles{own_channels, other_channels + stage * Tiles::kOther * channel_size, channel_size};
+    const Shared<const float> others_lse = statistics + stage * 2 * kOthers, others_delta = others_lse + kOthers;
+
+    const int others_left = n_other - at;
+    Logits<Kind> weights;
+    add_logits<Kind, WHOLE>(weights, own_keys, keys_here, own, all_others.from(at), staging.keys);
+    weigh<Kind>(weights, scale, others_left, [&](int r, int n) -> float {
+      return OWNS_QUERIES ? own_lse[r] : float(others_lse[n]);
     });
-    logits.each([&](int m, int n, float& value) { weights[m * C::kLogitsLd + n] = Kind::element(value); });
-    wait_for_copies();
-    __syncthreads();  // weights and gradients are there, the queries are done with
-    if (whole && at + kQueries < n_other) all_q.from(at + kQueries).copy(q_tile, ld, kQueries, 0, chunk);
-    const int depth = depth_of(kQueries, q.left);
-    first.add_pair(second, weights, C::kLogitsLd, da_tile, db_tile, kChannelLd, depth);
+    if constexpr (kValues) {
+      Operands<Kind>(weights, operands).each([&](int row, const Left<Kind>& left_rows) {
+        add_columns(first, left_rows, Columns<Kind>(tiles.others), row);
+        add_columns(second, left_rows, Columns<Kind>(tiles.others + channel_size), row);
+      });
+    }
+    if constexpr (kKeys) {
+      Logits<Kind> gradients;
+      // Subtracted first of all: then it costs nothing.
+      each_logit(gradients, [&](int r, int n, float& value) {
+        value = -(OWNS_QUERIES ? own_delta[r] : float(others_delta[n]));
+      });
+      if constexpr (WHOLE) {
+        tiles.add_gradients(gradients, shape.width);
+      } else {
+        for (int column = 0; column < shape.width; column += staging.channels) {
+          __syncthreads();
+          copy_channels(OWNS_QUERIES, own_channels, start, column);
+          copy_channels(!OWNS_QUERIES, other_channels, at, column);
+          wait_for_copies();
+          __syncthreads();
+          tiles.add_gradients(gradients, min(staging.channels, shape.width - column));
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < Logits<Kind>::kColumns; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) gradients.sums[0][j][e] *= weights.sums[0][j][e];
+      }
+      if (others_left < kOthers) {  // 0 times what is not there may be NaN
+        gradients.each([&](int, int n, float& value) { value = n < others_left ? value : 0.0f; });
+      }
+      Shared<const Element> columns_here = keys_here + key_column / kPanel<Element> * kOthers * kPanel<Element>;
+      if constexpr (!WHOLE) {
+        __syncthreads();
+        all_others.from(at).copy(other_keys, key_column, KEY_COLUMNS);
+        wait_for_copies();
+        __syncthreads();
+        columns_here = other_keys;
+      }
+      Operands<Kind>(gradients, operands).each([&](int row, const Left<Kind>& left_rows) {
+        add_columns(key_sums, left_rows, Columns<Kind>(columns_here), row);
+      });
+    }
+    if (ring) stage ^= 1;
   }
 
   SharedMemory again;
-  const Shared<float> out = again.array<float>(kOwned * kOutLd);
-  const Shared<Element> v_tile = again.array<Element>(kOwned * kChannelLd);
-  const Rows<Element> v{rows.value + (base + start) * shape.width, n_bg - start, shape.width};
-  __syncthreads();
-  v.copy(v_tile, kChannelLd, kOwned, column, columns);
-  wait_for_copies();
-  __syncthreads();
-  float seconds[kOwned * kColumns / kThreads];
-  int i = 0;
-  second.each([&](int, int, float& value) { seconds[i++] = value; });
-  i = 0;
-  first.each([&](int m, int n, float& value) { value += 2.0f * to_float(v_tile[m * kChannelLd + n]) * seconds[i++]; });
-  first.store(out, kOutLd);
-  __syncthreads();
+  const Shared<float> out = again.array<float>((kKeySums > kValueSums ? kKeySums : kValueSums) * kResultLd);
   const float span = rows.span[image];
-  write_map<false>(out, kOutLd, image, start, k.left, column, shape.channels, regions, shape.pixels, d_value,
-                   [&](int c) { return span / rows.unit[image * shape.width + column + c]; });
+  if constexpr (kKeys) {
+    __syncthreads();
+    store_columns<Kind, kKeySums>(key_sums, out);
+    __syncthreads();
+    write_keys(out, [&](int, float sum) { return sum * (factor * span); });
+  }
+  if constexpr (kValues) {
+    const Rows<Element> v = values.from(start);
+#pragma unroll
+    for (int j = 0; j < VALUE_COLUMNS / 8; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = first.warp_row() + first.lane_row() + 8 * r, c = value_column + 8 * j + first.lane_column();
+        if (row >= v.left || c >= shape.width) continue;
+        const auto two = load<2>(v.data + (int64_t(row) * shape.width + c));
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          first.sums[0][j][2 * r + e] += 2.0f * to_float(two[e]) * second.sums[0][j][2 * r + e];
+        }
+      }
+    }
+    __syncthreads();
+    store_columns<Kind, kValueSums>(first, out);
+    __syncthreads();
+    const Global<const float> unit = rows.unit + (image * shape.width + value_column);
+    write_values(out, [&](int c, float sum) { return sum * (span / unit[c]); });
+  }
 }
 
-constexpr size_t kOutBytes = shared_bytes<float>(kOwned * leading<float>(kColumns));
-
-template <class Kind, bool QUERIES>
-size_t logit_gradients_bytes(const Chunks& chunks) {
-  using Element = typename Kind::Element;
-  using C = Cut<Kind, QUERIES>;
-  const int ld = leading<Element>(round_up(chunks.keys, kColumns)), channel_ld = leading<Element>(chunks.channels);
-  const size_t used = shared_bytes<Element>(C::kQueries * ld) + shared_bytes<Element>(C::kKeys * ld) +
-                      2 * shared_bytes<Element>(C::kQueries * channel_ld) +
-                      shared_bytes<Element>(C::kKeys * channel_ld) + shared_bytes<Element>(C::kQueries * C::kLogitsLd) +
-                      shared_bytes<float>(2 * C::kQueries);
-  return std::max(used, kOutBytes);
+template <class Kind, int COLUMNS, bool WHOLE>
+__global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLUMNS>)
+    bain_attention_bwd_dq_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_query,
+                                 AttentionShape shape, Staging staging, float scale, float factor) {
+  sum_gradients<Kind, true, COLUMNS, 0, WHOLE>(rows, regions, d_query, {}, shape, staging, scale, factor);
 }
 
-// Channels first: their tiles are three, and are read once per tile of keys.
-template <class Kind, bool QUERIES>
-Chunks fit_chunks(const Shape& shape, int64_t shared) {
-  constexpr int kStep = 128 / sizeof(typename Kind::Element);
-  Chunks chunks{shape.key_width, shape.width};
-  chunks.channels = fit(shape.width, kStep, shared, [&](int channels) {
-    return logit_gradients_bytes<Kind, QUERIES>({shape.key_width, channels});
-  });
-  chunks.keys = fit(shape.key_width, kColumns, shared,
-                    [&](int keys) { return logit_gradients_bytes<Kind, QUERIES>({keys, chunks.channels}); });
-  return chunks;
+template <class Kind, int COLUMNS, bool WHOLE>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    bain_attention_bwd_dk_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_key,
+                                 AttentionShape shape, Staging staging, float scale, float factor) {
+  sum_gradients<Kind, false, COLUMNS, 0, WHOLE>(rows, regions, d_key, {}, shape, staging, scale, factor);
 }
 
-// Blocks sum PANELS * kColumns columns of dq and dk.
-template <class Kind, int PANELS>
-void launch_logit_gradients(const BackwardRows<typename Kind::Element>& rows, const Regions& regions,
-                            const Tensor& d_query, const Tensor& d_key, const Shape& shape, float scale,
-                            int64_t shared) {
-  const dim3 grid(ceil_div(shape.pixels, kOwned), ceil_div(shape.key_width, PANELS * kColumns), d_query.size(0));
-  const Chunks dq = fit_chunks<Kind, true>(shape, shared), dk = fit_chunks<Kind, false>(shape, shared);
-  LAUNCH((bain_attention_bwd_dq_kernel<Kind, PANELS>), grid, kThreads, (logit_gradients_bytes<Kind, true>(dq)), d_query,
-         rows, regions, output_map(d_query), shape, dq, scale);
-  LAUNCH((bain_attention_bwd_dk_kernel<Kind, PANELS>), grid, kThreads, (logit_gradients_bytes<Kind, false>(dk)), d_key,
-         rows, regions, output_map(d_key), shape, dk, scale);
+template <class Kind, int COLUMNS, bool WHOLE>
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    bain_attention_bwd_dv_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_value,
+                                 AttentionShape shape, Staging staging, float scale) {
+  sum_gradients<Kind, false, 0, COLUMNS, WHOLE>(rows, regions, {}, d_value, shape, staging, scale, 0.0f);
 }
 
 template <class Kind>
-size_t values_bytes(int chunk) {
-  using Element = typename Kind::Element;
-  using C = Cut<Kind, false>;
-  const int ld = leading<Element>(chunk);
-  const size_t used = shared_bytes<Element>(C::kQueries * ld) + shared_bytes<Element>(kOwned * ld) +
-                      2 * shared_bytes<Element>(C::kQueries * leading<Element>(kColumns)) +
-                      shared_bytes<Element>(C::kQueries * C::kLogitsLd) + shared_bytes<float>(C::kQueries);
-  return std::max(used, kOutBytes + shared_bytes<Element>(kOwned * leading<Element>(kColumns)));
+__global__ void __launch_bounds__(kAttentionThreads, 2)
+    bain_attention_bwd_dkv_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_key,
+                                  OutputMap d_value, AttentionShape shape, Staging staging, float scale,
+                                  float factor) {
+  sum_gradients<Kind, false, kNarrow, kNarrow, true>(rows, regions, d_key, d_value, shape, staging, scale, factor);
 }
 
-// Gradients of the forward's results (B, C, N) of any layout, its inputs and what it saved -> contiguous gradients of
-// query, key and value in their dtypes. Blocks take at most `shared` bytes of shared memory.
-std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_mean, const Tensor& grad_std,
-                                                           const Tensor& query, const Tensor& key, const Tensor& value,
-                                                           const Tensor& order, const Tensor& counts,
-                                                           const Tensor& first, const Tensor& variance,
-                                                           const Tensor& lse, double scale, double eps, bool tf32,
-                                                           int64_t shared) {
-  const Shape shape = shape_of(query, key, value, order, counts);
-  const int64_t batch = value.size(0), pixels = shape.pixels, channels = shape.channels;
+// What every backward kernel is launched with.
+template <class Kind>
+struct BackwardLaunch {
+  using Element = typename Kind::Element;
+
+  BackwardRows<Element> rows;
+  Regions regions;
+  AttentionShape shape;
+  double scale;
+  size_t limit;  // of shared memory
+
+  void dq(const Tensor& d_query) const {
+    launch_fitting<Kind>(
+        shape, shape.key_width, shape.width, limit, bytes_of<true, true>(),
+        [&](auto columns, auto whole, const Staging& staging) {
+          constexpr int kColumns = decltype(columns)::value;
+          LAUNCH((bain_attention_bwd_dq_kernel<Kind, kColumns, decltype(whole)::value>),
+                 grid(d_query, shape.key_width, kColumns), kAttentionThreads,
+                 (backward_bytes<Kind, true, kColumns, 0>(staging)), d_query, rows, regions, output_map(d_query), shape,
+                 staging, to_base_2(), static_cast<float>(scale));
+        });
+  }
+
+  void dk(const Tensor& d_key) const {
+    launch_fitting<Kind>(
+        shape, shape.key_width, shape.width, limit, bytes_of<false, true>(),
+        [&](auto columns, auto whole, const Staging& staging) {
+          constexpr int kColumns = decltype(columns)::value;
+          LAUNCH((bain_attention_bwd_dk_kernel<Kind, kColumns, decltype(whole)::value>),
+                 grid(d_key, shape.key_width, kColumns), kAttentionThreads,
+                 (backward_bytes<Kind, false, kColumns, 0>(staging)), d_key, rows, regions, output_map(d_key), shape,
+                 staging, to_base_2(), factor_of_dk());
+        });
+  }
+
+  void dv(const Tensor& d_value) const {
+    launch_fitting<Kind>(
+        shape, shape.width, 0, limit, bytes_of<false, false>(),
+        [&](auto columns, auto whole, const Staging& staging) {
+          constexpr int kColumns = decltype(columns)::value;
+          LAUNCH((bain_attention_bwd_dv_kernel<Kind, kColumns, decltype(whole)::value>),
+                 grid(d_value, shape.width, kColumns), kAttentionThreads,
+                 (backward_bytes<Kind, false, 0, kColumns>(staging)), d_value, rows, regions, output_map(d_value), shape,
+                 staging, to_base_2());
+        });
+  }
+
+  // dk and dv by one kernel, if both are narrow and it fits.
+  bool dkv(const Tensor& d_key, const Tensor& d_value) const {
+    if constexpr (!kIsIEEE<Kind>) {  // whose fragments leave too few registers
+      if (shape.key_width > kNarrow || shape.width > kNarrow) return false;
+      const auto bytes = backward_bytes<Kind, false, kNarrow, kNarrow>;
+      const auto staging = fit_whole(shape.key_width, kNarrow, limit, bytes);
+      if (!staging) return false;
+      LAUNCH((bain_attention_bwd_dkv_kernel<Kind>), grid(d_key, kNarrow, kNarrow), kAttentionThreads, bytes(*staging),
+             d_key, rows, regions, output_map(d_key), output_map(d_value), shape, *staging, to_base_2(),
+             factor_of_dk());
+      return true;
+    }
+    return false;
+  }
+
+ private:
+  template <bool OWNS_QUERIES, bool KEYS>
+  static auto bytes_of() {
+    return [](auto columns, const Staging& staging) {
+      constexpr int kColumns = decltype(columns)::value;
+      return backward_bytes<Kind, OWNS_QUERIES, KEYS ? kColumns : 0, KEYS ? 0 : kColumns>(staging);
+    };
+  }
+  dim3 grid(const Tensor& result, int width, int columns) const {
+    return dim3(ceil_div(shape.pixels, kOwned), ceil_div(width, columns), result.size(0));
+  }
+  float to_base_2() const { return static_cast<float>(std::abs(scale) * kLog2E); }
+  // The packed queries have the sign of the scale.
+  float factor_of_dk() const { return static_cast<float>(std::abs(scale)); }
+};
+
+void check_backward(const Tensor& grad_mean, const Tensor& grad_std, const Tensor& value, const Tensor& first,
+                    const Tensor& variance, const Tensor& lse) {
+  const int64_t batch = value.size(0), channels = value.size(1), pixels = value.size(2);
   for (const Tensor& grad : {grad_mean, grad_std}) check_shape("a gradient", grad, {batch, channels, pixels});
   for (const Tensor& saved : {first, variance}) check_shape("first and variance", saved, {batch, pixels, channels});
   check_shape("lse", lse, {batch, pixels});
@@ -359,30 +432,39 @@ std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_me
   for (const Tensor& saved : {first, variance, lse}) {
     check(saved.is_contiguous(), "first, variance and lse must be contiguous");
   }
+}
+
+// Gradients of the forward's results (B, C, N) of any layout, its inputs and what it saved -> contiguous gradients of
+// query, key and value in their dtypes.
+std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_mean, const Tensor& grad_std,
+                                                           const Tensor& query, const Tensor& key, const Tensor& value,
+                                                           const Tensor& order, const Tensor& counts,
+                                                           const Tensor& first, const Tensor& variance,
+                                                           const Tensor& lse, double scale, double eps, bool tf32) {
+  const AttentionShape shape = shape_of(query, key, value, order, counts);
+  check_backward(grad_mean, grad_std, value, first, variance, lse);
+  const int64_t batch = value.size(0);
   const Tensor d_query = allocate_like(query), d_key = allocate_like(key), d_value = allocate_like(value);
   if (first.numel() == 0) return {d_query, d_key, d_value};
   const Regions regions{global<const int64_t>(order), global<const int64_t>(counts)};
   dispatch_product(query.scalar_type(), tf32, [&](auto type) {
     using Kind = typename decltype(type)::type;
     using Element = typename Kind::Element;
-    const Packed packed = pack<Kind>(query, key, value, regions, shape);
-    const PackedGradients grads =
-        pack_gradients<Kind>(grad_mean, grad_std, first, variance, lse, packed, regions, shape, eps);
-    const BackwardRows<Element> rows{
-        global<const Element>(packed.query), global<const Element>(packed.key), global<const Element>(packed.value),
-        global<const Element>(grads.da),     global<const Element>(grads.db),   global<const float>(grads.delta),
-        global<const float>(grads.lse),      global<const float>(grads.span),   global<const float>(packed.unit)};
-    const float factor = static_cast<float>(scale);
-    const int64_t blocks = ceil_div(pixels, kOwned);
-    if (shape.key_width <= kColumns) {
-      launch_logit_gradients<Kind, 1>(rows, regions, d_query, d_key, shape, factor, shared);
-    } else {
-      launch_logit_gradients<Kind, 2>(rows, regions, d_query, d_key, shape, factor, shared);
-    }
-    const int chunk = fit(shape.key_width, kColumns, shared, values_bytes<Kind>);
-    const dim3 values_grid(blocks, ceil_div(shape.width, kColumns), batch);
-    LAUNCH((bain_attention_bwd_dv_kernel<Kind>), values_grid, kThreads, values_bytes<Kind>(chunk), value, rows, regions,
-           output_map(d_value), shape, chunk, factor);
+    Workspace space;
+    const PackedRows<Element> packed(space, batch, shape);
+    const PackedGradients<Element> grads(space, batch, shape);
+    space.allocate(value);
+    pack<Kind>(query, key, value, regions, shape, scale, space, packed);
+    pack_gradients<Kind>(grad_mean, grad_std, first, variance, lse, regions, shape, eps, space, space[packed.unit],
+                         grads);
+    const BackwardRows<Element> rows{space[packed.query],     space[packed.key], space[packed.value], space[grads.da],
+                                     space[grads.db],         space[grads.statistics], space[grads.span],
+                                     space[packed.unit]};
+    const BackwardLaunch<Kind> launch{rows, regions, shape, scale, shared_limit(value)};
+    launch.dq(d_query);
+    if (launch.dkv(d_key, d_value)) return;
+    launch.dk(d_key);
+    launch.dv(d_value);
   });
   return {d_query, d_key, d_value};
 }

@@ -6,7 +6,10 @@
 namespace scsco {
 namespace {
 
-constexpr int kGradientPlaces = 32;  // that are packed at a time
+constexpr int kGradientPlaces = 32;         // that are packed at a time
+constexpr int kPairs = kChannels / 2;       // of channels, of which a thread has one
+constexpr int kPairStep = kPackThreads / kPairs;  // places between two of a thread
+constexpr int kStatisticsStep = 64;         // rows of statistics are padded to a multiple: 16 bytes can be read at once
 
 // What the forward saved and the gradients of its results.
 struct MomentGradients {
@@ -21,33 +24,43 @@ struct MomentGradient {
   float da, db, a, b;
 };
 
-// Calls function(i, gradient) with a thread's channel, its lane's of the block at `first_channel`, of place
-// warp + i * kPackWarps of those in `pixels`; 0 outside. All threads of a block call it; `stage` holds two tiles.
+// Calls function(i, gradients) with the gradients of a thread's two channels, those of pair thread % kPairs of the block
+// at `first_channel`, of place thread / kPairs + i * kPairStep of those in `pixels`; 0 outside. All threads of a block
+// call it; `stage` holds two tiles.
 template <class Function>
 __device__ __forceinline__ void each_gradient(const MomentGradients& from, int64_t image, Shared<const int64_t> pixels,
-                                              int count, int first_channel, const Shape& shape, Shared<float> stage,
-                                              const Function& function) {
+                                              int count, int first_channel, const AttentionShape& shape,
+                                              Shared<float> stage, const Function& function) {
   constexpr int kTileSize = kGradientPlaces * kStageLd;
   __syncthreads();
   stage_map<kGradientPlaces>(from.d_mean, image, pixels, count, first_channel, shape.channels, stage);
   stage_map<kGradientPlaces>(from.d_std, image, pixels, count, first_channel, shape.channels, stage + kTileSize);
   __syncthreads();
-  const int lane = threadIdx.x % kWarp, channel = first_channel + lane;
-  const bool inside = channel < shape.channels;
-  const float unit = inside ? float(from.unit[image * shape.width + channel]) : 1.0f;
+  const int own = threadIdx.x % kPairs * 2;
+  float unit[2], inverse[2];
 #pragma unroll
-  for (int i = 0; i < kGradientPlaces / kPackWarps; ++i) {
-    const int place = threadIdx.x / kWarp + i * kPackWarps;
-    MomentGradient gradient{0, 0, 0, 0};
-    if (place < count && inside) {
+  for (int c = 0; c < 2; ++c) {
+    const int channel = first_channel + own + c;
+    unit[c] = channel < shape.channels ? float(from.unit[image * shape.width + channel]) : 1.0f;
+    inverse[c] = 1.0f / unit[c];  // exact, of a power of two
+  }
+#pragma unroll
+  for (int i = 0; i < kGradientPlaces / kPairStep; ++i) {
+    const int place = threadIdx.x / kPairs + i * kPairStep;
+    MomentGradient gradients[2] = {};
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int channel = first_channel + own + c;
+      if (place >= count || channel >= shape.channels) continue;
       const int64_t at = (image * shape.pixels + pixels[place]) * shape.channels + channel;
       const float first = from.first[at], variance = from.variance[at];
-      const float d_mean = stage[place * kStageLd + lane], d_std = stage[kTileSize + place * kStageLd + lane];
+      const float d_mean = stage[place * kStageLd + own + c], d_std = stage[kTileSize + place * kStageLd + own + c];
       const float d_var = variance >= 0 ? 0.5f * d_std / sqrtf(variance + from.eps) : 0.0f;
-      const float a = first / unit;
-      gradient = {(d_mean - 2.0f * first * d_var) * unit, d_var * unit * unit, a, variance / (unit * unit) + a * a};
+      const float a = first * inverse[c];
+      gradients[c] = {(d_mean - 2.0f * first * d_var) * unit[c], d_var * unit[c] * unit[c], a,
+                      variance * (inverse[c] * inverse[c]) + a * a};
     }
-    function(i, gradient);
+    function(i, gradients);
   }
 }
 
@@ -60,7 +73,7 @@ __device__ __forceinline__ void stage_pixels(const Regions& regions, int64_t fir
 __global__ void __launch_bounds__(kPackThreads, 2)
     bain_attention_bwd_range_kernel(MomentGradients from, Regions regions,
                                     Global<float> largest,  // (B, blocks of channels, kSplits)
-                                    Shape shape) {
+                                    AttentionShape shape) {
   SharedMemory memory;
   const Shared<float> stage = memory.array<float>(2 * kGradientPlaces * kStageLd);
   const Shared<int64_t> pixels = memory.array<int64_t>(kGradientPlaces);
@@ -73,7 +86,10 @@ __global__ void __launch_bounds__(kPackThreads, 2)
     const int count = min(end - start, kGradientPlaces);
     stage_pixels(regions, image * shape.pixels + start, count, pixels);
     each_gradient(from, image, pixels, count, blockIdx.y * kChannels, shape, stage,
-                  [&](int, const MomentGradient& g) { own = fmaxf(own, fmaxf(fabsf(g.da), fabsf(g.db))); });
+                  [&](int, const MomentGradient (&g)[2]) {
+#pragma unroll
+                    for (int c = 0; c < 2; ++c) own = fmaxf(own, fmaxf(fabsf(g[c].da), fabsf(g[c].db)));
+                  });
   }
   own = warp_max(own);
   if (threadIdx.x % kWarp == 0) scratch[threadIdx.x / kWarp] = own;
@@ -90,9 +106,13 @@ constexpr int kWeightBits = 8;
 template <class Element>
 struct GradientRows {
   Global<Element> da, db;    // (B, N, width)
-  Global<float> delta, lse;  // (B, N); lse in base 2, in float16 less kWeightBits
+  Global<float> statistics;  // (B, 2, N padded): lse in base 2, in float16 less kWeightBits; delta
   Global<float> span;        // (B): what the gradients of such rows are multiplied by
 };
+
+__host__ __device__ constexpr int64_t statistics_width(int pixels) {
+  return ceil_div(int64_t(pixels), int64_t(kStatisticsStep)) * kStatisticsStep;
+}
 
 // Grid: blocks of kGradientPlaces places, images. Without `largest` nothing is scaled.
 template <class Kind>
@@ -100,93 +120,101 @@ __global__ void __launch_bounds__(kPackThreads, 2)
     bain_attention_bwd_pack_kernel(MomentGradients from, Regions regions,
                                    Global<const float> lse,      // (B, N)
                                    Global<const float> largest,  // (B, n_largest) or absent
-                                   int n_largest, GradientRows<typename Kind::Element> to, Shape shape) {
+                                   int n_largest, GradientRows<typename Kind::Element> to, AttentionShape shape) {
   if constexpr (!available<Kind>()) return;
   using Element = typename Kind::Element;
+  constexpr int kOwn = kGradientPlaces / kPairStep;
   SharedMemory memory;
   const Shared<float> stage = memory.array<float>(2 * kGradientPlaces * kStageLd);
   const Shared<int64_t> pixels = memory.array<int64_t>(kGradientPlaces);
   const int64_t image = blockIdx.y;
   const int start = blockIdx.x * kGradientPlaces, n_query = regions.queries(image);
   if (start > 0 && start >= n_query) return;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const int count = min(n_query - start, kGradientPlaces);
+  const int thread = threadIdx.x, count = min(n_query - start, kGradientPlaces);
   const int64_t base = image * shape.pixels;
 
   float span = 1;
   if (largest) {
     float most = 0;
-    for (int i = lane; i < n_largest; i += kWarp) most = fmaxf(most, largest[image * n_largest + i]);
+    for (int i = thread % kWarp; i < n_largest; i += kWarp) most = fmaxf(most, largest[image * n_largest + i]);
     most = warp_max(most);
     // The largest gradient becomes 1/8 to 1/4: room for the sums over channels, far from float16's smallest number.
     if (most > 1e-30f && most < 1e30f) span = __int_as_float(__float_as_int(most) & 0x7f800000) * 8.0f;
   }
   const int lifted = largest ? kWeightBits : 0;
-  if (start == 0 && threadIdx.x == 0) to.span[image] = span / (1 << lifted);
+  if (start == 0 && thread == 0) to.span[image] = span / (1 << lifted);
+  const float inverse = 1.0f / span;
 
   stage_pixels(regions, base + start, count, pixels);
-  float delta[kGradientPlaces / kPackWarps] = {};
+  float delta[kOwn] = {};
   for (int first_channel = 0; first_channel < shape.width; first_channel += kChannels) {
-    each_gradient(from, image, pixels, count, first_channel, shape, stage, [&](int i, const MomentGradient& g) {
-      const int place = warp + i * kPackWarps, channel = first_channel + lane;
-      const Element da = Kind::element(g.da / span), db = Kind::element(g.db / span);
-      // With the rounded gradients, so that the logits' gradients of a row add up to 0.
-      delta[i] += to_float(da) * g.a + to_float(db) * g.b;
-      if (place < count && channel < shape.width) {
-        const int64_t at = (base + start + place) * shape.width + channel;
-        to.da[at] = da;
-        to.db[at] = db;
-      }
-    });
-  }
+    each_gradient(from, image, pixels, count, first_channel, shape, stage,
+                  [&](int i, const MomentGradient (&g)[2]) {
+                    const int place = thread / kPairs + i * kPairStep, channel = first_channel + thread % kPairs * 2;
+                    const auto da = rounded<Kind>({g[0].da * inverse, g[1].da * inverse});
+                    const auto db = rounded<Kind>({g[0].db * inverse, g[1].db * inverse});
+                    // With the rounded gradients, so that the logits' gradients of a row add up to 0.
 #pragma unroll
-  for (int i = 0; i < kGradientPlaces / kPackWarps; ++i) {
-    const int place = warp + i * kPackWarps;
-    const float sum = warp_sum(delta[i]);
-    if (lane == 0 && place < count) {
-      to.delta[base + start + place] = sum;
-      to.lse[base + start + place] = lse[base + pixels[place]] * kLog2E - lifted;
-    }
+                    for (int c = 0; c < 2; ++c) delta[i] += to_float(da[c]) * g[c].a + to_float(db[c]) * g[c].b;
+                    if (place >= count || channel >= shape.width) return;
+                    const int64_t at = (base + start + place) * shape.width + channel;
+                    store(to.da + at, da);
+                    store(to.db + at, db);
+                  });
+  }
+  const int64_t width = statistics_width(shape.pixels);
+#pragma unroll
+  for (int i = 0; i < kOwn; ++i) {
+    const int place = thread / kPairs + i * kPairStep;
+#pragma unroll
+    for (int lanes = kPairs / 2; lanes > 0; lanes /= 2) delta[i] += __shfl_xor_sync(kAllLanes, delta[i], lanes);
+    if (thread % kPairs != 0) continue;
+    const Global<float> own = to.statistics + (image * 2 * width + start + place);
+    own[0] = place < count ? lse[base + pixels[place]] * kLog2E - lifted : 0.0f;
+    own[width] = place < count ? delta[i] : 0.0f;  // 16 bytes are read of a row's end, too
   }
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Gradients of both moments of every query, in float16 scaled, and what the softmax's backward subtracts.
+// Gradients of both moments of every query, in float16 scaled, and what the softmax's backward subtracts: arrays of the
+// call's workspace.
+template <class Element>
 struct PackedGradients {
-  Tensor da, db;      // (B, N, width)
-  Tensor delta, lse;  // (B, N) float32; as in GradientRows
-  Tensor span;        // (B) float32
+  Workspace::Array<Element> da, db;      // (B, N, width)
+  Workspace::Array<float> statistics;    // (B, 2, N padded), as in GradientRows
+  Workspace::Array<float> span;          // (B)
+  Workspace::Array<float> largest;       // (B, blocks of channels, kSplits)
+
+  PackedGradients(Workspace& space, int64_t batch, const AttentionShape& shape) {
+    da = space.add<Element>(batch * shape.pixels * shape.width);
+    db = space.add<Element>(batch * shape.pixels * shape.width);
+    statistics = space.add<float>(batch * 2 * statistics_width(shape.pixels));
+    span = space.add<float>(batch);
+    largest = space.add<float>(batch * ceil_div(shape.channels, kChannels) * kSplits);
+  }
 };
 
 template <class Kind>
-PackedGradients pack_gradients(const Tensor& grad_mean, const Tensor& grad_std, const Tensor& first,
-                               const Tensor& variance, const Tensor& lse, const Packed& packed, const Regions& regions,
-                               const Shape& shape, double eps) {
+void pack_gradients(const Tensor& grad_mean, const Tensor& grad_std, const Tensor& first, const Tensor& variance,
+                    const Tensor& lse, const Regions& regions, const AttentionShape& shape, double eps,
+                    const Workspace& space, Global<const float> unit,
+                    const PackedGradients<typename Kind::Element>& to) {
   using Element = typename Kind::Element;
   const int64_t batch = lse.size(0);
-  const PackedGradients to{allocate_like(packed.value), allocate_like(packed.value), allocate_like(lse),
-                           allocate_like(lse), allocate({batch}, lse)};
-  const MomentGradients from{input_map(grad_mean),
-                             input_map(grad_std),
-                             global<const float>(first),
-                             global<const float>(variance),
-                             global<const float>(packed.unit),
-                             static_cast<float>(eps)};
+  const MomentGradients from{input_map(grad_mean),          input_map(grad_std), global<const float>(first),
+                             global<const float>(variance), unit,                static_cast<float>(eps)};
   const size_t shared = shared_bytes<float>(2 * kGradientPlaces * kStageLd) + shared_bytes<int64_t>(kGradientPlaces);
   const int blocks = ceil_div(shape.channels, kChannels);
-  std::optional<Tensor> largest;
+  Global<const float> largest{};
   if constexpr (std::is_same_v<Element, half>) {
-    largest = allocate({batch, blocks, kSplits}, lse);
     LAUNCH((bain_attention_bwd_range_kernel), dim3(kSplits, blocks, batch), kPackThreads,
-           shared + shared_bytes<float>(kPackWarps), lse, from, regions, global<float>(*largest), shape);
+           shared + shared_bytes<float>(kPackWarps), lse, from, regions, space[to.largest], shape);
+    largest = space[to.largest];
   }
-  const GradientRows<Element> rows{global<Element>(to.da), global<Element>(to.db), global<float>(to.delta),
-                                   global<float>(to.lse), global<float>(to.span)};
+  const GradientRows<Element> rows{space[to.da], space[to.db], space[to.statistics], space[to.span]};
   LAUNCH((bain_attention_bwd_pack_kernel<Kind>), dim3(ceil_div(shape.pixels, kGradientPlaces), batch), kPackThreads,
-         shared, lse, from, regions, global<const float>(lse), global<const float>(largest), blocks * kSplits, rows,
-         shape);
-  return to;
+         shared, lse, from, regions, global<const float>(lse), largest, blocks * kSplits, rows, shape);
 }
 
 }  // namespace

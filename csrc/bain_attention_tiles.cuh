@@ -1,5 +1,8 @@
-// What the attention kernels share: how a block cuts queries and keys, rows on their way to shared memory, and the
-// products in which values are squared.
+// What the attention kernels share: rows on their way to shared memory, products of 64 rows with 64 others, weights as
+// operands, and results on their way to maps.
+//
+// A block owns 64 queries, or 64 keys, and walks the others, 64 at a time. A warp owns 16 of its rows whole, so that
+// sums over a row stay within four lanes and what is computed from the logits stays in registers.
 #pragma once
 
 #include "bain_attention_packing.cuh"
@@ -7,31 +10,21 @@
 namespace scsco {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr int kThreads = kWarps * kWarp;
-constexpr int kOwned = 64;    // queries or keys that belong to a block
-constexpr int kColumns = 64;  // of the accumulators, so channels of a block
+constexpr int kAttentionWarps = 4;
+constexpr int kAttentionThreads = kAttentionWarps * kWarp;
+constexpr int kOwned = 64;
+constexpr int kOthers = 64;
+constexpr int kNarrow = 64, kWide = 128;  // columns of results that a block sums
+constexpr int kResultLd = kOwned + 4;     // of a column of results: the 8 rows by 4 columns of a warp lie in 32 banks
 
-// A block owns 64 queries and walks the keys, or the other way round. float32 takes half as many at a time, so that
-// everything fits into the 64 KiB that the oldest architecture has.
-template <class Kind, bool OWNS_QUERIES>
-struct Cut {
-  using Element = typename Kind::Element;
-  static constexpr int kOther = sizeof(Element) == 2 ? 64 : 32;
-  static constexpr int kQueries = OWNS_QUERIES ? kOwned : kOther;
-  static constexpr int kKeys = OWNS_QUERIES ? kOther : kOwned;
-  static constexpr int kWarpsM = kQueries / 16, kWarpsN = kWarps / kWarpsM;
-  static constexpr int kLogitsLd = leading<Element>(kKeys);
-};
+template <class Kind, int COLUMNS>
+using Sums = TileProduct<Kind, kOwned, COLUMNS, kAttentionWarps, 1>;
+template <class Kind>
+using Logits = Sums<Kind, kOthers>;
 
-__device__ __forceinline__ float squared(float x) { return x * x; }
-#ifdef SCSCO_EMULATED
-inline half squared(half x) { return from_float<half>(to_float(x) * to_float(x)); }
-inline bfloat16 squared(bfloat16 x) { return from_float<bfloat16>(to_float(x) * to_float(x)); }
-#else
-__device__ __forceinline__ half squared(half x) { return __hmul(x, x); }
-__device__ __forceinline__ bfloat16 squared(bfloat16 x) { return __hmul(x, x); }
-#endif
+// Blocks of a multiprocessor, at least: two leave a thread 255 registers, three 168, which float32 products pass.
+template <class Kind, int COLUMNS>
+constexpr int kAttentionBlocks = COLUMNS == kNarrow && !kIsIEEE<Kind> ? 3 : 2;
 
 // 2^x as the hardware computes it, to 2 roundings; below 2^-126 it is 0, which in no dtype is a weight.
 __device__ __forceinline__ float exp2_of(float x) {
@@ -44,254 +37,220 @@ __device__ __forceinline__ float exp2_of(float x) {
 #endif
 }
 
-// Products with values and with their squares, which are formed where the values stand: in the registers of a fragment.
-template <class Kind, int M, int N, int WARPS_M, int WARPS_N>
-class MomentProduct : public TileProduct<Kind, M, N, WARPS_M, WARPS_N> {
-  using Base = TileProduct<Kind, M, N, WARPS_M, WARPS_N>;
-  using Element = typename Kind::Element;
-
- public:
-  using Base::Base;
-
-  // This += weights v and second += weights v^2, of weights [M, depth] and v [depth, N], both by rows.
-  __device__ __forceinline__ void add_moments(MomentProduct& second, Shared<const Element> weights, int ldw,
-                                              Shared<const Element> v, int ldv, int depth) {
-    if constexpr (!available<Kind>()) {
-      return;
-    } else if constexpr (std::is_same_v<Kind, IEEEProduct>) {
-#pragma unroll 4
-      for (int k = 0; k < depth; ++k) {
-        float left[Base::kRows];
-#pragma unroll
-        for (int i = 0; i < Base::kRows; ++i) left[i] = weights[(this->row_ + 4 * i) * ldw + k];
-#pragma unroll
-        for (int j = 0; j < Base::kColumns; ++j) {
-          const float right = v[k * ldv + this->column_ + 8 * j], square = right * right;
-#pragma unroll
-          for (int i = 0; i < Base::kRows; ++i) {
-            this->sums_[i][j] += left[i] * right;
-            second.sums_[i][j] += left[i] * square;
-          }
-        }
-      }
-    } else {
-#pragma unroll 1
-      for (int k = 0; k < depth; k += Kind::kDepth) {
-        Left<wmma::row_major> left[Base::kRows];
-#pragma unroll
-        for (int i = 0; i < Base::kRows; ++i) {
-          wmma::load_matrix_sync(left[i], weights + ((this->row_ + 16 * i) * ldw + k), ldw);
-        }
-#pragma unroll
-        for (int j = 0; j < Base::kColumns; ++j) {
-          Right<wmma::row_major> right;
-          wmma::load_matrix_sync(right, v + (k * ldv + this->column_ + 16 * j), ldv);
-          multiply(this->sums_, left, right, j);
-          square(right);
-          multiply(second.sums_, left, right, j);
-        }
-      }
-    }
-  }
-
-  // This += a v^T + b (v^2)^T, of a and b [M, depth] and v [N, depth], all by rows.
-  __device__ __forceinline__ void add_gradients(Shared<const Element> a, Shared<const Element> b, int ld,
-                                                Shared<const Element> v, int ldv, int depth) {
-    if constexpr (!available<Kind>()) {
-      return;
-    } else if constexpr (std::is_same_v<Kind, IEEEProduct>) {
-#pragma unroll 4
-      for (int k = 0; k < depth; ++k) {
-        float first[Base::kRows], second[Base::kRows];
-#pragma unroll
-        for (int i = 0; i < Base::kRows; ++i) {
-          first[i] = a[(this->row_ + 4 * i) * ld + k];
-          second[i] = b[(this->row_ + 4 * i) * ld + k];
-        }
-#pragma unroll
-        for (int j = 0; j < Base::kColumns; ++j) {
-          const float right = v[(this->column_ + 8 * j) * ldv + k], square = right * right;
-#pragma unroll
-          for (int i = 0; i < Base::kRows; ++i) this->sums_[i][j] += first[i] * right + second[i] * square;
-        }
-      }
-    } else {
-#pragma unroll 1
-      for (int k = 0; k < depth; k += Kind::kDepth) {
-        Left<wmma::row_major> first[Base::kRows], second[Base::kRows];
-#pragma unroll
-        for (int i = 0; i < Base::kRows; ++i) {
-          wmma::load_matrix_sync(first[i], a + ((this->row_ + 16 * i) * ld + k), ld);
-          wmma::load_matrix_sync(second[i], b + ((this->row_ + 16 * i) * ld + k), ld);
-        }
-#pragma unroll
-        for (int j = 0; j < Base::kColumns; ++j) {
-          Right<wmma::col_major> right;
-          wmma::load_matrix_sync(right, v + ((this->column_ + 16 * j) * ldv + k), ldv);
-          multiply(this->sums_, first, right, j);
-          square(right);
-          multiply(this->sums_, second, right, j);
-        }
-      }
-    }
-  }
-
-  // This += weights^T a and second += weights^T b, of weights [depth, M], a and b [depth, N], all by rows.
-  __device__ __forceinline__ void add_pair(MomentProduct& second, Shared<const Element> weights, int ldw,
-                                           Shared<const Element> a, Shared<const Element> b, int ld, int depth) {
-    if constexpr (!available<Kind>()) {
-      return;
-    } else if constexpr (std::is_same_v<Kind, IEEEProduct>) {
-      this->template add<false, true>(weights, ldw, a, ld, depth);
-      second.template add<false, true>(weights, ldw, b, ld, depth);
-    } else {
-#pragma unroll 1
-      for (int k = 0; k < depth; k += Kind::kDepth) {
-        Left<wmma::col_major> left[Base::kRows];
-#pragma unroll
-        for (int i = 0; i < Base::kRows; ++i) {
-          wmma::load_matrix_sync(left[i], weights + (k * ldw + this->row_ + 16 * i), ldw);
-        }
-#pragma unroll
-        for (int j = 0; j < Base::kColumns; ++j) {
-          const int at = k * ld + this->column_ + 16 * j;
-          Right<wmma::row_major> right;
-          wmma::load_matrix_sync(right, a + at, ld);
-          multiply(this->sums_, left, right, j);
-          wmma::load_matrix_sync(right, b + at, ld);
-          multiply(second.sums_, left, right, j);
-        }
-      }
-    }
-  }
-
- private:
-  template <class Layout, class K = Kind>
-  using Left = wmma::fragment<wmma::matrix_a, 16, 16, K::kDepth, typename K::Operand, Layout>;
-  template <class Layout, class K = Kind>
-  using Right = wmma::fragment<wmma::matrix_b, 16, 16, K::kDepth, typename K::Operand, Layout>;
-
-  template <class Fragment>
-  __device__ __forceinline__ static void square(Fragment& fragment) {
-#pragma unroll
-    for (int e = 0; e < Fragment::num_elements; ++e) {
-      if constexpr (std::is_same_v<Element, float>) {
-        fragment.x[e] = Kind::element(squared(fragment.x[e]));
-      } else {
-        fragment.x[e] = squared(fragment.x[e]);
-      }
-    }
-  }
-
-  template <class Accumulators, class LeftFragments, class RightFragment>
-  __device__ __forceinline__ static void multiply(Accumulators& sums, const LeftFragments& left,
-                                                  const RightFragment& right, int j) {
-#pragma unroll
-    for (int i = 0; i < Base::kRows; ++i) wmma::mma_sync(sums[i][j], left[i], right, sums[i][j]);
-  }
-};
-
-// Queries by keys.
-template <class Kind, bool OWNS_QUERIES, class C = Cut<Kind, OWNS_QUERIES>>
-using Logits = MomentProduct<Kind, C::kQueries, C::kKeys, C::kWarpsM, C::kWarpsN>;
-
-// 64 queries or keys by 64 columns: a warp owns 16 whole rows.
-template <class Kind>
-using Sums = MomentProduct<Kind, kOwned, kColumns, kWarps, 1>;
-
 // ---------------------------------------------------------------------------------------------------------------------
-// Rows on their way to shared memory: on sm_80 and later they arrive while the block computes.
+// Rows on their way to shared memory.
 
-// 16 bytes, or zeros where not `inside`.
-template <class Element>
-__device__ __forceinline__ void copy_16_bytes(Shared<Element> to, Global<const Element> from, bool inside) {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile(
-      "cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(static_cast<unsigned>(__cvta_generic_to_shared(to))),
-      "l"(from), "r"(inside ? 16 : 0)
-      : "memory");
-#else
-  constexpr int V = 16 / sizeof(Element);
-  Vector<Element, V> values{};
-  if (inside) values = load<V>(from);
-  store(to, values);
-#endif
-}
-
-// Everything that this thread asked for has arrived; others see it after __syncthreads.
-__device__ __forceinline__ void wait_for_copies() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.wait_all;" ::: "memory");
-#endif
-}
-
-// Fills a tile of `rows` x `columns`, a multiple of 16 columns, from packed rows of `width`. Rows from `left` on, which
-// may hold anything, are not read and become 0.
-template <class Element>
-__device__ __forceinline__ void copy_rows(Shared<Element> tile, int ld, int rows, int columns,
-                                          Global<const Element> from, int width, int left) {
-  constexpr int V = 16 / sizeof(Element);
-  const int groups = columns / V, thread = threadIdx.x;
-  const int row_step = kThreads / groups, group_step = kThreads % groups;
-  int row = thread / groups, group = thread % groups;
-  while (row < rows) {
-    const bool inside = row < left;
-    copy_16_bytes<Element>(tile + (row * ld + group * V), from + (inside ? int64_t(row) * width + group * V : 0),
-                           inside);
-    row += row_step;
-    group += group_step;
-    if (group >= groups) {
-      group -= groups;
-      ++row;
-    }
-  }
-}
-
-__host__ __device__ constexpr int round_up(int value, int to) { return (value + to - 1) / to * to; }
-
-// The part of `rows` rows that a product has to sum over: those past `left` are 0.
-__device__ __forceinline__ int depth_of(int rows, int left) { return left < rows ? round_up(left, 16) : rows; }
-
-// Packed rows from some row and column on, of which `left` may be read.
+// Packed rows from some row on, of which `left` may be read.
 template <class Element>
 struct Rows {
   Global<const Element> data;
   int left, width;
 
   __device__ __forceinline__ Rows from(int row) const { return {data + int64_t(row) * width, left - row, width}; }
-  __device__ __forceinline__ void copy(Shared<Element> tile, int ld, int rows, int column, int columns) const {
-    copy_rows<Element>(tile, ld, rows, columns, data + column, width, left);
+
+  // Copies 64 rows and the panels of `columns` columns from `column` on to a tile; 0 outside.
+  __device__ __forceinline__ void copy(Shared<Element> tile, int column, int columns) const {
+    constexpr int kInRow = kRowBytes / 16, kStep = kAttentionThreads / kInRow;
+    const int row = static_cast<int>(threadIdx.x) / kInRow, own = static_cast<int>(threadIdx.x) % kInRow;
+    const Shared<Element> to = tile + place_in_panel<Element>(row, own * kGroup<Element>);
+    Global<const Element> from = data + (int64_t(row) * width + column + own * kGroup<Element>);
+    for (int panel = 0; panel * kPanel<Element> < columns; ++panel, from += kPanel<Element>) {
+      // Rows that exist, if the columns do; of what does not exist nothing but the address is computed.
+      const int rows = column + panel * kPanel<Element> + own * kGroup<Element> < width ? left - row : 0;
+      Global<const Element> at = from;
+#pragma unroll
+      for (int i = 0; i < kOwned; i += kStep) {  // steps of 8 rows or more: the exchange of groups stays the same
+        copy_16_bytes<Element>(to + (panel * kOwned + i) * kPanel<Element>, at, i < rows);
+        at += int64_t(kStep) * width;
+      }
+    }
   }
 };
 
-// logits += q k^T. Where the tiles hold all columns they must have arrived; else they are filled here, chunk by chunk,
+// How much stands in shared memory at once.
+struct Staging {
+  int stages;    // of what the block walks: with two, copies travel while the block computes
+  int keys;      // columns of queries and keys
+  int channels;  // of values and of their gradients
+};
+
+// Whole rows, where they fit; bytes(staging) tells what a block takes. Two blocks of a multiprocessor hide each other's
+// waits, so two with one stage each come before one with two.
+template <class Bytes>
+std::optional<Staging> fit_whole(int keys, int channels, size_t limit, const Bytes& bytes) {
+  const size_t half_of = (limit + 1024) / 2 - 1024;  // a block takes 1 KiB more than it asks for
+  for (const size_t most : {half_of, limit}) {
+    for (const int stages : {2, 1}) {
+      const Staging staging{stages, keys, channels};
+      if (bytes(staging) <= most) return staging;
+    }
+  }
+  return {};
+}
+
+// Some panels of a row at a time, with at least `fewest` channels.
+template <class Element, class Bytes>
+Staging fit_parts(int keys, int channels, int fewest, size_t limit, const Bytes& bytes) {
+  constexpr int kPart = kPanel<Element>;
+  const auto whole_panels = [](int width) { return ceil_div(width, kPart) * kPart; };
+  Staging staging{1, whole_panels(keys), whole_panels(channels)};
+  // Channels first: their tiles are three.
+  while (staging.channels > std::max(kPart, fewest) && bytes(staging) > limit) staging.channels -= kPart;
+  while (staging.keys > kPart && bytes(staging) > limit) staging.keys -= kPart;
+  return staging;
+}
+
+// Launches a kernel with blocks of 64 or 128 of `width` columns of results: launch(columns, whole, staging), of which the
+// first two are types with a value. `channels` stand in shared memory, or, if 0, those of the block's columns.
+template <class Kind, class Bytes, class Launch>
+void launch_fitting(const AttentionShape& shape, int width, int channels, size_t limit, const Bytes& bytes,
+                    const Launch& launch) {
+  using Narrow = std::integral_constant<int, kNarrow>;
+  using Wide = std::integral_constant<int, kWide>;
+  const auto channels_of = [&](int columns) { return channels > 0 ? channels : columns; };
+  const auto whole = [&](auto columns) {
+    const auto staging = fit_whole(shape.key_width, channels_of(columns), limit,
+                                   [&](const Staging& tried) { return bytes(columns, tried); });
+    if (staging) launch(columns, std::true_type(), *staging);
+    return staging.has_value();
+  };
+  if constexpr (kIsHalf<Kind>) {  // wide tiles of float32 numbers would take twice the shared memory
+    if (width > kNarrow && whole(Wide())) return;
+  }
+  if (whole(Narrow())) return;
+  launch(Narrow(), std::false_type(),
+         fit_parts<typename Kind::Element>(shape.key_width, channels_of(kNarrow), channels > 0 ? 0 : kNarrow, limit,
+                                           [&](const Staging& tried) { return bytes(Narrow(), tried); }));
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products.
+
+// logits += own others^T. WHOLE: the tiles hold all columns and have arrived. Else they are filled here, part by part,
 // and nobody may still read them.
-template <class Kind, bool OWNS_QUERIES>
-__device__ __forceinline__ void add_logits(Logits<Kind, OWNS_QUERIES>& logits, Shared<typename Kind::Element> q_tile,
-                                           Shared<typename Kind::Element> k_tile, int ld,
-                                           const Rows<typename Kind::Element>& q, const Rows<typename Kind::Element>& k,
-                                           bool whole, int chunk) {
-  using C = Cut<Kind, OWNS_QUERIES>;
-  for (int column = 0; column < q.width; column += chunk) {
-    const int columns = min(chunk, q.width - column);
-    if (!whole) {
+template <class Kind, bool WHOLE>
+__device__ __forceinline__ void add_logits(Logits<Kind>& logits, Shared<typename Kind::Element> own_tile,
+                                           Shared<typename Kind::Element> other_tile,
+                                           const Rows<typename Kind::Element>& own,
+                                           const Rows<typename Kind::Element>& others, int part) {
+  if constexpr (WHOLE) {
+    logits.template add<true, true, kOwned, kOthers>(own_tile, other_tile, own.width);
+  } else {
+    for (int column = 0; column < own.width; column += part) {
       if (column > 0) __syncthreads();
-      q.copy(q_tile, ld, C::kQueries, column, columns);
-      k.copy(k_tile, ld, C::kKeys, column, columns);
+      own.copy(own_tile, column, part);
+      others.copy(other_tile, column, part);
       wait_for_copies();
       __syncthreads();
+      logits.template add<true, true, kOwned, kOthers>(own_tile, other_tile, min(part, own.width - column));
     }
-    logits.template add<true, false>(q_tile, ld, k_tile, ld, columns);
   }
 }
 
-// The most columns of `width`, all or a multiple of `step`, with which bytes(columns) stays within `shared`.
-template <class Bytes>
-int fit(int width, int step, int64_t shared, const Bytes& bytes) {
-  int columns = width;
-  while (columns > step && static_cast<int64_t>(bytes(columns)) > shared) columns = round_up(columns, step) - step;
-  return columns;
+// Numbers that are laid out as logits, as left operands of products with the others. IEEE products have them pass
+// through `tile` in shared memory, a panel at a time, where a warp touches its own rows only.
+template <class Kind>
+class Operands {
+ public:
+  __device__ __forceinline__ Operands(const Logits<Kind>& numbers, Shared<float> tile)
+      : numbers_(numbers), tile_(tile) {}
+
+  // Calls function(row, left) with the others' first row of every step and the operand.
+  template <class Function>
+  __device__ __forceinline__ void each(const Function& function) const {
+    constexpr int kStep = Kind::kDepth;
+    if constexpr (kIsIEEE<Kind>) {
+      constexpr int kInPanel = kPanel<float>;
+      const LeftRows<Kind, kOwned> rows(tile_, Logits<Kind>::warp_row());
+#pragma unroll
+      for (int first = 0; first < kOthers; first += kInPanel) {
+        put_panel(first / kInPanel);
+#pragma unroll 1
+        for (int row = 0; row < kInPanel; row += kStep) function(first + row, rows.load(0, row / kStep));
+      }
+    } else {
+#pragma unroll
+      for (int row = 0; row < kOthers; row += kStep) function(row, left_of<Kind>(numbers_.sums[0], row / kStep));
+    }
+  }
+
+ private:
+  __device__ __forceinline__ void put_panel(int panel) const {
+    constexpr int kColumns = kPanel<float> / 8;  // of fragments
+    __syncwarp();
+#pragma unroll
+    for (int j = 0; j < kColumns; ++j) {
+#pragma unroll
+      for (int r = 0; r < 2; ++r) {
+        const int row = Logits<Kind>::warp_row() + Logits<Kind>::lane_row() + 8 * r;
+        const int place = place_in_panel<float>(row, 8 * j + Logits<Kind>::lane_column());
+        const float(&own)[4] = numbers_.sums[0][panel * kColumns + j];
+        store(tile_ + place, Vector<float, 2>{{own[2 * r], own[2 * r + 1]}});
+      }
+    }
+    __syncwarp();
+  }
+
+  const Logits<Kind>& numbers_;
+  Shared<float> tile_;
+};
+
+constexpr int kOperandsSize = kOwned * kPanel<float>;
+template <class Kind>
+constexpr size_t kOperandsBytes = kIsIEEE<Kind> ? shared_bytes<float>(kOperandsSize) : 0;
+
+// A tile of the others [row, column] as right operands.
+template <class Kind>
+using Columns = RightColumns<Kind, kOthers, true>;
+
+// sums += left others, of the others' rows from `row` on.
+template <class Kind, int COLUMNS>
+__device__ __forceinline__ void add_columns(Sums<Kind, COLUMNS>& sums, const Left<Kind>& left,
+                                            const Columns<Kind>& others, int row) {
+#pragma unroll
+  for (int j = 0; j < COLUMNS / 16; ++j) {
+    Right<Kind> right[2];
+    others.load(right, row, j);
+#pragma unroll
+    for (int n = 0; n < 2; ++n) multiply(sums.sums[0][2 * j + n], left, right[n]);
+  }
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Results on their way to maps.
+
+// Writes columns [first, first + COLUMNS) of a map (B, channels, N). A thread keeps one row, so one pixel: pixel(row),
+// or -1 for none. Neighbouring threads have neighbouring rows, and so mostly neighbouring pixels. Rows from `left` on
+// become `fill`; the others come from `tile`, column by column, which is not read where there are none.
+template <int COLUMNS, class Pixel, class Value>
+__device__ __forceinline__ void write_map(const OutputMap& map, int64_t image, int channels, int pixels, int first,
+                                          const Pixel& pixel, Shared<const float> tile, int left, float fill,
+                                          const Value& value) {
+  constexpr int kStep = kAttentionThreads / kOwned;
+  const int row = static_cast<int>(threadIdx.x) % kOwned, own = static_cast<int>(threadIdx.x) / kOwned;
+  const int64_t at = pixel(row);
+  if (at < 0) return;
+  const bool filled = row >= left;
+  const int columns = min(COLUMNS, channels - first);
+  map.visit([&](auto elements) {
+    using T = std::remove_cvref_t<decltype(load<1>(elements)[0])>;
+    auto to = elements + ((image * channels + first + own) * pixels + at);
+#pragma unroll 4
+    for (int c = own; c < columns; c += kStep) {
+      to[0] = from_float<T>(filled ? fill : value(c, tile[c * kResultLd + row]));
+      to += kStep * int64_t(pixels);
+    }
+  });
+}
+
+// A block's sums as a tile [column, row], for write_map.
+template <class Kind, int COLUMNS>
+__device__ __forceinline__ void store_columns(Sums<Kind, COLUMNS>& sums, Shared<float> tile) {
+  sums.each([&](int m, int n, float& value) { tile[n * kResultLd + m] = value; });
+}
+
+template <int COLUMNS>
+constexpr size_t kResultBytes = shared_bytes<float>(COLUMNS * kResultLd);
 
 }  // namespace
 }  // namespace scsco

@@ -296,9 +296,11 @@ template <class Kind>
 __device__ __forceinline__ void add_row_sums(float (&totals)[4], const Left<Kind>& left) {
   if constexpr (kIsIEEE<Kind>) {
 #pragma unroll
-    for (int k = 0; k < 8; ++k) {
-      totals[0] += left.values[0][k];
-      totals[2] += left.values[1][k];
+    for (int r = 0; r < 2; ++r) {
+      float four[4];  // in pairs: one after the other, hundreds of numbers would lose two bits
+#pragma unroll
+      for (int k = 0; k < 4; ++k) four[k] = left.values[r][k] + left.values[r][k + 4];
+      totals[2 * r] += (four[0] + four[2]) + (four[1] + four[3]);
     }
   } else {
     uint32_t one;
@@ -317,16 +319,8 @@ __device__ __forceinline__ void add_row_sums(float (&totals)[4], const Left<Kind
 template <class Kind, int N>
 __device__ __forceinline__ Left<Kind> left_of(const float (&sums)[N][4], int step) {
   Left<Kind> left;
-  if constexpr (kIsIEEE<Kind>) {
-    const int first = threadIdx.x % kWarp / 4 * 4;
-#pragma unroll
-    for (int k = 0; k < 8; ++k) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        left.values[r][k] = __shfl_sync(kAllLanes, sums[step][2 * r + k % 2], first + k / 2);
-      }
-    }
-  } else if constexpr (kIsHalf<Kind>) {
+  static_assert(!kIsIEEE<Kind>, "a lane has not all columns of its rows");
+  if constexpr (kIsHalf<Kind>) {
     using Element = typename Kind::Element;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

@@ -20,9 +20,9 @@ STABLE_TORCH_LIBRARY(scsco_fast_cuda, m) {
       "-> (Tensor, Tensor, Tensor)");
   m.def(
       "bain_attention_forward(Tensor query, Tensor key, Tensor value, Tensor order, Tensor counts, float scale, "
-      "float eps, bool tf32, int shared) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float eps, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "bain_attention_backward(Tensor grad_mean, Tensor grad_std, Tensor query, Tensor key, Tensor value, "
-      "Tensor order, Tensor counts, Tensor first, Tensor variance, Tensor lse, float scale, float eps, bool tf32, "
-      "int shared) -> (Tensor, Tensor, Tensor)");
+      "Tensor order, Tensor counts, Tensor first, Tensor variance, Tensor lse, float scale, float eps, "
+      "bool tf32) -> (Tensor, Tensor, Tensor)");
 }

@@ -12,11 +12,12 @@
 
 namespace scsco {
 
-// Calls step(first, k) for every step of a depth, with `first` a multiple of a panel's columns and k a constant where a
+// Calls step(first, k) for every step of a depth that is not 0, with `first` a multiple of a panel's columns and k a constant where a
 // panel is whole: addresses are then constants too.
 template <int PANEL, int STEP, int UNROLLED = PANEL / STEP, class Step>
 __device__ __forceinline__ void each_step(int depth, const Step& step) {
-  for (int first = 0; first < depth; first += PANEL) {
+  int first = 0;
+  do {  // at least once: sums that are 0 need not be kept beside those that are added to
     if (depth - first >= PANEL) {
 #pragma unroll UNROLLED
       for (int k = 0; k < PANEL; k += STEP) step(first, k);
@@ -24,7 +25,8 @@ __device__ __forceinline__ void each_step(int depth, const Step& step) {
 #pragma unroll 1
       for (int k = 0; k < depth - first; k += STEP) step(first, k);
     }
-  }
+    first += PANEL;
+  } while (first < depth);
 }
 
 // The tile is cut among WARPS_M x WARPS_N warps, a warp's share into fragments.

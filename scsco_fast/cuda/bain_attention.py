@@ -4,14 +4,8 @@ import torch
 from torch import Tensor
 
 from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import require, rows, tf32, turing
+from scsco_fast.cuda.launch import require, rows, tf32
 from scsco_fast.cuda.library import operations
-
-# Shared memory that a block may take: three fit on a multiprocessor of sm_90, two on one of sm_80. Queries, keys and
-# values of which whole rows do not fit stand there by columns.
-SHARED_BYTES = 75 * 1024
-TURING_SHARED_BYTES = 64 * 1024  # all that sm_75 has
-
 
 def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot serve these inputs, in one line; None if they can."""
@@ -35,7 +29,7 @@ def forward(
     """
     require(supports(query, key, value))
     mean, std, *saved = operations().bain_attention_forward(
-        *_inputs(query, key, value, order, counts), scale, eps, *_device(value)
+        *_inputs(query, key, value, order, counts), scale, eps, tf32(value)
     )
     first, variance, lse = saved
     return mean.view(value.shape), std.view(value.shape), first, variance, lse
@@ -59,7 +53,7 @@ def backward(
     saved = (t.contiguous() for t in (first, variance, lse))
     grads = operations().bain_attention_backward(
         *(rows(grad_mean), rows(grad_std), *_inputs(query, key, value, order, counts), *saved),
-        *(scale, eps, *_device(value)),
+        *(scale, eps, tf32(value)),
     )
     d_query, d_key, d_value = (g.view(t.shape).to(t.dtype) for g, t in zip(grads, (query, key, value), strict=True))
     return d_query, d_key, d_value
@@ -69,8 +63,3 @@ def _inputs(query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Te
     """Queries and keys meet in one dtype."""
     dtype = torch.promote_types(query.dtype, key.dtype)
     return rows(query.to(dtype)), rows(key.to(dtype)), rows(value), order.contiguous(), counts.contiguous()
-
-
-def _device(value: Tensor) -> tuple[bool, int]:
-    """Whether float32 matrices are multiplied as TF32, and the shared memory that a block may take."""
-    return tf32(value), TURING_SHARED_BYTES if turing(value) else SHARED_BYTES

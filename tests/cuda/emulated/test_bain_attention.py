@@ -64,17 +64,19 @@ def test_widths(keys: int, channels: int, dtype: torch.dtype, guarded: Guard) ->
     check([guarded(t) for t in inputs(1, 3, 5, dtype, keys, channels)], make_mask("random", 1, 3, 5))
 
 
-@pytest.mark.parametrize("shared", [58 * 1024, 64 * 1024, 96 * 1024])
+# Two stages of what a block walks, one stage, and rows of which only some columns stand there.
+@pytest.mark.parametrize("shared", [227, 120, 99, 64])
+@pytest.mark.parametrize(("keys", "channels"), [(64, 64), (64, 100), (200, 150)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_columns_in_shared_memory_change_no_bit(
-    dtype: torch.dtype, shared: int, monkeypatch: pytest.MonkeyPatch
+def test_what_stands_in_shared_memory_changes_no_bit(
+    dtype: torch.dtype, keys: int, channels: int, shared: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With little shared memory, queries, keys and values stand there by columns."""
-    tensors, level = inputs(1, 7, 12, dtype, 200, 150), Regions(make_mask("block", 1, 7, 12)).at(7, 12)
-    grads = [random(1, 150, 7, 12, seed=seed, dtype=dtype) for seed in (1, 2)]
-    wide = results(tensors, grads, level)
-    monkeypatch.setattr(kernels, "SHARED_BYTES", shared)
-    assert all(torch.equal(a, b) for a, b in zip(results(tensors, grads, level), wide, strict=True))
+    """A device grants a block from 64 KiB (compute capability 7.5) to 227 KiB (9.0)."""
+    tensors, level = inputs(1, 9, 20, dtype, keys, channels), Regions(make_mask("block", 1, 9, 20)).at(9, 20)
+    grads = [random(1, channels, 9, 20, seed=seed, dtype=dtype) for seed in (1, 2)]
+    plenty = results(tensors, grads, level)
+    monkeypatch.setenv("SCSCO_EMULATED_SHARED_BYTES", str(shared * 1024))
+    assert all(torch.equal(a, b) for a, b in zip(results(tensors, grads, level), plenty, strict=True))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -259,7 +261,7 @@ def test_an_empty_batch() -> None:
 def test_the_library_checks_what_it_is_given() -> None:
     query, key, value = (t.flatten(2) for t in inputs(1, 3, 5))
     level = Regions(make_mask("block", 1, 3, 5)).at(3, 5)
-    forward, options = operations().bain_attention_forward, (0.5, 1e-5, False, kernels.SHARED_BYTES)
+    forward, options = operations().bain_attention_forward, (0.5, 1e-5, False)
     with pytest.raises(RuntimeError, match=r"^key must have shape \(1, 4, 15\), got \(1, 4, 14\)$"):
         forward(query, key[..., 1:], value, level.order, level.counts, *options)
     with pytest.raises(RuntimeError, match="a kernel got a tensor of Int where it takes Long"):

@@ -134,8 +134,10 @@ Tensor chain(const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& li
   const Tensor out = allocate({2 * 32 * 64 + 32}, a);
   dispatch_product(like.scalar_type(), tf32, [&](auto type) {
     using Kind = typename decltype(type)::type;
-    LAUNCH((chain_kernel<Kind>), 1, kThreads, 64 * 1024, a, global<const float>(a), global<const float>(b),
-           global<const float>(c), global<float>(out));
+    if constexpr (!kIsIEEE<Kind>) {
+      LAUNCH((chain_kernel<Kind>), 1, kThreads, 64 * 1024, a, global<const float>(a), global<const float>(b),
+             global<const float>(c), global<float>(out));
+    }
   });
   return out;
 }
