@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
                                    Global<float> parts,   // (B, J, tiles); absent: the signs are wanted
                                    Global<byte> signs,    // (B, J, C, padded)
                                    int columns, int splits, int each, int64_t padded) {
-  if constexpr (!available<Kind>()) return;
+  if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
   using Tile = MapTile<Element, TILE, D, CHANNELS_LAST, kThreads>;
@@ -197,14 +197,14 @@ __device__ __forceinline__ void add_scaled(Product& to, const Product& from, flo
 
 // With flow = sign_j b: do_j = -g_j flow, df = sum_j g_j flow.
 template <class Kind, bool CHANNELS_LAST, int TILE>
-__global__ void __launch_bounds__(kGramThreads<TILE>, kTwoSumsBlocks<TILE>)
+__global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE>))
     gram_distances_bwd_features_kernel(StridedMatrix<byte> signs, StridedMatrix<typename Kind::Element> backgrounds,
                                        Global<const float> grad,  // (B, J), divided by entries and pixels
                                        Global<typename Kind::Element> d_anchor,  // (B, C, N)
                                        Global<typename Kind::Element> d_others,  // (B, J, C, N)
                                        int64_t channels, int64_t b_channels, int64_t pixels, int others,
                                        int row_tiles) {
-  if constexpr (!available<Kind>()) return;
+  if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
   using Left = SignTile<Kind, TILE, D, kThreads>;
@@ -248,12 +248,12 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, kTwoSumsBlocks<TILE>)
 
 // db = sum_j g_j sign_j^T (f - o_j).
 template <class Kind, bool CHANNELS_LAST, int TILE>
-__global__ void __launch_bounds__(kGramThreads<TILE>, kTwoSumsBlocks<TILE>)
+__global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE>))
     gram_distances_bwd_background_kernel(StridedMatrix<byte> signs, DistanceMaps<typename Kind::Element> maps,
                                          Global<const float> grad,
                                          Global<typename Kind::Element> d_background,  // (B, Cb, N)
                                          int others, int row_tiles) {
-  if constexpr (!available<Kind>()) return;
+  if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
   using Left = SignTile<Kind, D, TILE, kThreads>;

@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
                     StridedMatrix<typename Kind::Element> maps, ForegroundMask masks,
                     Global<typename Kind::Element> out,  // (B, rows, N)
                     int64_t channels, int64_t pixels, int row_tiles) {
-  if constexpr (!available<Kind>()) return;
+  if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
   using Left = OperandTile<Element, TILE, D, kThreads>;
@@ -144,13 +144,13 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
       },
       [&](int stage) { round_tile<Kind, Right>(right + stage * Right::kElements); },
       [&](int stage) {
-        sums.template add<true, CHANNELS_LAST, Left::kRows, Right::kRows, kUnrolled<Kind, TILE>>(left + stage * Left::kElements,
-                                                                         right + stage * Right::kElements, D);
+        sums.template add<true, CHANNELS_LAST, Left::kRows, Right::kRows, kUnrolled<Kind, TILE>>(
+            left + stage * Left::kElements, right + stage * Right::kElements, D);
       });
 
   sums.each([&](int r, int c, float& value) {
-    const float scale = m + r < matrix.rows ? scales[image * matrix.rows + m + r] / static_cast<float>(pixels) : 0.0f;
-    value = inside[c / kWarp] >> c % kWarp & 1 ? value * scale : 0.0f;
+    const float own = m + r < matrix.rows ? float(scales[image * matrix.rows + m + r]) : 0.0f;
+    value = inside[c / kWarp] >> c % kWarp & 1 ? value * (own / static_cast<float>(pixels)) : 0.0f;
   });
   store_sums(sums, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n);
 }

@@ -26,14 +26,25 @@ constexpr int kGramThreads = 2 * TILE;
 template <class Kind, int TILE>
 constexpr int kGramBlocks = kIsIEEE<Kind> ? 3 : TILE == kWideTile ? 2 : 4;
 // Of kernels with a second tile of sums: 255 or 168 registers.
-template <int TILE>
-constexpr int kTwoSumsBlocks = TILE == kWideTile ? 1 : 3;
+template <class Kind, int TILE>
+constexpr int kTwoSumsBlocks = TILE == kWideTile ? 1 : kIsIEEE<Kind> ? 2 : 3;
 // Thread blocks among which a product is split: for each of an H100's 132 multiprocessors as many as run at once.
 inline int64_t wanted_blocks(int tile) { return tile == kWideTile ? 264 : 528; }
 
-// Steps of a tensor core's depth that are unrolled: all four of a wide tile would take up to 40 registers more and spill.
+// Steps of a tensor core's depth that are unrolled: all four of a wide tile would take up to 40 registers more, and
+// spill.
 template <class Kind, int TILE>
 constexpr int kUnrolled = TILE == kWideTile ? 1 : kStepDepth<Kind> / Kind::kDepth;
+
+// Whether the architecture that is being compiled for runs a kernel that needs more than sm_75's 64 KB for wide tiles.
+template <class Kind, int TILE>
+__device__ constexpr bool available_in() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+  return available<Kind>() && TILE == kNarrowTile;
+#else
+  return available<Kind>();
+#endif
+}
 
 // A warp has 32 x 32 or 32 x 64 sums.
 template <class Kind, int TILE>
@@ -174,8 +185,8 @@ __device__ __forceinline__ void round_tile(Shared<typename Kind::Element> tile) 
 }
 
 // For index in [first, last): copy(index, stage), change(stage), multiply(stage), where a copy travels while its
-// predecessor is multiplied. change() sees what its thread copied, multiply() what all threads have changed. All threads
-// of the block call it, with the same indices, and have passed a barrier since they used the memory otherwise.
+// predecessor is multiplied. change() sees what its thread copied, multiply() what all threads have changed. All
+// threads of the block call it, with the same indices, and have passed a barrier since they used the memory otherwise.
 template <class Copy, class Change, class Multiply>
 __device__ __forceinline__ void pipeline(int first, int last, const Copy& copy, const Change& change,
                                          const Multiply& multiply) {
@@ -315,7 +326,7 @@ StridedMatrix<T> matrix_of(const Tensor& map, bool channels_last) {
           static_cast<int>(map.size(fast))};
 }
 
-// Shared memory for `stages` tiles of operands: TILE times the depth of a step, which is 128 bytes of every kind.
+// Shared memory for so many tiles of operands: TILE times the depth of a step, which is 128 bytes of every kind.
 constexpr size_t operand_bytes(int tile, int tiles) { return size_t(tile) * kRowBytes * tiles; }
 
 // Calls function(Type<Kind>(), std::bool_constant<CHANNELS_LAST>(), std::integral_constant<int, TILE>()). Float32

@@ -65,7 +65,8 @@ __global__ void __launch_bounds__(kListThreads)
   if (threadIdx.x == 0) counts[image] = static_cast<int32_t>(count);
 }
 
-// Rounds what a thread copied of a map's tile, and puts 0 where a pixel is outside: it may hold NaN, and 0 * NaN is NaN.
+// Rounds what a thread copied of a map's tile, and puts 0 where a pixel is outside: it may hold NaN, and 0 * NaN is
+// NaN.
 template <class Kind, class Tile, bool CHANNELS_LAST>
 __device__ __forceinline__ void mask_tile(Shared<typename Kind::Element> tile, uint64_t foreground) {
   using Share = typename Tile::Share;
@@ -203,10 +204,11 @@ Tensor masked_gram_forward(const Tensor& features, const std::optional<Tensor>& 
   if (batch == 0) return gram;
   const bool last = holds_vectors(features, true);
   const Tensor maps = last ? features : in_vectors(features);
-  dispatch_gram(features.scalar_type(), tf32, last, is_wide(channels, channels), [&](auto kind, auto layout, auto width) {
+  const bool wide = is_wide(channels, channels);
+  dispatch_gram(features.scalar_type(), tf32, last, wide, [&](auto kind, auto layout, auto tile) {
     using Kind = typename decltype(kind)::type;
     constexpr bool kLast = decltype(layout)::value;
-    constexpr int TILE = decltype(width)::value;
+    constexpr int TILE = decltype(tile)::value;
     using Element = typename Kind::Element;
     const int64_t blocks = ceil_div(pixels, int64_t(kStepDepth<Kind>)), tiles = ceil_div(channels, int64_t(TILE));
     const int64_t upper = tiles * (tiles + 1) / 2;

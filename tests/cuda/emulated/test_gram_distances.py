@@ -68,6 +68,29 @@ def test_channels_last(channels: int, width: int, dtype: torch.dtype, guarded: G
     check(*(guarded(channels_last(t)) for t in maps(2, 2, channels, width, (5, 7), dtype)))
 
 
+@pytest.mark.parametrize(("channels", "width"), [(130, 200), (256, 128)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_tiles(channels: int, width: int, dtype: torch.dtype, guarded: Guard) -> None:
+    """Half precision takes tiles of 128 x 128: full ones, and the last of a row."""
+    for change in (lambda t: t, channels_last):
+        check(*(guarded(change(t)) for t in maps(1, 2, channels, width, (3, 3), dtype)))
+
+
+def test_wide_tiles_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 64 KB of sm_75 hold narrow tiles only."""
+    monkeypatch.setenv("SCSCO_EMULATED_SHARED_BYTES", str(64 * 1024))
+    check(*maps(1, 2, 130, 128, (3, 3), torch.float16))
+
+
+@pytest.mark.parametrize("pixels", [(24, 32), (23, 31)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_splits_join(pixels: tuple[int, int], dtype: torch.dtype, guarded: Guard) -> None:
+    """Parts of the pixels, of which the last is not full, for one tile and for several. (In float16 the gradients of so
+    many pixels are subnormal.)"""
+    for channels, width in ((4, 3), (65, 66)):
+        check(*(guarded(t) for t in maps(1, 2, channels, width, pixels, dtype)))
+
+
 @pytest.mark.parametrize("others", [1, 3, 9])
 def test_others(others: int, guarded: Guard) -> None:
     check(*(guarded(t) for t in maps(2, others, 3, 4, (3, 5), torch.float32)))
@@ -158,9 +181,10 @@ def test_no_others_and_no_images() -> None:
 
 
 @pytest.mark.parametrize("layout", [lambda t: t, channels_last], ids=["planes", "channels last"])
-def test_tf32(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [(72, 8), (136, 128)])
+def test_tf32(channels: tuple[int, int], layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands are rounded to ten bits, nearest: at most 2^-11 each, and differently from IEEE products."""
-    tensors = [layout(t) for t in maps(2, 2, 72, 8, (4, 6), torch.float32)]
+    tensors = [layout(t) for t in maps(2, 2, *channels, (4, 6), torch.float32)]
     grad, results = random(2, 2, dtype=torch.float32), []
     for on in (True, False):
         monkeypatch.setattr(gram_distances, "tf32", lambda _, on=on: on)
@@ -168,6 +192,25 @@ def test_tf32(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatc
     for rounded, exact in zip(*results, strict=True):
         error = float((rounded - exact).abs().max() / exact.abs().max())
         assert 2**-22 < error < 2**-10
+
+
+@pytest.mark.parametrize("layout", [lambda t: t, channels_last], ids=["planes", "channels last"])
+@pytest.mark.parametrize("channels", [4, 128])
+def test_tf32_is_rounded_and_not_cut(
+    channels: int, layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 + 3/4 of the last bit becomes 1 and that bit, of both operands; no gradient has a sum that is rounded."""
+    monkeypatch.setattr(gram_distances, "tf32", lambda _: True)
+    number, rounded = 1 + 3 * 2**-12, 1 + 2**-10
+    anchor, background = (layout(torch.full((1, channels, 2, 2), scale * number)) for scale in (2, 1))
+    others = torch.zeros_like(anchor)[:, None]
+    grad = torch.full((1, 1), 4.0 * channels)
+    distance = gram_distances.forward(anchor, background, others)
+    torch.testing.assert_close(distance, torch.full((1, 1), 2 * rounded**2), rtol=2**-20, atol=0)
+    d_anchor, d_background, d_others = gram_distances.backward(grad, anchor, background, others)
+    assert (d_anchor == rounded).all()
+    assert (d_others == -rounded).all()
+    assert (d_background == 2 * rounded).all()
 
 
 def test_registered_op_passes_opcheck() -> None:

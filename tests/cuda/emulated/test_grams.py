@@ -71,6 +71,30 @@ def test_channels_last(channels: int, dtype: torch.dtype, guarded: Guard) -> Non
     check_cross(b, a)
 
 
+@pytest.mark.parametrize(("channels", "others"), [(130, 200), (256, 128)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_wide_tiles(channels: int, others: int, dtype: torch.dtype, guarded: Guard) -> None:
+    """Half precision takes tiles of 128 x 128: full ones, and the last of a row. Two steps, of which one is not full,
+    and, of a channels-last map, channels that are no multiple of a tile."""
+    for size, change in (((8, 9), lambda t: t), ((8, 8), channels_last)):
+        a, b = (guarded(change(random(1, c, *size, seed=c, dtype=dtype))) for c in (channels, others))
+        check_masked(a, make_mask("block", 1, *size))
+        check_masked(b, make_mask("full", 1, *size))
+        check_cross(a, b)
+
+
+def test_wide_tiles_where_shared_memory_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The 64 KB of sm_75 hold the forward's wide tiles and not the backward's, which has the same bits without."""
+    a, b = (random(1, c, 8, 16, seed=c, dtype=torch.float16) for c in (130, 128))
+    grad = random(1, 130, 128, seed=1, dtype=torch.float32)
+    wide = cross_gram.forward(a, b), *cross_gram.backward(grad, a, b)
+    monkeypatch.setenv("SCSCO_EMULATED_SHARED_BYTES", str(64 * 1024))
+    assert all(
+        torch.equal(x, y)
+        for x, y in zip(wide, (cross_gram.forward(a, b), *cross_gram.backward(grad, a, b)), strict=True)
+    )
+
+
 @pytest.mark.parametrize("mask", ["random", "block"])
 @pytest.mark.parametrize("size", [(4, 32), (24, 32), (23, 31)])
 def test_splits_join(size: tuple[int, int], mask: str) -> None:
@@ -88,11 +112,12 @@ def test_more_pixels_than_are_listed_at_once(size: tuple[int, int]) -> None:
     check_masked(random(1, 2, *size, dtype=torch.float32), mask)
 
 
-@pytest.mark.parametrize("mask", ["random", "block"])
+@pytest.mark.parametrize(("mask", "channels"), [("random", 72), ("block", 72), ("block", 136)])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_excluded_pixels_may_hold_nan(dtype: torch.dtype, mask: str) -> None:
+def test_excluded_pixels_may_hold_nan(dtype: torch.dtype, mask: str, channels: int) -> None:
     inside = make_mask(mask, 2, 16, 16) > 0.5
-    clean, grad = random(2, 72, 16, 16, dtype=dtype), random(2, 72, 72, seed=1, dtype=torch.float32)
+    clean = random(2, channels, 16, 16, dtype=dtype)
+    grad = random(2, channels, channels, seed=1, dtype=torch.float32)
     for change in (lambda t: t, channels_last):
         results = []
         for features in (clean, torch.where(inside, clean, torch.nan)):
@@ -102,9 +127,10 @@ def test_excluded_pixels_may_hold_nan(dtype: torch.dtype, mask: str) -> None:
         assert (results[0][1][~inside.expand_as(clean)] == 0).all()
 
 
+@pytest.mark.parametrize("channels", [72, 130])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_the_gram_is_symmetric_to_the_bit(dtype: torch.dtype) -> None:
-    gram = masked_gram.forward(random(1, 130, 4, 5, dtype=dtype), None)
+def test_the_gram_is_symmetric_to_the_bit(dtype: torch.dtype, channels: int) -> None:
+    gram = masked_gram.forward(random(1, channels, 4, 5, dtype=dtype), None)
     assert torch.equal(gram, gram.transpose(1, 2))
 
 
@@ -175,10 +201,12 @@ def test_rows_of_zeros_and_maps_of_their_own_dtype() -> None:
 
 
 @pytest.mark.parametrize("layout", [lambda t: t, channels_last], ids=["planes", "channels last"])
-def test_tf32(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("channels", [(72, 8), (136, 128)])
+def test_tf32(channels: tuple[int, int], layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """Operands are rounded to ten bits, nearest: at most 2^-11 each, and differently from IEEE products."""
-    a, b = (layout(random(2, c, 6, 8, seed=c, dtype=torch.float32)) for c in (72, 8))
-    square, wide = random(2, 72, 72, seed=1, dtype=torch.float32), random(2, 72, 8, seed=2, dtype=torch.float32)
+    a, b = (layout(random(2, c, 6, 8, seed=c, dtype=torch.float32)) for c in channels)
+    square = random(2, channels[0], channels[0], seed=1, dtype=torch.float32)
+    wide = random(2, *channels, seed=2, dtype=torch.float32)
     foreground = make_mask("random", 2, 6, 8) > 0.5
     results = []
     for on in (True, False):
@@ -189,6 +217,25 @@ def test_tf32(layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatc
     for rounded, exact in zip(*results, strict=True):
         error = float((rounded - exact).abs().max() / exact.abs().max())
         assert 2**-20 < error < 2**-10
+
+
+@pytest.mark.parametrize("layout", [lambda t: t, channels_last], ids=["planes", "channels last"])
+@pytest.mark.parametrize("channels", [4, 128])
+def test_tf32_is_rounded_and_not_cut(
+    channels: int, layout: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1 + 3/4 of the last bit becomes 1 and that bit, of both operands, and no sum of these is rounded."""
+    for module in (masked_gram, cross_gram):
+        monkeypatch.setattr(module, "tf32", lambda _: True)
+    number, square = 1 + 3 * 2**-12, (1 + 2**-10) ** 2
+    a = layout(torch.full((1, channels, 2, 2), number))
+    foreground = torch.tensor([[[[True, True], [False, True]]]])
+    grad = torch.zeros(1, channels, channels)
+    grad[..., :4] = number
+    assert (masked_gram.forward(a, None) == square).all()
+    assert (masked_gram.forward(a, foreground) == square * 3 / 4).all()
+    assert (cross_gram.forward(a, a) == square).all()
+    assert (cross_gram.backward(grad, a, a)[0] == square).all()
 
 
 def test_registered_ops_pass_opcheck() -> None:
