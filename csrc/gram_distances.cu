@@ -2,7 +2,7 @@
 //
 // G(f, b) - G(o, b) = G(f - o, b): one product for each pair, whose entries are added up in absolute value where they
 // arise, or, where too few blocks would run, after parts of the pixels were added in a fixed order. The backward
-// recomputes their signs, one byte each, and multiplies by them.
+// recomputes the signs of (o - f) b^T, one byte each, and multiplies by them.
 #include "grams.cuh"
 
 namespace scsco {
@@ -97,8 +97,8 @@ __device__ __forceinline__ void subtract(Shared<typename Kind::Element> tile, Sh
   });
 }
 
-// Half of the tile's entries of (f - o_j) b^T: the sums of their absolute values, their signs, or, of a part of the
-// pixels, themselves.
+// Half of the tile's entries of (f - o_j) b^T: the sums of their absolute values, the signs of their opposites, or, of
+// a part of the pixels, themselves.
 template <class Kind, bool CHANNELS_LAST, int TILE>
 __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
     gram_distances_products_kernel(DistanceMaps<typename Kind::Element> maps,
@@ -151,11 +151,11 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
     if (threadIdx.x == 0) parts[pair * (gridDim.x / splits) + tile] = total[0];
   } else {
     store_sums(sums, signs + pair * maps.channels * padded, maps.channels, padded, row, column,
-               [](float a, float b) { return sign_of(a) | sign_of(b) << 8; });
+               [](float a, float b) { return sign_of(-a) | sign_of(-b) << 8; });
   }
 }
 
-// Adds the splits of every entry: the sums of their absolute values, or their signs.
+// Adds the splits of every entry: the sums of their absolute values, or the signs of their opposites.
 __global__ void __launch_bounds__(kMergeThreads)
     gram_distances_merge_kernel(Global<const float> halves,  // (splits, B, J, C, Cb)
                                 Global<float> parts,         // (B, J, blocks); absent: the signs are wanted
@@ -176,7 +176,7 @@ __global__ void __launch_bounds__(kMergeThreads)
       }
     }
     total[0] += fabsf(sum);
-    if (!parts) signs[(pair * channels + row) * padded + column] = static_cast<byte>(sign_of(sum));
+    if (!parts) signs[(pair * channels + row) * padded + column] = static_cast<byte>(sign_of(-sum));
   }
   if (!parts) return;
   block_sum<1>(total, scratch);
@@ -195,7 +195,7 @@ __device__ __forceinline__ void add_scaled(Product& to, const Product& from, flo
   }
 }
 
-// With flow = sign_j b: do_j = -g_j flow, df = sum_j g_j flow.
+// With flow = sign_j b: do_j = g_j flow, df = -sum_j g_j flow.
 template <class Kind, bool CHANNELS_LAST, int TILE>
 __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE>))
     gram_distances_bwd_features_kernel(StridedMatrix<byte> signs, StridedMatrix<typename Kind::Element> backgrounds,
@@ -237,8 +237,8 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
                                                                          right + stage * Right::kElements, D);
         if (++step < steps) return;
         const float g = grad[multiplied];
-        add_scaled(total, sums, g);
-        sums.each([&](int, int, float& value) { value *= -g; });
+        add_scaled(total, sums, -g);
+        sums.each([&](int, int, float& value) { value *= g; });
         store_sums(sums, d_others + multiplied * channels * pixels, channels, pixels, m, n);
         sums.zero();
         step = 0, ++multiplied;
@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
   store_sums(total, d_anchor + image * channels * pixels, channels, pixels, m, n);
 }
 
-// db = sum_j g_j sign_j^T (f - o_j).
+// db = -sum_j g_j sign_j^T (f - o_j).
 template <class Kind, bool CHANNELS_LAST, int TILE>
 __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE>))
     gram_distances_bwd_background_kernel(StridedMatrix<byte> signs, DistanceMaps<typename Kind::Element> maps,
@@ -290,7 +290,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
         sums.template add<false, CHANNELS_LAST, Left::kRows, Right::kRows>(left + stage * Left::kElements,
                                                                           right + stage * Right::kElements, D);
         if (++step < steps) return;
-        add_scaled(total, sums, 2.0f * grad[multiplied]);
+        add_scaled(total, sums, -2.0f * grad[multiplied]);
         sums.zero();
         step = 0, ++multiplied;
       });
