@@ -22,9 +22,15 @@ using Sums = TileProduct<Kind, kOwned, COLUMNS, kAttentionWarps, 1>;
 template <class Kind>
 using Logits = Sums<Kind, kOthers>;
 
-// Blocks of a multiprocessor, at least: two leave a thread 255 registers, three 168, which float32 products pass.
+// Blocks of a multiprocessor, at least: two leave a thread 255 registers, three 168, which float32 products pass. An
+// sm_75 has shared memory for one or two.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kMostBlocks = 2;
+#else
+constexpr int kMostBlocks = 3;
+#endif
 template <class Kind, int COLUMNS>
-constexpr int kAttentionBlocks = COLUMNS == kNarrow && !kIsIEEE<Kind> ? 3 : 2;
+constexpr int kAttentionBlocks = COLUMNS == kNarrow && !kIsIEEE<Kind> ? kMostBlocks : 2;
 
 // 2^x as the hardware computes it, to 2 roundings; below 2^-126 it is 0, which in no dtype is a weight.
 __device__ __forceinline__ float exp2_of(float x) {

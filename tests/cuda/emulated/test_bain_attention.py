@@ -219,6 +219,18 @@ def test_nan_stays_in_its_image() -> None:
         assert result[1].isfinite().all()
 
 
+def test_nan_of_an_image_without_foreground_is_in_no_gradient() -> None:
+    mask, tensors = make_mask("block", 2, 4, 5), inputs(2, 4, 5)
+    mask[0] = 0
+    grads = [random(2, 5, 4, 5, seed=seed, dtype=torch.float32) for seed in (1, 2)]
+    for tensor in tensors[1:]:
+        tensor[0] = torch.nan
+    *_, d_query, d_key, d_value = results(tensors, grads, Regions(mask).at(4, 5))
+    for gradient in (d_query, d_key, d_value):
+        assert torch.count_nonzero(gradient[0]) == 0
+        assert gradient[1].isfinite().all()
+
+
 def test_registered_op_passes_opcheck() -> None:
     level = Regions(make_mask("random", 1, 2, 3)).at(2, 3)
     tensors = [t.requires_grad_() for t in inputs(1, 2, 3)]
