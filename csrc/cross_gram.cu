@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
 
   const float scale = 1 / static_cast<float>(pixels);
   sums.each([&](int, int, float& value) { value *= scale; });
-  store_sums(sums, parts + (int64_t(part) * gridDim.z + image) * height * width, height, width, row, column);
+  store_product(sums, parts + (int64_t(part) * gridDim.z + image) * height * width, height, width, row, column);
 }
 
 // a (B, Ca, N), b (B, Cb, N) of one dtype -> parts (splits, B, Ca, Cb), float32, that add up to a b^T / N.

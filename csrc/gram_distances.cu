@@ -58,7 +58,7 @@ struct SignTile {
 };
 
 template <class T>
-struct DistanceMaps {
+struct GramMaps {
   StridedMatrix<T> anchors, backgrounds, others;
   int64_t stride_j;  // of others
   int64_t channels, b_channels, pixels;
@@ -101,7 +101,7 @@ __device__ __forceinline__ void subtract(Shared<typename Kind::Element> tile, Sh
 // a part of the pixels, themselves.
 template <class Kind, bool CHANNELS_LAST, int TILE>
 __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
-    gram_distances_products_kernel(DistanceMaps<typename Kind::Element> maps,
+    gram_distances_products_kernel(GramMaps<typename Kind::Element> maps,
                                    Global<float> halves,  // (splits, B, J, C, Cb); absent: there is one split
                                    Global<float> parts,   // (B, J, tiles); absent: the signs are wanted
                                    Global<byte> signs,    // (B, J, C, padded)
@@ -142,7 +142,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
 
   if (halves) {
     const int64_t pairs = int64_t(gridDim.y) * gridDim.z, entries = maps.channels * maps.b_channels;
-    store_sums(sums, halves + (part * pairs + pair) * entries, maps.channels, maps.b_channels, row, column);
+    store_product(sums, halves + (part * pairs + pair) * entries, maps.channels, maps.b_channels, row, column);
   } else if (parts) {
     float total[1] = {0};
     sums.each([&](int, int, float& value) { total[0] += fabsf(value); });
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
     block_sum<1>(total, memory.array<float>(kWarp));
     if (threadIdx.x == 0) parts[pair * (gridDim.x / splits) + tile] = total[0];
   } else {
-    store_sums(sums, signs + pair * maps.channels * padded, maps.channels, padded, row, column,
+    store_product(sums, signs + pair * maps.channels * padded, maps.channels, padded, row, column,
                [](float a, float b) { return sign_of(-a) | sign_of(-b) << 8; });
   }
 }
@@ -239,17 +239,17 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
         const float g = grad[multiplied];
         add_scaled(total, sums, -g);
         sums.each([&](int, int, float& value) { value *= g; });
-        store_sums(sums, d_others + multiplied * channels * pixels, channels, pixels, m, n);
+        store_product(sums, d_others + multiplied * channels * pixels, channels, pixels, m, n);
         sums.zero();
         step = 0, ++multiplied;
       });
-  store_sums(total, d_anchor + image * channels * pixels, channels, pixels, m, n);
+  store_product(total, d_anchor + image * channels * pixels, channels, pixels, m, n);
 }
 
 // db = -sum_j g_j sign_j^T (f - o_j).
 template <class Kind, bool CHANNELS_LAST, int TILE>
 __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE>))
-    gram_distances_bwd_background_kernel(StridedMatrix<byte> signs, DistanceMaps<typename Kind::Element> maps,
+    gram_distances_bwd_background_kernel(StridedMatrix<byte> signs, GramMaps<typename Kind::Element> maps,
                                          Global<const float> grad,
                                          Global<typename Kind::Element> d_background,  // (B, Cb, N)
                                          int others, int row_tiles) {
@@ -294,7 +294,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
         sums.zero();
         step = 0, ++multiplied;
       });
-  store_sums(total, d_background + image * maps.b_channels * maps.pixels, maps.b_channels, maps.pixels, m, n);
+  store_product(total, d_background + image * maps.b_channels * maps.pixels, maps.b_channels, maps.pixels, m, n);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -310,11 +310,11 @@ void check_maps(const Tensor& anchor, const Tensor& background, const Tensor& ot
 }
 
 // The maps as they are read: as they are, if all hold vectors along their channels, else along their pixels.
-struct DistanceInputs {
+struct GramInputs {
   Tensor anchor, background, others;
   bool channels_last;
 
-  DistanceInputs(const Tensor& anchor, const Tensor& background, const Tensor& others)
+  GramInputs(const Tensor& anchor, const Tensor& background, const Tensor& others)
       : anchor(anchor),
         background(background),
         others(others),
@@ -324,7 +324,7 @@ struct DistanceInputs {
   }
 
   template <class T>
-  DistanceMaps<T> maps(int64_t pixels) const {
+  GramMaps<T> maps(int64_t pixels) const {
     return {matrix_of<T>(anchor, channels_last),
             matrix_of<T>(background, channels_last),
             matrix_of<T>(others, channels_last),
@@ -344,11 +344,11 @@ struct DistanceInputs {
 };
 
 // How the products of all pairs are shared out.
-struct DistancePlan {
+struct GramPlan {
   int64_t pairs, entries, columns, tiles;
   int64_t each, splits;  // blocks of pixels
 
-  DistancePlan(const DistanceInputs& inputs, int64_t pixels, int depth, int tile)
+  GramPlan(const GramInputs& inputs, int64_t pixels, int depth, int tile)
       : pairs(inputs.others.size(0) * inputs.others.size(1)),
         entries(inputs.anchor.size(1) * inputs.background.size(1)),
         columns(ceil_div(inputs.background.size(1), int64_t(tile))),
@@ -363,7 +363,7 @@ struct DistancePlan {
 
 // Every product of one dtype: the parts of the distances, or, where `parts` is absent, the signs.
 template <class Kind, bool CHANNELS_LAST, int TILE>
-void launch_products(const DistanceInputs& inputs, const DistancePlan& plan, int64_t pixels, Global<float> halves,
+void launch_products(const GramInputs& inputs, const GramPlan& plan, int64_t pixels, Global<float> halves,
                      Global<float> parts, Global<byte> signs, int64_t padded) {
   using Element = typename Kind::Element;
   const int64_t batch = inputs.others.size(0), count = inputs.others.size(1), channels = inputs.anchor.size(1);
@@ -383,12 +383,12 @@ Tensor gram_distances_forward(const Tensor& anchor, const Tensor& background, co
   check_maps(anchor, background, others);
   const int64_t batch = others.size(0), count = others.size(1), pixels = anchor.size(2);
   if (batch == 0 || count == 0) return allocate({batch, count, 0}, anchor);
-  const DistanceInputs inputs(anchor, background, others);
+  const GramInputs inputs(anchor, background, others);
   std::optional<Tensor> parts;
   inputs.dispatch(tf32, [&](auto kind, auto layout, auto tile) {
     using Kind = typename decltype(kind)::type;
     constexpr int TILE = decltype(tile)::value;
-    const DistancePlan plan(inputs, pixels, kStepDepth<Kind>, TILE);
+    const GramPlan plan(inputs, pixels, kStepDepth<Kind>, TILE);
     Workspace space;
     const auto halves = space.add<float>(plan.halves());
     if (plan.splits > 1) space.allocate(anchor);
@@ -415,13 +415,13 @@ std::tuple<Tensor, Tensor, Tensor> gram_distances_backward(const Tensor& grad, c
   const Tensor d_anchor = allocate_like(anchor), d_background = allocate_like(background);
   const Tensor d_others = allocate_like(others);
   const int64_t padded = ceil_div(b_channels, int64_t(kSignPadding)) * kSignPadding;
-  const DistanceInputs inputs(anchor, background, others);
+  const GramInputs inputs(anchor, background, others);
   inputs.dispatch(tf32, [&](auto kind, auto layout, auto tile) {
     using Kind = typename decltype(kind)::type;
     using Element = typename Kind::Element;
     constexpr bool kLast = decltype(layout)::value;
     constexpr int TILE = decltype(tile)::value;
-    const DistancePlan plan(inputs, pixels, kStepDepth<Kind>, TILE);
+    const GramPlan plan(inputs, pixels, kStepDepth<Kind>, TILE);
     Workspace space;
     const auto signs = space.add<byte>(plan.pairs * channels * padded);
     const auto halves = space.add<float>(plan.halves());

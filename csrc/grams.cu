@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
     const float own = m + r < matrix.rows ? float(scales[image * matrix.rows + m + r]) : 0.0f;
     value = inside[c / kWarp] >> c % kWarp & 1 ? value * (own / static_cast<float>(pixels)) : 0.0f;
   });
-  store_sums(sums, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n);
+  store_product(sums, out + image * matrix.rows * pixels, matrix.rows, pixels, m, n);
 }
 
 }  // namespace

@@ -170,7 +170,7 @@ constexpr bool kRounds = std::is_same_v<Kind, TF32Product>;
 
 // Float32 numbers as operands of `Kind`.
 template <class Kind>
-__device__ __forceinline__ Words rounded(Words words) {
+__device__ __forceinline__ Words round_words(Words words) {
   if constexpr (kRounds<Kind>) {
 #pragma unroll
     for (int i = 0; i < 4; ++i) words[i] = bits_of(Kind::element(__int_as_float(static_cast<int>(words[i]))));
@@ -181,7 +181,7 @@ __device__ __forceinline__ Words rounded(Words words) {
 // Rounds what a thread copied of a tile.
 template <class Kind, class Tile>
 __device__ __forceinline__ void round_tile(Shared<typename Kind::Element> tile) {
-  if constexpr (kRounds<Kind>) Tile::change(tile, [](int, const Words& words) { return rounded<Kind>(words); });
+  if constexpr (kRounds<Kind>) Tile::change(tile, [](int, const Words& words) { return round_words<Kind>(words); });
 }
 
 // For index in [first, last): copy(index, stage), change(stage), multiply(stage), where a copy travels while its
@@ -215,8 +215,8 @@ __device__ __forceinline__ uint64_t exchange(uint32_t first, uint32_t second, in
 // pack(a, b) makes two neighbours' word of them. Four lanes have eight neighbours of a row; they exchange words until
 // each writes 8 bytes and all four 32, a whole sector of memory.
 template <class T, class Product, class Pack>
-__device__ __forceinline__ void store_sums(const Product& product, Global<T> out, int64_t rows, int64_t columns,
-                                           int first_row, int first_column, const Pack& pack) {
+__device__ __forceinline__ void store_product(const Product& product, Global<T> out, int64_t rows, int64_t columns,
+                                              int first_row, int first_column, const Pack& pack) {
   constexpr int V = 8 / static_cast<int>(sizeof(T)), kJoined = V / 2;  // fragments side by side
   static_assert(Product::kColumns % kJoined == 0, "fragments are joined in equal numbers");
   const int lane = threadIdx.x % 4;
@@ -264,7 +264,7 @@ __device__ __forceinline__ void store_sums(const Product& product, Global<T> out
 
 // Two numbers of a result side by side, rounded.
 template <class T>
-__device__ __forceinline__ auto packed(float a, float b) {
+__device__ __forceinline__ auto pair_of(float a, float b) {
   if constexpr (std::is_same_v<T, float>) {
     return Vector<float, 2>{{a, b}};
   } else {
@@ -273,9 +273,10 @@ __device__ __forceinline__ auto packed(float a, float b) {
 }
 
 template <class T, class Product>
-__device__ __forceinline__ void store_sums(const Product& product, Global<T> out, int64_t rows, int64_t columns,
-                                           int first_row, int first_column) {
-  store_sums(product, out, rows, columns, first_row, first_column, [](float a, float b) { return packed<T>(a, b); });
+__device__ __forceinline__ void store_product(const Product& product, Global<T> out, int64_t rows, int64_t columns,
+                                              int first_row, int first_column) {
+  store_product(product, out, rows, columns, first_row, first_column,
+                [](float a, float b) { return pair_of<T>(a, b); });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

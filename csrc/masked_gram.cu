@@ -83,7 +83,7 @@ __device__ __forceinline__ void mask_tile(Shared<typename Kind::Element> tile, u
       }
       words[w] &= kept;
     }
-    return rounded<Kind>(words);
+    return round_words<Kind>(words);
   });
 }
 
@@ -150,7 +150,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
       });
 
   const int64_t at = ((int64_t(part) * gridDim.z + image) * gridDim.x + blockIdx.x) * TILE * TILE;
-  store_sums(sums, parts + at, TILE, TILE, 0, 0);
+  store_product(sums, parts + at, TILE, TILE, 0, 0);
 }
 
 // Below the diagonal every entry is its mirror image, inside the diagonal's tiles too: symmetric to the bit.
