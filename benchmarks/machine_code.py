@@ -4,8 +4,9 @@
     python -m scsco_fast.benchmarks.machine_code --library FILE         # one that `scsco build` has made for sm_90
     python -m scsco_fast.benchmarks.machine_code --csv FILE
 
-No GPU is needed; nvcc and cuobjdump are. A count of instructions is no timing. Each is counted once: a loop within the
-main loop may run several times for one turn of it.
+No GPU is needed; nvcc and cuobjdump are. A count of instructions is no timing. `loop_instructions` and what follows it
+count each instruction of the main loop once, whether a turn issues it never or several times; `turn_64`, `turn_128` and
+`turn_256` count what one warp of the attention issues for one tile of 64 keys or queries (`turn`).
 """
 
 import argparse
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.kernels import sass
 
 ARCHITECTURE = "9.0"
+FRAGMENTS = 32  # numbers of a tile of 64 x 64 that a thread has
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Row:
         mufu: exp2, reciprocals and roots.
         local_loads: of spilled values and arrays.
         stack: bytes of local arrays and calls per thread.
+        turn_64, turn_128, turn_256: `turn` of kernels of the attention that hold rows of that many columns whole, else 0.
     """
 
     op: str
@@ -64,6 +67,9 @@ class Row:
     f2fp: int
     local_loads: int
     stack: int
+    turn_64: int
+    turn_128: int
+    turn_256: int
 
 
 def rows(library: Path, architecture: str = ARCHITECTURE) -> list[Row]:
@@ -110,10 +116,56 @@ def main_loop(code: list[sass.Instruction]) -> sass.Loop:
     return max(products or found, key=len, default=frozenset())
 
 
+def turn(code: list[sass.Instruction], loop: sass.Loop, panels: int) -> int:
+    """How many instructions a warp issues for one turn of an attention kernel's main loop.
+
+    The turn of a whole tile of keys or queries in the middle, with rows of `panels` panels of 128 bytes: loops within go
+    round once for each panel, branches back are taken as often. What is left out is what such a turn branches over,
+    told by its instructions: the tile's and the row's incomplete ends (selections; a product of its own in a loop of
+    its own), a rescaling of the sums (multiplications without a product), and copies without a second stage (a barrier).
+    """
+    position = {instruction.address: place for place, instruction in enumerate(code)}
+    left = dict.fromkeys(loop, panels - 1)  # turns of the loops within, by the branch that ends them
+    rounds = [other for other in sass.loops(code) if other < loop and _products(code, sorted(other))]
+    place, issued = min(loop), 0
+    while place in loop:
+        issued += 1
+        address = sass.jump_target(code[place]) if code[place].operation.startswith("BRA") else None
+        target = -1 if address is None else position.get(address, -1)
+        conditional = code[place].guarded or "," in code[place].operands
+        if target not in loop:
+            place += 1
+        elif target > place:
+            over = range(place + 1, target)
+            place = target if not conditional or _is_rare(code, over, rounds) else place + 1
+        elif target == min(loop):
+            break
+        elif not conditional or left[place] > 0:
+            left[place] -= 1
+            place = target
+        else:
+            place += 1
+    return issued
+
+
+def _products(code: list[sass.Instruction], places: Iterable[int]) -> int:
+    return sum(sass.classify(code[place].operation) == "matrix" for place in places)
+
+
+def _is_rare(code: list[sass.Instruction], over: range, rounds: list[sass.Loop]) -> bool:
+    """Whether a turn of a whole tile branches over these instructions."""
+    count = Counter(code[place].operation.split(".")[0] for place in over)
+    if not _products(code, over):
+        return count["BAR"] > 0 or count["FSEL"] >= FRAGMENTS or count["FMUL"] >= 2 * FRAGMENTS
+    return any(set(loop) <= set(over) for loop in rounds)
+
+
 def _row(op: str, kernel: str, needed: resources.Resources, text: str) -> Row:
     code = sass.instructions(text)
     loop = main_loop(code)
     count = Counter(code[place].operation.split(".")[0] for place in loop)
+    whole = op.startswith("bain_attention") and count["HMMA"] > 0 and not kernel.endswith("false>")
+    turns = (turn(code, loop, panels) if whole else 0 for panels in (1, 2, 4))
     return Row(
         op,
         kernel,
@@ -130,6 +182,7 @@ def _row(op: str, kernel: str, needed: resources.Resources, text: str) -> Row:
         f2fp=count["F2FP"],
         local_loads=count["LDL"],
         stack=needed.stack,
+        **dict(zip(("turn_64", "turn_128", "turn_256"), turns, strict=True)),
     )
 
 

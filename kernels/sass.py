@@ -91,11 +91,11 @@ def _successors(code: list[Instruction], place: int) -> Iterator[int]:
     name = instruction.operation.partition(".")[0]
     target = None
     if name in ("BRA", "JMP"):
-        target = _target(instruction)
+        target = jump_target(instruction)
     elif name == "BSYNC":  # goes where its BSSY says
         barrier = instruction.operands.strip()
         opened = (i for i in reversed(code[:place]) if i.operation.startswith("BSSY"))
-        target = next((_target(i) for i in opened if i.operands.split(",")[0].strip() == barrier), None)
+        target = next((jump_target(i) for i in opened if i.operands.split(",")[0].strip() == barrier), None)
     leaves = target is not None or name in ("EXIT", "RET", "BRX")
     if target is not None and 0 <= (position := (target - code[0].address) // 16) < len(code):
         yield position
@@ -105,7 +105,8 @@ def _successors(code: list[Instruction], place: int) -> Iterator[int]:
         yield place + 1
 
 
-def _target(instruction: Instruction) -> int | None:
+def jump_target(instruction: Instruction) -> int | None:
+    """The address that a branch, or the opening of a BSYNC's region, names."""
     addresses = re.findall(r"0x([0-9a-f]+)", instruction.operands)
     return int(addresses[-1], 16) if addresses else None
 

@@ -1,6 +1,7 @@
 """The table of machine code: what is read from it, and what the library's own kernels must not do."""
 
 import csv
+import re
 import sys
 from dataclasses import astuple, fields
 from pathlib import Path
@@ -11,6 +12,7 @@ from compiled import needs_nvcc, plan_of
 from scsco_fast.benchmarks import machine_code
 from scsco_fast.cuda import build
 from scsco_fast.errors import ScscoError
+from scsco_fast.kernels import sass
 
 LOG = """\
 ptxas info    : Compiling entry function '_ZN5scsco12_GLOBAL__N_14fwdXILb1EEEvv' for 'sm_90'
@@ -66,7 +68,33 @@ def test_a_row(disassembled: Path) -> None:
         f2fp=1,
         local_loads=0,
         stack=8,
+        turn_64=0,
+        turn_128=0,
+        turn_256=0,
     )
+
+
+# A turn of 13 instructions, and 7 more for every panel after the first.
+TURN = [
+    *("MOV R1, R2", "@P0 BRA 0x50"),  # 0: there is a second stage, so not the next three
+    *("BAR.SYNC 0x0", "LDGSTS.E.128 [R1], [R2]", "BRA 0x50"),
+    *("LDGSTS.E.128 [R1], [R2]", "@P1 BRA 0x50"),  # 5: once for every panel
+    *("@P2 BRA 0xb0",),  # 7: a whole panel, so not the next three
+    *("HMMA.16816.F32 R4, R4, R6, R4", "@P3 BRA 0x80", "BRA 0xe0"),
+    *("HMMA.16816.F32 R4, R4, R6, R4", "HMMA.16816.F32 R4, R4, R6, R4", "@!P4 BRA 0xe0"),  # 11
+    *("@P4 BRA 0x70", "ISETP.GE.AND P5, PT, R1, R2, PT", "@P5 BRA 0x310"),  # 14: no end of a tile, so not the next 32
+    *(["FSEL R1, R1, R2, P1"] * 32),
+    *("MUFU.EX2 R1, R1", "@P6 BRA 0x0", "EXIT"),  # 49
+]
+
+
+@pytest.mark.parametrize(("panels", "issued"), [(1, 13), (2, 13 + 7), (4, 13 + 3 * 7)])
+def test_a_turn_follows_a_whole_tile(panels: int, issued: int) -> None:
+    lines = [f"        /*{16 * place:04x}*/                   {line} ;" for place, line in enumerate(TURN)]
+    code = sass.instructions("Function : f\n" + "\n".join(lines) + "\n")
+    loop = machine_code.main_loop(code)
+    assert (min(loop), max(loop)) == (0, 50)
+    assert machine_code.turn(code, loop, panels) == issued
 
 
 def test_without_products_the_longest_loop_counts(disassembled: Path) -> None:
@@ -142,3 +170,13 @@ class TestOfTheLibrary:
     def test_operands_of_tensor_cores_come_from_shared_memory(self, real: list[machine_code.Row]) -> None:
         """Generic loads find out at run time where an address points: twice the instructions of LDSM."""
         assert [(row.kernel, row.generic_loads) for row in real if row.hmma and row.generic_loads] == []
+
+    def test_a_tile_of_the_attention_takes_few_instructions(self, real: list[machine_code.Row]) -> None:
+        """With products by nvcuda::wmma a warp issued 1431, 2008 and 3821 for a tile of 64 x 64 at C = D = 64."""
+        found = {
+            row.kernel.split("<")[0]: row.turn_64
+            for row in real
+            if "BFloat16Product" in row.kernel and row.turn_64 and not re.search(r"\b(128|dk_|dv_)", row.kernel)
+        }
+        most = {"bain_attention_fwd_kernel": 600, "bain_attention_bwd_dq_kernel": 700, "bain_attention_bwd_dkv_kernel": 900}
+        assert {name for name, issued in found.items() if issued <= most.get(name, 0)} >= set(most), found
