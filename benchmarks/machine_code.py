@@ -49,7 +49,7 @@ class Row:
         mufu: exp2, reciprocals and roots.
         local_loads: of spilled values and arrays.
         stack: bytes of local arrays and calls per thread.
-        turn_64, turn_128, turn_256: `turn` of kernels of the attention that hold rows of that many columns whole, else 0.
+        turn_64, turn_128, turn_256: `turn` of kernels of the attention that hold rows of so many columns whole, or 0.
     """
 
     op: str
@@ -119,10 +119,10 @@ def main_loop(code: list[sass.Instruction]) -> sass.Loop:
 def turn(code: list[sass.Instruction], loop: sass.Loop, panels: int) -> int:
     """How many instructions a warp issues for one turn of an attention kernel's main loop.
 
-    The turn of a whole tile of keys or queries in the middle, with rows of `panels` panels of 128 bytes: loops within go
-    round once for each panel, branches back are taken as often. What is left out is what such a turn branches over,
-    told by its instructions: the tile's and the row's incomplete ends (selections; a product of its own in a loop of
-    its own), a rescaling of the sums (multiplications without a product), and copies without a second stage (a barrier).
+    The turn of a whole tile of keys or queries in the middle, with rows of `panels` panels of 128 bytes: the loops
+    within go round once for each panel. What such a turn branches over is left out, and is told by its instructions:
+    the incomplete end of a tile (selections) and of a row (products in a loop of their own), a rescaling of the sums
+    (multiplications without a product), and copies where there is no second stage (a barrier).
     """
     position = {instruction.address: place for place, instruction in enumerate(code)}
     left = dict.fromkeys(loop, panels - 1)  # turns of the loops within, by the branch that ends them

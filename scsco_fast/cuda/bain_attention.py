@@ -7,6 +7,7 @@ from scsco_fast.cuda import refusal
 from scsco_fast.cuda.launch import require, rows, tf32
 from scsco_fast.cuda.library import operations
 
+
 def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
     """Why the kernels cannot serve these inputs, in one line; None if they can."""
     return refusal("bain_attention", value, query, key)

@@ -178,5 +178,9 @@ class TestOfTheLibrary:
             for row in real
             if "BFloat16Product" in row.kernel and row.turn_64 and not re.search(r"\b(128|dk_|dv_)", row.kernel)
         }
-        most = {"bain_attention_fwd_kernel": 600, "bain_attention_bwd_dq_kernel": 700, "bain_attention_bwd_dkv_kernel": 900}
+        most = {
+            "bain_attention_fwd_kernel": 600,
+            "bain_attention_bwd_dq_kernel": 700,
+            "bain_attention_bwd_dkv_kernel": 900,
+        }
         assert {name for name, issued in found.items() if issued <= most.get(name, 0)} >= set(most), found

@@ -93,7 +93,7 @@ def test_products(checks: Any, dtype: torch.dtype, tf32: bool, a_by_rows: bool, 
     ("dtype", "tf32"), [(torch.float16, False), (torch.bfloat16, False), (torch.float32, True)], ids=str
 )
 def test_a_product_of_a_product(checks: Any, dtype: torch.dtype, tf32: bool) -> None:
-    """Sums that become the left operand in registers, squares of the right one, and rows' sums by a product with ones."""
+    """Sums as the left operand in registers, squares of the right one, and rows' sums by a product with ones."""
     generator = torch.manual_seed(0)
     a, b, c = (torch.randn(*shape, generator=generator) for shape in ((32, 16), (16, 64), (64, 64)))
     out = checks.chain(a, b, c, torch.zeros(1, dtype=dtype), tf32)
