@@ -1,9 +1,9 @@
 // BAIN's attention, forward: every foreground pixel's mean and deviation of the background pixels it resembles.
 //
-// A block owns 64 queries and 64 or 128 channels and walks the keys, 64 at a time, with an online softmax and two float32
-// sums, sum P v' and sum P v'^2; no attention matrix and no v'^2 is kept. Logits become weights, and weights operands,
-// in the registers of the warp that owns their rows. Counts are read on the device: a block past an image's count of
-// queries only writes its pixels' 0 and 1. docs/kernels/bain_attention.md has the formulas.
+// A block owns 64 queries and 64 or 128 channels and walks the keys, 64 at a time, with an online softmax and two
+// float32 sums, sum P v' and sum P v'^2; no attention matrix and no v'^2 is kept. Logits become weights, and weights
+// operands, in the registers of the warp that owns their rows. Counts are read on the device: a block past an image's
+// count of queries only writes its pixels' 0 and 1. docs/kernels/bain_attention.md has the formulas.
 #include "bain_attention_tiles.cuh"
 
 namespace scsco {
@@ -139,8 +139,8 @@ __device__ __forceinline__ void fill_results(const ForwardResults& to, const Att
   }
 }
 
-// Grid: blocks of kOwned places, blocks of COLUMNS channels, images. `scale`, not negative, is to base 2. WHOLE: rows of
-// queries and keys stand in shared memory whole.
+// Grid: blocks of kOwned places, blocks of COLUMNS channels, images. `scale`, not negative, is to base 2. WHOLE: rows
+// of queries and keys stand in shared memory whole.
 template <class Kind, int COLUMNS, bool WHOLE>
 __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLUMNS>)
     bain_attention_fwd_kernel(ForwardRows<typename Kind::Element> rows, Regions regions, ForwardResults to,
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLU
         mean = inside ? mean * unit[e] : 0.0f;
       }
       if (at < 0) continue;
-      const float(&means)[4] = first.sums[0][j], (&variances)[4] = second.sums[0][j];
+      const float (&means)[4] = first.sums[0][j], (&variances)[4] = second.sums[0][j];
       store_two(to.first + place, c, shape.channels, means[2 * r], means[2 * r + 1]);
       store_two(to.variance + place, c, shape.channels, variances[2 * r], variances[2 * r + 1]);
     }

@@ -16,14 +16,14 @@ namespace {
 
 template <class Element>
 struct BackwardRows {
-  Global<const Element> query, key;      // (B, N, key_width)
-  Global<const Element> value, da, db;   // (B, N, width)
-  Global<const float> statistics;        // (B, 2, N padded), as in GradientRows
-  Global<const float> span, unit;        // (B), (B, width)
+  Global<const Element> query, key;     // (B, N, key_width)
+  Global<const Element> value, da, db;  // (B, N, width)
+  Global<const float> statistics;       // (B, 2, N padded), as in GradientRows
+  Global<const float> span, unit;       // (B), (B, width)
 };
 
-// Calls function(r, n, value) for the thread's logits, of row g + 8 r and column n: r is a constant, so that what belongs
-// to a row is found in registers.
+// Calls function(r, n, value) for the thread's logits, of row g + 8 r and column n: r is a constant, so that what
+// belongs to a row is found in registers.
 template <class Kind, class Function>
 __device__ __forceinline__ void each_logit(Logits<Kind>& logits, const Function& function) {
 #pragma unroll
@@ -58,7 +58,7 @@ struct ChannelTiles {
     constexpr int kStep = Kind::kDepth;
     const LeftRows<Kind, kOwned> first(own, Logits<Kind>::warp_row()), second(own + size, Logits<Kind>::warp_row());
     const RightRows<Kind, kOthers> left_others(others), right_others(others + size);
-    each_step<kPanel<Element>, kStep>(columns, [&](int column, int k) {
+    each_step<kPanel<Element>, kStep, kUnrolledSteps<Kind>>(columns, [&](int column, int k) {
       const int panel = column / kPanel<Element>, step = k / kStep;
       const Left<Kind> a = first.load(panel, step);
       Left<Kind> b;
@@ -231,9 +231,8 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
     const int others_left = n_other - at;
     Logits<Kind> weights;
     add_logits<Kind, WHOLE>(weights, own_keys, keys_here, own, all_others.from(at), staging.keys);
-    weigh<Kind>(weights, scale, others_left, [&](int r, int n) -> float {
-      return OWNS_QUERIES ? own_lse[r] : float(others_lse[n]);
-    });
+    weigh<Kind>(weights, scale, others_left,
+                [&](int r, int n) -> float { return OWNS_QUERIES ? own_lse[r] : float(others_lse[n]); });
     if constexpr (kValues) {
       Operands<Kind>(weights, operands).each([&](int row, const Left<Kind>& left_rows) {
         add_columns(first, left_rows, Columns<Kind>(tiles.others), row);
@@ -243,9 +242,8 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
     if constexpr (kKeys) {
       Logits<Kind> gradients;
       // Subtracted first of all: then it costs nothing.
-      each_logit(gradients, [&](int r, int n, float& value) {
-        value = -(OWNS_QUERIES ? own_delta[r] : float(others_delta[n]));
-      });
+      each_logit(gradients,
+                 [&](int r, int n, float& value) { value = -(OWNS_QUERIES ? own_delta[r] : float(others_delta[n])); });
       if constexpr (WHOLE) {
         tiles.add_gradients(gradients, shape.width);
       } else {
@@ -337,8 +335,7 @@ __global__ void __launch_bounds__(kAttentionThreads, 2)
 template <class Kind>
 __global__ void __launch_bounds__(kAttentionThreads, 2)
     bain_attention_bwd_dkv_kernel(BackwardRows<typename Kind::Element> rows, Regions regions, OutputMap d_key,
-                                  OutputMap d_value, AttentionShape shape, Staging staging, float scale,
-                                  float factor) {
+                                  OutputMap d_value, AttentionShape shape, Staging staging, float scale, float factor) {
   sum_gradients<Kind, false, kNarrow, kNarrow, true>(rows, regions, d_key, d_value, shape, staging, scale, factor);
 }
 
@@ -354,39 +351,36 @@ struct BackwardLaunch {
   size_t limit;  // of shared memory
 
   void dq(const Tensor& d_query) const {
-    launch_fitting<Kind>(
-        shape, shape.key_width, shape.width, limit, bytes_of<true, true>(),
-        [&](auto columns, auto whole, const Staging& staging) {
-          constexpr int kColumns = decltype(columns)::value;
-          LAUNCH((bain_attention_bwd_dq_kernel<Kind, kColumns, decltype(whole)::value>),
-                 grid(d_query, shape.key_width, kColumns), kAttentionThreads,
-                 (backward_bytes<Kind, true, kColumns, 0>(staging)), d_query, rows, regions, output_map(d_query), shape,
-                 staging, to_base_2(), static_cast<float>(scale));
-        });
+    launch_fitting<Kind>(shape, shape.key_width, shape.width, limit, bytes_of<true, true>(),
+                         [&](auto columns, auto whole, const Staging& staging) {
+                           constexpr int kColumns = decltype(columns)::value;
+                           LAUNCH((bain_attention_bwd_dq_kernel<Kind, kColumns, decltype(whole)::value>),
+                                  grid(d_query, shape.key_width, kColumns), kAttentionThreads,
+                                  (backward_bytes<Kind, true, kColumns, 0>(staging)), d_query, rows, regions,
+                                  output_map(d_query), shape, staging, to_base_2(), static_cast<float>(scale));
+                         });
   }
 
   void dk(const Tensor& d_key) const {
-    launch_fitting<Kind>(
-        shape, shape.key_width, shape.width, limit, bytes_of<false, true>(),
-        [&](auto columns, auto whole, const Staging& staging) {
-          constexpr int kColumns = decltype(columns)::value;
-          LAUNCH((bain_attention_bwd_dk_kernel<Kind, kColumns, decltype(whole)::value>),
-                 grid(d_key, shape.key_width, kColumns), kAttentionThreads,
-                 (backward_bytes<Kind, false, kColumns, 0>(staging)), d_key, rows, regions, output_map(d_key), shape,
-                 staging, to_base_2(), factor_of_dk());
-        });
+    launch_fitting<Kind>(shape, shape.key_width, shape.width, limit, bytes_of<false, true>(),
+                         [&](auto columns, auto whole, const Staging& staging) {
+                           constexpr int kColumns = decltype(columns)::value;
+                           LAUNCH((bain_attention_bwd_dk_kernel<Kind, kColumns, decltype(whole)::value>),
+                                  grid(d_key, shape.key_width, kColumns), kAttentionThreads,
+                                  (backward_bytes<Kind, false, kColumns, 0>(staging)), d_key, rows, regions,
+                                  output_map(d_key), shape, staging, to_base_2(), factor_of_dk());
+                         });
   }
 
   void dv(const Tensor& d_value) const {
-    launch_fitting<Kind>(
-        shape, shape.width, 0, limit, bytes_of<false, false>(),
-        [&](auto columns, auto whole, const Staging& staging) {
-          constexpr int kColumns = decltype(columns)::value;
-          LAUNCH((bain_attention_bwd_dv_kernel<Kind, kColumns, decltype(whole)::value>),
-                 grid(d_value, shape.width, kColumns), kAttentionThreads,
-                 (backward_bytes<Kind, false, 0, kColumns>(staging)), d_value, rows, regions, output_map(d_value), shape,
-                 staging, to_base_2());
-        });
+    launch_fitting<Kind>(shape, shape.width, 0, limit, bytes_of<false, false>(),
+                         [&](auto columns, auto whole, const Staging& staging) {
+                           constexpr int kColumns = decltype(columns)::value;
+                           LAUNCH((bain_attention_bwd_dv_kernel<Kind, kColumns, decltype(whole)::value>),
+                                  grid(d_value, shape.width, kColumns), kAttentionThreads,
+                                  (backward_bytes<Kind, false, 0, kColumns>(staging)), d_value, rows, regions,
+                                  output_map(d_value), shape, staging, to_base_2());
+                         });
   }
 
   // dk and dv by one kernel, if both are narrow and it fits.
@@ -457,9 +451,9 @@ std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_me
     pack<Kind>(query, key, value, regions, shape, scale, space, packed);
     pack_gradients<Kind>(grad_mean, grad_std, first, variance, lse, regions, shape, eps, space, space[packed.unit],
                          grads);
-    const BackwardRows<Element> rows{space[packed.query],     space[packed.key], space[packed.value], space[grads.da],
-                                     space[grads.db],         space[grads.statistics], space[grads.span],
-                                     space[packed.unit]};
+    const BackwardRows<Element> rows{space[packed.query], space[packed.key], space[packed.value],
+                                     space[grads.da],     space[grads.db],   space[grads.statistics],
+                                     space[grads.span],   space[packed.unit]};
     const BackwardLaunch<Kind> launch{rows, regions, shape, scale, shared_limit(value)};
     launch.dq(d_query);
     if (launch.dkv(d_key, d_value)) return;

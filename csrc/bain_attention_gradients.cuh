@@ -6,10 +6,10 @@
 namespace scsco {
 namespace {
 
-constexpr int kGradientPlaces = 32;         // that are packed at a time
-constexpr int kPairs = kChannels / 2;       // of channels, of which a thread has one
+constexpr int kGradientPlaces = 32;               // that are packed at a time
+constexpr int kPairs = kChannels / 2;             // of channels, of which a thread has one
 constexpr int kPairStep = kPackThreads / kPairs;  // places between two of a thread
-constexpr int kStatisticsStep = 64;         // rows of statistics are padded to a multiple: 16 bytes can be read at once
+constexpr int kStatisticsStep = 64;  // rows of statistics are padded to a multiple: 16 bytes can be read at once
 
 // What the forward saved and the gradients of its results.
 struct MomentGradients {
@@ -24,9 +24,9 @@ struct MomentGradient {
   float da, db, a, b;
 };
 
-// Calls function(i, gradients) with the gradients of a thread's two channels, those of pair thread % kPairs of the block
-// at `first_channel`, of place thread / kPairs + i * kPairStep of those in `pixels`; 0 outside. All threads of a block
-// call it; `stage` holds two tiles.
+// Calls function(i, gradients) with the gradients of a thread's two channels, those of pair thread % kPairs of the
+// block at `first_channel`, of place thread / kPairs + i * kPairStep of those in `pixels`; 0 outside. All threads of a
+// block call it; `stage` holds two tiles.
 template <class Function>
 __device__ __forceinline__ void each_gradient(const MomentGradients& from, int64_t image, Shared<const int64_t> pixels,
                                               int count, int first_channel, const AttentionShape& shape,
@@ -86,7 +86,7 @@ __global__ void __launch_bounds__(kPackThreads, 2)
     const int count = min(end - start, kGradientPlaces);
     stage_pixels(regions, image * shape.pixels + start, count, pixels);
     each_gradient(from, image, pixels, count, blockIdx.y * kChannels, shape, stage,
-                  [&](int, const MomentGradient (&g)[2]) {
+                  [&](int, const MomentGradient(&g)[2]) {
 #pragma unroll
                     for (int c = 0; c < 2; ++c) own = fmaxf(own, fmaxf(fabsf(g[c].da), fabsf(g[c].db)));
                   });
@@ -148,19 +148,18 @@ __global__ void __launch_bounds__(kPackThreads, 2)
   stage_pixels(regions, base + start, count, pixels);
   float delta[kOwn] = {};
   for (int first_channel = 0; first_channel < shape.width; first_channel += kChannels) {
-    each_gradient(from, image, pixels, count, first_channel, shape, stage,
-                  [&](int i, const MomentGradient (&g)[2]) {
-                    const int place = thread / kPairs + i * kPairStep, channel = first_channel + thread % kPairs * 2;
-                    const auto da = rounded<Kind>({g[0].da * inverse, g[1].da * inverse});
-                    const auto db = rounded<Kind>({g[0].db * inverse, g[1].db * inverse});
-                    // With the rounded gradients, so that the logits' gradients of a row add up to 0.
+    each_gradient(from, image, pixels, count, first_channel, shape, stage, [&](int i, const MomentGradient(&g)[2]) {
+      const int place = thread / kPairs + i * kPairStep, channel = first_channel + thread % kPairs * 2;
+      const auto da = rounded<Kind>({g[0].da * inverse, g[1].da * inverse});
+      const auto db = rounded<Kind>({g[0].db * inverse, g[1].db * inverse});
+      // With the rounded gradients, so that the logits' gradients of a row add up to 0.
 #pragma unroll
-                    for (int c = 0; c < 2; ++c) delta[i] += to_float(da[c]) * g[c].a + to_float(db[c]) * g[c].b;
-                    if (place >= count || channel >= shape.width) return;
-                    const int64_t at = (base + start + place) * shape.width + channel;
-                    store(to.da + at, da);
-                    store(to.db + at, db);
-                  });
+      for (int c = 0; c < 2; ++c) delta[i] += to_float(da[c]) * g[c].a + to_float(db[c]) * g[c].b;
+      if (place >= count || channel >= shape.width) return;
+      const int64_t at = (base + start + place) * shape.width + channel;
+      store(to.da + at, da);
+      store(to.db + at, db);
+    });
   }
   const int64_t width = statistics_width(shape.pixels);
 #pragma unroll
@@ -181,10 +180,10 @@ __global__ void __launch_bounds__(kPackThreads, 2)
 // call's workspace.
 template <class Element>
 struct PackedGradients {
-  Workspace::Array<Element> da, db;      // (B, N, width)
-  Workspace::Array<float> statistics;    // (B, 2, N padded), as in GradientRows
-  Workspace::Array<float> span;          // (B)
-  Workspace::Array<float> largest;       // (B, blocks of channels, kSplits)
+  Workspace::Array<Element> da, db;    // (B, N, width)
+  Workspace::Array<float> statistics;  // (B, 2, N padded), as in GradientRows
+  Workspace::Array<float> span;        // (B)
+  Workspace::Array<float> largest;     // (B, blocks of channels, kSplits)
 
   PackedGradients(Workspace& space, int64_t batch, const AttentionShape& shape) {
     da = space.add<Element>(batch * shape.pixels * shape.width);
@@ -202,8 +201,9 @@ void pack_gradients(const Tensor& grad_mean, const Tensor& grad_std, const Tenso
                     const PackedGradients<typename Kind::Element>& to) {
   using Element = typename Kind::Element;
   const int64_t batch = lse.size(0);
-  const MomentGradients from{input_map(grad_mean),          input_map(grad_std), global<const float>(first),
-                             global<const float>(variance), unit,                static_cast<float>(eps)};
+  const MomentGradients from{
+      input_map(grad_mean),   input_map(grad_std), global<const float>(first), global<const float>(variance), unit,
+      static_cast<float>(eps)};
   const size_t shared = shared_bytes<float>(2 * kGradientPlaces * kStageLd) + shared_bytes<int64_t>(kGradientPlaces);
   const int blocks = ceil_div(shape.channels, kChannels);
   Global<const float> largest{};

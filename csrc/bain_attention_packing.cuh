@@ -119,8 +119,8 @@ __global__ void __launch_bounds__(kPackThreads, 2)
   }
 }
 
-// Background mean of a channel, and the power of two in (2 sigma, 4 sigma] times `headroom`. The latter is 1 if sigma is
-// 0 or not finite, and at most 2^50: the square of units must be a float32.
+// Background mean of a channel, and the power of two in (2 sigma, 4 sigma] times `headroom`. The latter is 1 if sigma
+// is 0 or not finite, and at most 2^50: the square of units must be a float32.
 __device__ __forceinline__ void pivot_and_unit(Global<const float> sums, int64_t image, int channel, int channels,
                                                int n_bg, float shift, float headroom, float& pivot, float& unit) {
   float first = 0, second = 0;
@@ -329,8 +329,8 @@ void pack(const Tensor& query, const Tensor& key, const Tensor& value, const Reg
          regions, space[to.sums], shape);
   // |v - pivot| <= sigma sqrt(n): with this headroom its square stays below 2^14 for any number of pixels.
   const double headroom = std::exp2(std::max(0.0, std::ceil(std::log2(double(pixels)) / 2) - 8));
-  const PackArguments from{input_map(query), input_map(key),  input_map(value), regions,
-                           space[to.sums],   space[to.pivot], space[to.unit],   static_cast<float>(headroom),
+  const PackArguments from{input_map(query),        input_map(key),  input_map(value), regions,
+                           space[to.sums],          space[to.pivot], space[to.unit],   static_cast<float>(headroom),
                            scale < 0 ? -1.0f : 1.0f};
   const int columns = 2 * ceil_div(shape.key_width, kChannels) + ceil_div(shape.width, kChannels);
   const size_t shared =

@@ -17,6 +17,10 @@ constexpr int kOthers = 64;
 constexpr int kNarrow = 64, kWide = 128;  // columns of results that a block sums
 constexpr int kResultLd = kOwned + 4;     // of a column of results: the 8 rows by 4 columns of a warp lie in 32 banks
 
+// Steps of a panel that are unrolled. One of an IEEE product has 256 multiply-adds for a thread.
+template <class Kind>
+constexpr int kUnrolledSteps = kIsIEEE<Kind> ? 1 : kPanel<typename Kind::Element> / Kind::kDepth;
+
 template <class Kind, int COLUMNS>
 using Sums = TileProduct<Kind, kOwned, COLUMNS, kAttentionWarps, 1>;
 template <class Kind>
@@ -106,8 +110,8 @@ Staging fit_parts(int keys, int channels, int fewest, size_t limit, const Bytes&
   return staging;
 }
 
-// Launches a kernel with blocks of 64 or 128 of `width` columns of results: launch(columns, whole, staging), of which the
-// first two are types with a value. `channels` stand in shared memory, or, if 0, those of the block's columns.
+// Launches a kernel with blocks of 64 or 128 of `width` columns of results: launch(columns, whole, staging), of which
+// the first two are types with a value. `channels` stand in shared memory, or, if 0, those of the block's columns.
 template <class Kind, class Bytes, class Launch>
 void launch_fitting(const AttentionShape& shape, int width, int channels, size_t limit, const Bytes& bytes,
                     const Launch& launch) {
@@ -140,7 +144,7 @@ __device__ __forceinline__ void add_logits(Logits<Kind>& logits, Shared<typename
                                            const Rows<typename Kind::Element>& own,
                                            const Rows<typename Kind::Element>& others, int part) {
   if constexpr (WHOLE) {
-    logits.template add<true, true, kOwned, kOthers>(own_tile, other_tile, own.width);
+    logits.template add<true, true, kOwned, kOthers, kUnrolledSteps<Kind>>(own_tile, other_tile, own.width);
   } else {
     for (int column = 0; column < own.width; column += part) {
       if (column > 0) __syncthreads();
@@ -148,7 +152,8 @@ __device__ __forceinline__ void add_logits(Logits<Kind>& logits, Shared<typename
       others.copy(other_tile, column, part);
       wait_for_copies();
       __syncthreads();
-      logits.template add<true, true, kOwned, kOthers>(own_tile, other_tile, min(part, own.width - column));
+      logits.template add<true, true, kOwned, kOthers, kUnrolledSteps<Kind>>(own_tile, other_tile,
+                                                                             min(part, own.width - column));
     }
   }
 }
@@ -190,7 +195,7 @@ class Operands {
       for (int r = 0; r < 2; ++r) {
         const int row = Logits<Kind>::warp_row() + Logits<Kind>::lane_row() + 8 * r;
         const int place = place_in_panel<float>(row, 8 * j + Logits<Kind>::lane_column());
-        const float(&own)[4] = numbers_.sums[0][panel * kColumns + j];
+        const float (&own)[4] = numbers_.sums[0][panel * kColumns + j];
         store(tile_ + place, Vector<float, 2>{{own[2 * r], own[2 * r + 1]}});
       }
     }

@@ -1,9 +1,9 @@
 // How a warp multiplies: tiles in shared memory, fragments of them in registers, one instruction for two fragments.
 //
 // `Kind` says how numbers are multiplied: HalfProduct, BFloat16Product and TF32Product by mma.sync on tensor cores,
-// IEEEProduct in float32 by fused multiply-adds of the same fragments. A product of fragments is 16 x 8 sums, of which a
-// lane holds [g, 2t], [g, 2t + 1], [g + 8, 2t] and [g + 8, 2t + 1] with g = lane / 4 and t = lane % 4. Because that is
-// known, sums become the left operand of the next product where they are, in registers.
+// IEEEProduct in float32 by fused multiply-adds of the same fragments. A product of fragments is 16 x 8 sums, of which
+// a lane holds [g, 2t], [g, 2t + 1], [g + 8, 2t] and [g + 8, 2t + 1] with g = lane / 4 and t = lane % 4. Because that
+// is known, sums become the left operand of the next product where they are, in registers.
 #pragma once
 
 #include "portable.cuh"
@@ -196,7 +196,7 @@ __device__ __forceinline__ void multiply(float (&sums)[4], const Left<Kind>& lef
 #ifdef SCSCO_EMULATED
     emulation::multiply_fragments<typename Kind::Element>(sums, left.words, right.words, where);
 #else
-    const uint32_t(&a)[4] = left.words, (&b)[2] = right.words;
+    const uint32_t (&a)[4] = left.words, (&b)[2] = right.words;
     if constexpr (std::is_same_v<Kind, BFloat16Product>) {
       asm volatile(
           "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
@@ -324,7 +324,7 @@ __device__ __forceinline__ Left<Kind> left_of(const float (&sums)[N][4], int ste
     using Element = typename Kind::Element;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float(&own)[4] = sums[2 * step + i / 2];
+      const float (&own)[4] = sums[2 * step + i / 2];
       left.words[i] = round_pair<Element>(own[i % 2 * 2], own[i % 2 * 2 + 1]);
     }
   } else {

@@ -12,21 +12,26 @@
 
 namespace scsco {
 
-// Calls step(first, k) for every step of a depth that is not 0, with `first` a multiple of a panel's columns and k a constant where a
-// panel is whole: addresses are then constants too.
+// Calls step(first, k) for every step of a depth that is not 0, with `first` a multiple of a panel's columns and k a
+// constant where a panel is whole: addresses are then constants too.
 template <int PANEL, int STEP, int UNROLLED = PANEL / STEP, class Step>
 __device__ __forceinline__ void each_step(int depth, const Step& step) {
-  int first = 0;
-  do {  // at least once: sums that are 0 need not be kept beside those that are added to
-    if (depth - first >= PANEL) {
-#pragma unroll UNROLLED
-      for (int k = 0; k < PANEL; k += STEP) step(first, k);
-    } else {
+  if constexpr (UNROLLED == 1) {
 #pragma unroll 1
-      for (int k = 0; k < depth - first; k += STEP) step(first, k);
-    }
-    first += PANEL;
-  } while (first < depth);
+    for (int k = 0; k < depth; k += STEP) step(k / PANEL * PANEL, k % PANEL);
+  } else {
+    int first = 0;
+    do {  // at least once: sums that are 0 need not be kept beside those that are added to
+      if (depth - first >= PANEL) {
+#pragma unroll UNROLLED
+        for (int k = 0; k < PANEL; k += STEP) step(first, k);
+      } else {
+#pragma unroll 1
+        for (int k = 0; k < depth - first; k += STEP) step(first, k);
+      }
+      first += PANEL;
+    } while (first < depth);
+  }
 }
 
 // The tile is cut among WARPS_M x WARPS_N warps, a warp's share into fragments.
@@ -60,9 +65,9 @@ class TileProduct {
   __device__ __forceinline__ static int lane_row() { return static_cast<int>(threadIdx.x) % kWarp / 4; }
   __device__ __forceinline__ static int lane_column() { return static_cast<int>(threadIdx.x) % 4 * 2; }
 
-  // Adds the product of a [M, depth] and b [depth, N], tiles of ROWS_A and ROWS_B rows. By rows, a tile's rows are those
-  // of a (columns of b) and its columns the depth; by columns the other way round. `depth` is a multiple of 16. Fewer
-  // UNROLLED steps than a panel has take fewer registers, up to 40.
+  // Adds the product of a [M, depth] and b [depth, N], tiles of ROWS_A and ROWS_B rows. By rows, a tile's rows are
+  // those of a (columns of b) and its columns the depth; by columns the other way round. `depth` is a multiple of 16.
+  // Fewer UNROLLED steps than a panel has take fewer registers, up to 40.
   template <bool A_BY_ROWS, bool B_BY_ROWS, int ROWS_A, int ROWS_B, int UNROLLED = kPanel<Element> / Kind::kDepth>
   __device__ __forceinline__ void add(Shared<const Element> a, Shared<const Element> b, int depth) {
     constexpr int kInPanel = kPanel<Element>, kStep = Kind::kDepth;

@@ -10,16 +10,16 @@ constexpr int kDepth = 80;
 // Row r of out (9, 64): what thread i got.
 __global__ void collectives_kernel(Global<int32_t> out) {
   const int thread = threadIdx.x;
-  const int values[] = {__shfl_sync(kAllLanes, thread, 5),
-                        __shfl_sync(kAllLanes, thread, 3, 8),
-                        __shfl_xor_sync(kAllLanes, thread, 6),
-                        __shfl_down_sync(kAllLanes, thread, 4),
-                        __shfl_up_sync(kAllLanes, thread, 4, 16),
-                        static_cast<int>(__ballot_sync(kAllLanes, thread % 3 == 0)),
-                        __any_sync(kAllLanes, thread == 40) + 2 * __all_sync(kAllLanes, thread > 31),
-                        __syncthreads_count(thread % 2),
-                        __syncthreads_or(thread == 9) + 2 * __syncthreads_and(thread != 9) +
-                            4 * __syncthreads_and(thread >= 0)};
+  const int values[] = {
+      __shfl_sync(kAllLanes, thread, 5),
+      __shfl_sync(kAllLanes, thread, 3, 8),
+      __shfl_xor_sync(kAllLanes, thread, 6),
+      __shfl_down_sync(kAllLanes, thread, 4),
+      __shfl_up_sync(kAllLanes, thread, 4, 16),
+      static_cast<int>(__ballot_sync(kAllLanes, thread % 3 == 0)),
+      __any_sync(kAllLanes, thread == 40) + 2 * __all_sync(kAllLanes, thread > 31),
+      __syncthreads_count(thread % 2),
+      __syncthreads_or(thread == 9) + 2 * __syncthreads_and(thread != 9) + 4 * __syncthreads_and(thread >= 0)};
   for (int i = 0; i < 9; ++i) out[i * kThreads + thread] = values[i];
 }
 
@@ -66,7 +66,8 @@ __global__ void product_kernel(Global<const float> a, Global<const float> b, Glo
   const Shared<Element> left = memory.array<Element>(tile_size<Element>(kRowsA, kColumnsA));
   const Shared<Element> right = memory.array<Element>(tile_size<Element>(kRowsB, kColumnsB));
   const Shared<float> out = memory.array<float>(M * kLd);
-  fill_tile<Kind, kRowsA>(left, kColumnsA, [&](int r, int c) { return A_BY_ROWS ? a[r * kDepth + c] : a[c * kDepth + r]; });
+  fill_tile<Kind, kRowsA>(left, kColumnsA,
+                          [&](int r, int c) { return A_BY_ROWS ? a[r * kDepth + c] : a[c * kDepth + r]; });
   fill_tile<Kind, kRowsB>(right, kColumnsB, [&](int r, int c) { return B_BY_ROWS ? b[c * N + r] : b[r * N + c]; });
   TileProduct<Kind, M, N, 1, 2> sums;
   __syncthreads();
@@ -162,9 +163,7 @@ __global__ void read_kernel(Global<const float> x, Global<float> out, int64_t in
   if (blockIdx.x == 1 && threadIdx.x == 3) out[0] = x[index];
 }
 __global__ void write_kernel(Global<float> x, int64_t index) { x[index] = 7.0f; }
-__global__ void load_kernel(Global<const float> x, Global<float> out, int64_t index) {
-  store(out, load<4>(x + index));
-}
+__global__ void load_kernel(Global<const float> x, Global<float> out, int64_t index) { store(out, load<4>(x + index)); }
 
 __global__ void returns_before_a_barrier_kernel() {
   if (threadIdx.x < 20) return;
@@ -271,7 +270,8 @@ void misuse(const std::string& name, const Tensor& out) {
   if (name == "writes_too_early") return run(writes_too_early_kernel, global<float>(out));
   if (name == "warp_without_barrier") return run(warp_without_barrier_kernel, global<float>(out));
   if (name == "misplaced_matrix") return run(misplaced_matrix_kernel);
-  if (name == "copy_not_waited_for") return run(copy_not_waited_for_kernel, global<const float>(out), global<float>(out));
+  if (name == "copy_not_waited_for")
+    return run(copy_not_waited_for_kernel, global<const float>(out), global<float>(out));
   if (name == "copy_over_what_is_read") {
     return run(copy_over_what_is_read_kernel, global<const float>(out), global<float>(out));
   }
@@ -317,9 +317,7 @@ Tensor read(const Tensor& x, int64_t index) {
   return out;
 }
 
-void write(const Tensor& x, int64_t index) {
-  LAUNCH((write_kernel), 1, 1, 0, x, global<float>(x), index);
-}
+void write(const Tensor& x, int64_t index) { LAUNCH((write_kernel), 1, 1, 0, x, global<float>(x), index); }
 
 Tensor load_four(const Tensor& x, int64_t index) {
   const Tensor out = allocate({4}, x);
