@@ -34,13 +34,13 @@ struct Softmax {
   float peak[2] = {kLowest, kLowest};
   float totals[4] = {};  // a product with ones: rows g and g + 8 in [0] and [2]
 
-  // Turns logits into weights. Those of keys from `left` on, which are not there, become 0. Sums are rescaled where a
-  // peak has risen.
+  // Turns logits into weights. Those of keys from `remaining` on, which are not there, become 0. Sums are rescaled
+  // where a peak has risen.
   template <int COLUMNS>
-  __device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int left, Sums<Kind, COLUMNS>& first,
+  __device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int remaining, Sums<Kind, COLUMNS>& first,
                                         Sums<Kind, COLUMNS>& second) {
-    if (left < kOthers) {
-      logits.each([&](int, int n, float& value) { value = n < left ? value : -INFINITY; });
+    if (remaining < kOthers) {
+      logits.each([&](int, int n, float& value) { value = n < remaining ? value : -INFINITY; });
     }
     float largest[2];
 #pragma unroll
@@ -72,8 +72,8 @@ struct Softmax {
         logits.sums[0][j][e] = exp2_of(fmaf(logits.sums[0][j][e], scale, -peak[e / 2]));
       }
     }
-    if (left < kOthers) {  // once more, for a scale of 0
-      logits.each([&](int, int n, float& value) { value = n < left ? value : 0.0f; });
+    if (remaining < kOthers) {  // once more, for a scale of 0
+      logits.each([&](int, int n, float& value) { value = n < remaining ? value : 0.0f; });
     }
   }
 
@@ -200,7 +200,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLU
     inverse[r] = 1.0f / total;
     const int row = first.warp_row() + first.lane_row() + 8 * r;
     if (blockIdx.y == 0 && threadIdx.x % 4 == 0 && start + row < shape.pixels) {
-      to.lse[base + pixel(row)] = row < q.left ? (softmax.peak[r] + log2f(total)) / kLog2E : 0.0f;
+      to.lse[base + pixel(row)] = row < q.remaining ? (softmax.peak[r] + log2f(total)) / kLog2E : 0.0f;
     }
   }
   // Of scaled values, as rows; the maps follow through shared memory, so that neighbouring threads write neighbouring
@@ -212,7 +212,7 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLU
 #pragma unroll
     for (int j = 0; j < COLUMNS / 8; ++j) {
       const int c = column + 8 * j + first.lane_column();
-      const bool inside = row < q.left && c < shape.width;
+      const bool inside = row < q.remaining && c < shape.width;
       const auto unit = inside ? load<2>(rows.unit + (image * shape.width + c)) : Vector<float, 2>{};
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -233,13 +233,13 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLU
   __syncthreads();
   store_columns<Kind, COLUMNS>(second, out);
   __syncthreads();
-  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, column, pixel, out, q.left, 1.0f,
+  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, column, pixel, out, q.remaining, 1.0f,
                      [&](int, float variance) { return sqrtf((variance < 0 ? 0.0f : variance) + eps); });
   __syncthreads();
   store_columns<Kind, COLUMNS>(first, out);
   __syncthreads();
   const Global<const float> pivot = rows.pivot + (image * shape.width + column);
-  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, column, pixel, out, q.left, 0.0f,
+  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, column, pixel, out, q.remaining, 0.0f,
                      [&](int c, float mean) { return mean + pivot[c]; });
 }
 

@@ -33,13 +33,13 @@ __device__ __forceinline__ void each_logit(Logits<Kind>& logits, const Function&
   }
 }
 
-// P, laid out as the logits are, of rows that a block owns with its others. Those of others from `left` on, which are
-// not there, become 0. lse(r, n) is the log-sum-exp of the query, to base 2, for row g + 8 r and column n.
+// P, laid out as the logits are, of rows that a block owns with its others. Those of others from `remaining` on, which
+// are not there, become 0. lse(r, n) is the log-sum-exp of the query, to base 2, for row g + 8 r and column n.
 template <class Kind, class Lse>
-__device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int left, const Lse& lse) {
+__device__ __forceinline__ void weigh(Logits<Kind>& logits, float scale, int remaining, const Lse& lse) {
   each_logit(logits, [&](int r, int n, float& value) { value = exp2_of(fmaf(value, scale, -lse(r, n))); });
-  if (left < kOthers) {
-    logits.each([&](int, int n, float& value) { value = n < left ? value : 0.0f; });
+  if (remaining < kOthers) {
+    logits.each([&](int, int n, float& value) { value = n < remaining ? value : 0.0f; });
   }
 }
 
@@ -57,7 +57,7 @@ struct ChannelTiles {
   __device__ __forceinline__ void add_gradients(Logits<Kind>& gradients, int columns) const {
     constexpr int kStep = Kind::kDepth;
     const LeftRows<Kind, kOwned> first(own, Logits<Kind>::warp_row()), second(own + size, Logits<Kind>::warp_row());
-    const RightRows<Kind, kOthers> left_others(others), right_others(others + size);
+    const RightRows<Kind, kOthers> first_others(others), second_others(others + size);
     each_step<kPanel<Element>, kStep, kUnrolledSteps<Kind>>(columns, [&](int column, int k) {
       const int panel = column / kPanel<Element>, step = k / kStep;
       const Left<Kind> a = first.load(panel, step);
@@ -70,8 +70,8 @@ struct ChannelTiles {
 #pragma unroll
       for (int j = 0; j < kOthers / 16; ++j) {
         Right<Kind> x[2], y[2];
-        left_others.load(x, panel, step, j);
-        if constexpr (!OWNS_QUERIES) right_others.load(y, panel, step, j);
+        first_others.load(x, panel, step, j);
+        if constexpr (!OWNS_QUERIES) second_others.load(y, panel, step, j);
 #pragma unroll
         for (int n = 0; n < 2; ++n) {
           multiply(gradients.sums[0][2 * j + n], a, x[n]);
@@ -99,6 +99,25 @@ template <class Element, int KEY_COLUMNS>
 __host__ __device__ constexpr int64_t key_tile_size(int keys) {
   constexpr int kMultiple = KEY_COLUMNS > 0 ? KEY_COLUMNS : kPanel<Element>;
   return tile_size<Element>(kOwned, ceil_div(keys, kMultiple) * kMultiple);
+}
+
+// first += 2 v' o second: what reaches v' through its square. The sums' first column is `column` of the values.
+template <class Sums, class Element>
+__device__ __forceinline__ void add_through_squares(Sums& first, const Sums& second, const Rows<Element>& values,
+                                                    int column) {
+#pragma unroll
+  for (int j = 0; j < Sums::kColumns; ++j) {
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = first.warp_row() + first.lane_row() + 8 * r, c = column + 8 * j + first.lane_column();
+      if (row >= values.remaining || c >= values.width) continue;
+      const auto two = load<2>(values.data + (int64_t(row) * values.width + c));
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        first.sums[0][j][2 * r + e] += 2.0f * to_float(two[e]) * second.sums[0][j][2 * r + e];
+      }
+    }
+  }
 }
 
 // Shared memory of a block, by its Staging; `stages` of every tile of the others.
@@ -138,17 +157,18 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
   const int n_query = regions.queries(image), n_bg = regions.background(image);
   const int n_own = OWNS_QUERIES ? n_query : n_bg, n_other = OWNS_QUERIES ? n_bg : n_query;
   // Without others there are no gradients: products with NaN would make some of 0.
-  const int left = n_other > 0 ? n_own - start : 0;
+  const int results = n_other > 0 ? n_own - start : 0;
   const auto pixel = [&](int row) {
     return gradient_pixel<OWNS_QUERIES>(regions, image, start + row, n_bg, shape.pixels);
   };
   const auto write_keys = [&](Shared<const float> tile, const auto& value) {
-    write_map<kKeySums>(d_keys, image, shape.keys, shape.pixels, key_column, pixel, tile, left, 0.0f, value);
+    write_map<kKeySums>(d_keys, image, shape.keys, shape.pixels, key_column, pixel, tile, results, 0.0f, value);
   };
   const auto write_values = [&](Shared<const float> tile, const auto& value) {
-    write_map<kValueSums>(d_values, image, shape.channels, shape.pixels, value_column, pixel, tile, left, 0.0f, value);
+    write_map<kValueSums>(d_values, image, shape.channels, shape.pixels, value_column, pixel, tile, results, 0.0f,
+                          value);
   };
-  if (left <= 0) {
+  if (results <= 0) {
     const auto zero = [](int, float value) { return value; };
     if constexpr (kKeys) write_keys({}, zero);
     if constexpr (kValues) write_values({}, zero);
@@ -205,7 +225,7 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int row = Logits<Kind>::warp_row() + Logits<Kind>::lane_row() + 8 * r;
-      if (row >= left) continue;
+      if (row >= results) continue;
       own_lse[r] = lse[start + row];
       own_delta[r] = delta[start + row];
     }
@@ -228,10 +248,9 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
     const Tiles tiles{own_channels, other_channels + stage * Tiles::kOther * channel_size, channel_size};
     const Shared<const float> others_lse = statistics + stage * 2 * kOthers, others_delta = others_lse + kOthers;
 
-    const int others_left = n_other - at;
     Logits<Kind> weights;
     add_logits<Kind, WHOLE>(weights, own_keys, keys_here, own, all_others.from(at), staging.keys);
-    weigh<Kind>(weights, scale, others_left,
+    weigh<Kind>(weights, scale, n_other - at,
                 [&](int r, int n) -> float { return OWNS_QUERIES ? own_lse[r] : float(others_lse[n]); });
     if constexpr (kValues) {
       Operands<Kind>(weights, operands).each([&](int row, const Left<Kind>& left_rows) {
@@ -261,12 +280,8 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
 #pragma unroll
         for (int e = 0; e < 4; ++e) gradients.sums[0][j][e] *= weights.sums[0][j][e];
       }
-      if (others_left < kOthers) {  // 0 times what is not there may be NaN
-        gradients.each([&](int, int n, float& value) { value = n < others_left ? value : 0.0f; });
-      }
       Shared<const Element> columns_here = keys_here + key_column / kPanel<Element> * kOthers * kPanel<Element>;
-      if constexpr (!WHOLE) {
-        __syncthreads();
+      if constexpr (!WHOLE) {  // nobody reads keys any more: the loop over channels had barriers
         all_others.from(at).copy(other_keys, key_column, KEY_COLUMNS);
         wait_for_copies();
         __syncthreads();
@@ -289,20 +304,7 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
     write_keys(out, [&](int, float sum) { return sum * (factor * span); });
   }
   if constexpr (kValues) {
-    const Rows<Element> v = values.from(start);
-#pragma unroll
-    for (int j = 0; j < VALUE_COLUMNS / 8; ++j) {
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        const int row = first.warp_row() + first.lane_row() + 8 * r, c = value_column + 8 * j + first.lane_column();
-        if (row >= v.left || c >= shape.width) continue;
-        const auto two = load<2>(v.data + (int64_t(row) * shape.width + c));
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          first.sums[0][j][2 * r + e] += 2.0f * to_float(two[e]) * second.sums[0][j][2 * r + e];
-        }
-      }
-    }
+    add_through_squares(first, second, values.from(start), value_column);
     __syncthreads();
     store_columns<Kind, kValueSums>(first, out);
     __syncthreads();

@@ -114,13 +114,22 @@ __host__ __device__ constexpr int64_t statistics_width(int pixels) {
   return ceil_div(int64_t(pixels), int64_t(kStatisticsStep)) * kStatisticsStep;
 }
 
+// By what power of two float16 gradients stay below 2: one outlier's v' of up to sqrt(N) / 4 in every channel, a weight
+// of 1/2 and kWeightBits make the logits' gradients C sqrt(N) 2^4 / room, which float16 must hold. 8 at least: for the
+// sums over channels.
+inline float room_of(const AttentionShape& shape) {
+  const double most = std::log2(std::max(1, shape.channels)) + std::log2(std::max(1, shape.pixels)) / 2;
+  return static_cast<float>(std::exp2(std::max(3.0, std::ceil(most) - 9)));
+}
+
 // Grid: blocks of kGradientPlaces places, images. Without `largest` nothing is scaled.
 template <class Kind>
 __global__ void __launch_bounds__(kPackThreads, 2)
     bain_attention_bwd_pack_kernel(MomentGradients from, Regions regions,
                                    Global<const float> lse,      // (B, N)
                                    Global<const float> largest,  // (B, n_largest) or absent
-                                   int n_largest, GradientRows<typename Kind::Element> to, AttentionShape shape) {
+                                   int n_largest, float room, GradientRows<typename Kind::Element> to,
+                                   AttentionShape shape) {
   if constexpr (!available<Kind>()) return;
   using Element = typename Kind::Element;
   constexpr int kOwn = kGradientPlaces / kPairStep;
@@ -138,8 +147,8 @@ __global__ void __launch_bounds__(kPackThreads, 2)
     float most = 0;
     for (int i = thread % kWarp; i < n_largest; i += kWarp) most = fmaxf(most, largest[image * n_largest + i]);
     most = warp_max(most);
-    // The largest gradient becomes 1/8 to 1/4: room for the sums over channels, far from float16's smallest number.
-    if (most > 1e-30f && most < 1e30f) span = __int_as_float(__float_as_int(most) & 0x7f800000) * 8.0f;
+    // The largest gradient becomes 1 / room to 2 / room, far from float16's smallest number.
+    if (most > 1e-30f && most < 1e30f) span = __int_as_float(__float_as_int(most) & 0x7f800000) * room;
   }
   const int lifted = largest ? kWeightBits : 0;
   if (start == 0 && thread == 0) to.span[image] = span / (1 << lifted);
@@ -214,7 +223,7 @@ void pack_gradients(const Tensor& grad_mean, const Tensor& grad_std, const Tenso
   }
   const GradientRows<Element> rows{space[to.da], space[to.db], space[to.statistics], space[to.span]};
   LAUNCH((bain_attention_bwd_pack_kernel<Kind>), dim3(ceil_div(shape.pixels, kGradientPlaces), batch), kPackThreads,
-         shared, lse, from, regions, global<const float>(lse), largest, blocks * kSplits, rows, shape);
+         shared, lse, from, regions, global<const float>(lse), largest, blocks * kSplits, room_of(shape), rows, shape);
 }
 
 }  // namespace

@@ -293,9 +293,9 @@ AttentionShape shape_of(const Tensor& query, const Tensor& key, const Tensor& va
   for (const Tensor& tensor : {query, key, order, counts}) check_device("query, key, order and counts", tensor, value);
   check(order.is_contiguous() && counts.is_contiguous(), "order and counts must be contiguous");
   check(query.scalar_type() == key.scalar_type(), "query and key must have the same dtype");
-  constexpr int64_t kMost = 1 << 20;
+  constexpr int64_t kMost = 1 << 19;  // of which a grid's second dimension still holds the blocks
   check(pixels < (int64_t(1) << 31) - kPlaces && keys <= kMost && channels <= kMost, "at most 2^31 - ", kPlaces,
-        " pixels and 2^20 channels are served, got ", pixels, " pixels, ", keys, " and ", channels, " channels");
+        " pixels and 2^19 channels are served, got ", pixels, " pixels, ", keys, " and ", channels, " channels");
   const int d = static_cast<int>(keys), c = static_cast<int>(channels);
   return {static_cast<int>(pixels), d, c, ceil_div(d, 16) * 16, ceil_div(c, 16) * 16};
 }

@@ -50,13 +50,13 @@ __device__ __forceinline__ float exp2_of(float x) {
 // ---------------------------------------------------------------------------------------------------------------------
 // Rows on their way to shared memory.
 
-// Packed rows from some row on, of which `left` may be read.
+// Packed rows from some row on, of which `remaining` may be read.
 template <class Element>
 struct Rows {
   Global<const Element> data;
-  int left, width;
+  int remaining, width;
 
-  __device__ __forceinline__ Rows from(int row) const { return {data + int64_t(row) * width, left - row, width}; }
+  __device__ __forceinline__ Rows from(int row) const { return {data + int64_t(row) * width, remaining - row, width}; }
 
   // Copies 64 rows and the panels of `columns` columns from `column` on to a tile; 0 outside.
   __device__ __forceinline__ void copy(Shared<Element> tile, int column, int columns) const {
@@ -66,7 +66,7 @@ struct Rows {
     Global<const Element> from = data + (int64_t(row) * width + column + own * kGroup<Element>);
     for (int panel = 0; panel * kPanel<Element> < columns; ++panel, from += kPanel<Element>) {
       // Rows that exist, if the columns do; of what does not exist nothing but the address is computed.
-      const int rows = column + panel * kPanel<Element> + own * kGroup<Element> < width ? left - row : 0;
+      const int rows = column + panel * kPanel<Element> + own * kGroup<Element> < width ? remaining - row : 0;
       Global<const Element> at = from;
 #pragma unroll
       for (int i = 0; i < kOwned; i += kStep) {  // steps of 8 rows or more: the exchange of groups stays the same
@@ -231,17 +231,17 @@ __device__ __forceinline__ void add_columns(Sums<Kind, COLUMNS>& sums, const Lef
 // Results on their way to maps.
 
 // Writes columns [first, first + COLUMNS) of a map (B, channels, N). A thread keeps one row, so one pixel: pixel(row),
-// or -1 for none. Neighbouring threads have neighbouring rows, and so mostly neighbouring pixels. Rows from `left` on
+// or -1 for none. Neighbouring threads have neighbouring rows, and so mostly neighbouring pixels. Rows from `results`
 // become `fill`; the others come from `tile`, column by column, which is not read where there are none.
 template <int COLUMNS, class Pixel, class Value>
 __device__ __forceinline__ void write_map(const OutputMap& map, int64_t image, int channels, int pixels, int first,
-                                          const Pixel& pixel, Shared<const float> tile, int left, float fill,
+                                          const Pixel& pixel, Shared<const float> tile, int results, float fill,
                                           const Value& value) {
   constexpr int kStep = kAttentionThreads / kOwned;
   const int row = static_cast<int>(threadIdx.x) % kOwned, own = static_cast<int>(threadIdx.x) / kOwned;
   const int64_t at = pixel(row);
   if (at < 0) return;
-  const bool filled = row >= left;
+  const bool filled = row >= results;
   const int columns = min(COLUMNS, channels - first);
   map.visit([&](auto elements) {
     using T = std::remove_cvref_t<decltype(load<1>(elements)[0])>;

@@ -48,6 +48,7 @@ Tensor cross_gram_forward(const Tensor& a, const Tensor& b, bool tf32) {
         shape_text(b));
   const int64_t batch = a.size(0), height = a.size(1), width = b.size(1), pixels = a.size(2);
   check_shape("b", b, {batch, width, pixels});
+  check_pixels(pixels);
   check_device("b", b, a);
   if (batch == 0) return allocate({1, batch, height, width}, a);
   const bool last = holds_vectors(a, true) && holds_vectors(b, true);

@@ -36,7 +36,6 @@ struct dim3 {
   constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
 };
 inline dim3 threadIdx, blockIdx, blockDim, gridDim;
-constexpr int warpSize = 32;
 
 #include "emulation_fibers.h"
 
@@ -72,7 +71,6 @@ struct Shadow {
 struct Copy {
   void* to;
   const void* from;
-  unsigned group;  // of its thread's
 };
 
 struct Thread {
@@ -82,7 +80,6 @@ struct Thread {
   const char* waits;  // for what, or null
   Location where;
   std::vector<Copy> copies;
-  unsigned groups;  // of copies, that were closed
 };
 
 // A collective of the lanes in `mask` that some of them have reached.
@@ -206,17 +203,13 @@ class Machine {
     touch(to, kCopied, true);
     std::memset(to, 0xff, kCopied);
     mark_arriving(to, true);
-    threads_[current_].copies.push_back({to, from, threads_[current_].groups});
+    threads_[current_].copies.push_back({to, from});
   }
 
-  void close_copies() { ++threads_[current_].groups; }
-
-  // All but the last `open` groups of this thread's copies arrive; if that is 0, those of no group too.
-  void wait_for_copies(unsigned open) {
-    Thread& self = threads_[current_];
-    const auto arrives = [&](const Copy& copy) { return open == 0 || copy.group + open < self.groups; };
-    for (const Copy& copy : self.copies) {
-      if (!arrives(copy)) continue;
+  // All of this thread's copies arrive.
+  void wait_for_copies() {
+    std::vector<Copy>& copies = threads_[current_].copies;
+    for (const Copy& copy : copies) {
       mark_arriving(copy.to, false);
       if (copy.from) {
         std::memcpy(copy.to, copy.from, kCopied);
@@ -225,7 +218,7 @@ class Machine {
       }
       touch(copy.to, kCopied, true);
     }
-    std::erase_if(self.copies, arrives);
+    copies.clear();
   }
 
  private:
@@ -271,7 +264,6 @@ class Machine {
       Thread& thread = threads_[i];
       thread.index = dim3(i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y));
       thread.done = false;
-      thread.groups = 0;
       thread.fiber = fibers_.start(i, enter);
       wake(i);
     }
@@ -580,7 +572,6 @@ inline int __all_sync(unsigned mask, int predicate, emulation::Location where = 
 }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 inline int min(int a, int b) { return a < b ? a : b; }
 inline int max(int a, int b) { return a > b ? a : b; }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

@@ -55,7 +55,7 @@ template <class Kind>
 constexpr bool kIsIEEE = std::is_same_v<Kind, IEEEProduct>;
 
 // Whether the architecture that is being compiled for has a kind of product. Kernels for another kind are compiled to
-// nothing and are refused before they are launched.
+// nothing; Python refuses what would launch them (`serves` in build.py, `_unfit` in __init__.py).
 template <class Kind>
 __device__ constexpr bool available() {
 #if defined(__CUDA_ARCH__)
@@ -355,27 +355,12 @@ __device__ __forceinline__ void copy_16_bytes(Shared<Element> to, Global<const E
 #endif
 }
 
-// Ends a group of this thread's copies.
-__device__ __forceinline__ void close_copies() {
-#ifdef SCSCO_EMULATED
-  emulation::machine.close_copies();
-#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#endif
-}
-
-// All but the last OPEN groups of this thread's copies have arrived; with 0, every copy. Others see them after
-// __syncthreads.
-template <int OPEN = 0>
+// Every copy of this thread has arrived. Others see them after __syncthreads.
 __device__ __forceinline__ void wait_for_copies() {
 #ifdef SCSCO_EMULATED
-  emulation::machine.wait_for_copies(OPEN);
+  emulation::machine.wait_for_copies();
 #elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
-  if constexpr (OPEN == 0) {
-    asm volatile("cp.async.wait_all;" ::: "memory");
-  } else {
-    asm volatile("cp.async.wait_group %0;" ::"n"(OPEN) : "memory");
-  }
+  asm volatile("cp.async.wait_all;" ::: "memory");
 #endif
 }
 

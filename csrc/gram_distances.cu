@@ -92,9 +92,8 @@ __device__ __forceinline__ Words half_difference(const Words& f, const Words& o)
 template <class Kind, class Tile, class Raw>
 __device__ __forceinline__ void subtract(Shared<typename Kind::Element> tile, Shared<typename Kind::Element> raw) {
   using Element = typename Kind::Element;
-  Tile::change(tile, [&](int i, const Words& f) {
-    return half_difference<Kind>(f, load_words<Element>(raw + Raw::place(i)));
-  });
+  Tile::change(
+      tile, [&](int i, const Words& f) { return half_difference<Kind>(f, load_words<Element>(raw + Raw::place(i))); });
 }
 
 // Half of the tile's entries of (f - o_j) b^T: the sums of their absolute values, the signs of their opposites, or, of
@@ -151,7 +150,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
     if (threadIdx.x == 0) parts[pair * (gridDim.x / splits) + tile] = total[0];
   } else {
     store_product(sums, signs + pair * maps.channels * padded, maps.channels, padded, row, column,
-               [](float a, float b) { return sign_of(-a) | sign_of(-b) << 8; });
+                  [](float a, float b) { return sign_of(-a) | sign_of(-b) << 8; });
   }
 }
 
@@ -207,12 +206,12 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
   if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
-  using Left = SignTile<Kind, TILE, D, kThreads>;
-  using Right = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
+  using LeftTile = SignTile<Kind, TILE, D, kThreads>;
+  using RightTile = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(kStages * Left::kElements);
-  const Shared<Element> right = memory.array<Element>(kStages * Right::kElements);
-  const Shared<byte> raw = memory.array<byte>(Left::Raw::kElements);
+  const Shared<Element> left = memory.array<Element>(kStages * LeftTile::kElements);
+  const Shared<Element> right = memory.array<Element>(kStages * RightTile::kElements);
+  const Shared<byte> raw = memory.array<byte>(LeftTile::Raw::kElements);
   GramProduct<Kind, TILE> sums, total;
 
   const int m = blockIdx.x % row_tiles * TILE, n = blockIdx.x / row_tiles * TILE;
@@ -224,17 +223,17 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
   pipeline(
       0, others * steps,
       [&](int, int stage) {
-        Left::Raw::copy(raw, signs.of(copied), m, copied_step * D);
-        Right::copy(right + stage * Right::kElements, background, copied_step * D, n);
+        LeftTile::Raw::copy(raw, signs.of(copied), m, copied_step * D);
+        RightTile::copy(right + stage * RightTile::kElements, background, copied_step * D, n);
         if (++copied_step == steps) copied_step = 0, ++copied;
       },
       [&](int stage) {
-        Left::expand(left + stage * Left::kElements, raw);
-        round_tile<Kind, Right>(right + stage * Right::kElements);
+        LeftTile::expand(left + stage * LeftTile::kElements, raw);
+        round_tile<Kind, RightTile>(right + stage * RightTile::kElements);
       },
       [&](int stage) {
-        sums.template add<true, CHANNELS_LAST, Left::kRows, Right::kRows>(left + stage * Left::kElements,
-                                                                         right + stage * Right::kElements, D);
+        sums.template add<true, CHANNELS_LAST, LeftTile::kRows, RightTile::kRows>(
+            left + stage * LeftTile::kElements, right + stage * RightTile::kElements, D);
         if (++step < steps) return;
         const float g = grad[multiplied];
         add_scaled(total, sums, -g);
@@ -256,14 +255,14 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
   if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
-  using Left = SignTile<Kind, D, TILE, kThreads>;
-  using Right = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
+  using LeftTile = SignTile<Kind, D, TILE, kThreads>;
+  using RightTile = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
   using Raw = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads, RawTile>;
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(kStages * Left::kElements);
-  const Shared<Element> right = memory.array<Element>(kStages * Right::kElements);
+  const Shared<Element> left = memory.array<Element>(kStages * LeftTile::kElements);
+  const Shared<Element> right = memory.array<Element>(kStages * RightTile::kElements);
   const Shared<Element> raw = memory.array<Element>(Raw::kElements);
-  const Shared<byte> raw_signs = memory.array<byte>(Left::Raw::kElements);
+  const Shared<byte> raw_signs = memory.array<byte>(LeftTile::Raw::kElements);
   GramProduct<Kind, TILE> sums, total;
 
   const int m = blockIdx.x % row_tiles * TILE, n = blockIdx.x / row_tiles * TILE;
@@ -277,18 +276,18 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kTwoSumsBlocks<Kind, TILE
       0, others * steps,
       [&](int, int stage) {
         const int channel = copied_step * D;
-        Left::Raw::copy(raw_signs, signs.of(copied), channel, m);
-        Right::copy(right + stage * Right::kElements, anchor, channel, n);
+        LeftTile::Raw::copy(raw_signs, signs.of(copied), channel, m);
+        RightTile::copy(right + stage * RightTile::kElements, anchor, channel, n);
         Raw::copy(raw, other, channel, n);
         if (++copied_step == steps) copied_step = 0, ++copied, other.data += maps.stride_j;
       },
       [&](int stage) {
-        Left::expand(left + stage * Left::kElements, raw_signs);
-        subtract<Kind, Right, Raw>(right + stage * Right::kElements, raw);
+        LeftTile::expand(left + stage * LeftTile::kElements, raw_signs);
+        subtract<Kind, RightTile, Raw>(right + stage * RightTile::kElements, raw);
       },
       [&](int stage) {
-        sums.template add<false, CHANNELS_LAST, Left::kRows, Right::kRows>(left + stage * Left::kElements,
-                                                                          right + stage * Right::kElements, D);
+        sums.template add<false, CHANNELS_LAST, LeftTile::kRows, RightTile::kRows>(
+            left + stage * LeftTile::kElements, right + stage * RightTile::kElements, D);
         if (++step < steps) return;
         add_scaled(total, sums, -2.0f * grad[multiplied]);
         sums.zero();
@@ -304,6 +303,7 @@ void check_maps(const Tensor& anchor, const Tensor& background, const Tensor& ot
         "anchor and background must have shape (B, C, N), others (B, J, C, N), got ", shape_text(anchor), ", ",
         shape_text(background), " and ", shape_text(others));
   check_shape("background", background, {anchor.size(0), background.size(1), anchor.size(2)});
+  check_pixels(anchor.size(2));
   check_shape("others", others, {anchor.size(0), others.size(1), anchor.size(1), anchor.size(2)});
   check_device("background", background, anchor);
   check_device("others", others, anchor);
@@ -392,8 +392,8 @@ Tensor gram_distances_forward(const Tensor& anchor, const Tensor& background, co
     Workspace space;
     const auto halves = space.add<float>(plan.halves());
     if (plan.splits > 1) space.allocate(anchor);
-    parts = allocate({batch, count, plan.splits > 1 ? ceil_div(anchor.size(1), int64_t(kMergedRows)) : plan.tiles},
-                     anchor);
+    parts =
+        allocate({batch, count, plan.splits > 1 ? ceil_div(anchor.size(1), int64_t(kMergedRows)) : plan.tiles}, anchor);
     launch_products<Kind, decltype(layout)::value, TILE>(inputs, plan, pixels,
                                                          plan.splits > 1 ? space[halves] : Global<float>(),
                                                          global<float>(parts), Global<byte>(), 0);
@@ -403,8 +403,7 @@ Tensor gram_distances_forward(const Tensor& anchor, const Tensor& background, co
 
 // grad (B, J) float32 contiguous, of every sum -> gradients of anchor, background and others, contiguous.
 std::tuple<Tensor, Tensor, Tensor> gram_distances_backward(const Tensor& grad, const Tensor& anchor,
-                                                           const Tensor& background, const Tensor& others,
-                                                           bool tf32) {
+                                                           const Tensor& background, const Tensor& others, bool tf32) {
   check_maps(anchor, background, others);
   const int64_t batch = others.size(0), count = others.size(1), channels = anchor.size(1);
   const int64_t b_channels = background.size(1), pixels = anchor.size(2);
@@ -433,9 +432,7 @@ std::tuple<Tensor, Tensor, Tensor> gram_distances_backward(const Tensor& grad, c
     const StridedMatrix<byte> sign{space[signs], padded, channels * padded, static_cast<int>(channels),
                                    static_cast<int>(padded)};
     const auto row_tiles = [&](int64_t rows) { return static_cast<int>(ceil_div(rows, int64_t(TILE))); };
-    const auto grid = [&](int64_t rows) {
-      return dim3(row_tiles(rows) * ceil_div(pixels, int64_t(TILE)), 1, batch);
-    };
+    const auto grid = [&](int64_t rows) { return dim3(row_tiles(rows) * ceil_div(pixels, int64_t(TILE)), 1, batch); };
     const size_t raw_signs = shared_bytes<byte>(TILE * kStepDepth<Kind>);
     LAUNCH((gram_distances_bwd_features_kernel<Kind, kLast, TILE>), grid(channels), kGramThreads<TILE>,
            operand_bytes(TILE, 2 * kStages) + raw_signs, anchor, sign, matrix_of<Element>(inputs.background, kLast),

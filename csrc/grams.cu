@@ -48,9 +48,9 @@ __device__ __forceinline__ void read_row(const SmallMatrix& matrix, int64_t imag
   for (int i = 0; i < kOperandColumns / kWarp; ++i) {
     const int64_t column = k + lane + i * kWarp;
     const bool inside = matrix.along_k && row < matrix.rows && column < matrix.columns;
-    values[i] =
-        inside ? float(matrix.along_k[image * matrix.stride_b + row * matrix.stride_m + column * matrix.stride_k])
-               : 0.0f;
+    values[i] = inside
+                    ? float(matrix.along_k[image * matrix.stride_b + row * matrix.stride_m + column * matrix.stride_k])
+                    : 0.0f;
   }
   if (!matrix.along_m) return;
   const int64_t turned_row = first_row + thread % kOperandRows;
@@ -115,11 +115,11 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
   if constexpr (!available_in<Kind, TILE>()) return;
   constexpr int D = kStepDepth<Kind>, kThreads = kGramThreads<TILE>;
   using Element = typename Kind::Element;
-  using Left = OperandTile<Element, TILE, D, kThreads>;
-  using Right = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
+  using LeftTile = OperandTile<Element, TILE, D, kThreads>;
+  using RightTile = MapTile<Element, D, TILE, CHANNELS_LAST, kThreads>;
   SharedMemory memory;
-  const Shared<Element> left = memory.array<Element>(kStages * Left::kElements);
-  const Shared<Element> right = memory.array<Element>(kStages * Right::kElements);
+  const Shared<Element> left = memory.array<Element>(kStages * LeftTile::kElements);
+  const Shared<Element> right = memory.array<Element>(kStages * RightTile::kElements);
   const Shared<uint32_t> inside = memory.array<uint32_t>(TILE / kWarp);  // a bit for every pixel
   GramProduct<Kind, TILE> sums;
 
@@ -129,8 +129,7 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
   const auto matrix = operands.of(image);
   const auto features = maps.of(image);
   const int pixel = n + static_cast<int>(threadIdx.x);
-  const bool counts =
-      threadIdx.x < TILE && pixel < pixels && (!masks.data || mask.data[pixel * mask.stride_n]);
+  const bool counts = threadIdx.x < TILE && pixel < pixels && (!masks.data || mask.data[pixel * mask.stride_n]);
   const uint32_t counting = __ballot_sync(kAllLanes, counts);
   if (threadIdx.x < TILE && threadIdx.x % kWarp == 0) inside[threadIdx.x / kWarp] = counting;
   const bool any = __syncthreads_or(counts);
@@ -139,13 +138,13 @@ __global__ void __launch_bounds__(kGramThreads<TILE>, (kGramBlocks<Kind, TILE>))
   pipeline(
       0, any ? static_cast<int>(ceil_div(channels, int64_t(D))) : 0,
       [&](int index, int stage) {
-        Left::copy(left + stage * Left::kElements, matrix, m, index * D);
-        Right::copy(right + stage * Right::kElements, features, index * D, n);
+        LeftTile::copy(left + stage * LeftTile::kElements, matrix, m, index * D);
+        RightTile::copy(right + stage * RightTile::kElements, features, index * D, n);
       },
-      [&](int stage) { round_tile<Kind, Right>(right + stage * Right::kElements); },
+      [&](int stage) { round_tile<Kind, RightTile>(right + stage * RightTile::kElements); },
       [&](int stage) {
-        sums.template add<true, CHANNELS_LAST, Left::kRows, Right::kRows, kUnrolled<Kind, TILE>>(
-            left + stage * Left::kElements, right + stage * Right::kElements, D);
+        sums.template add<true, CHANNELS_LAST, LeftTile::kRows, RightTile::kRows, kUnrolled<Kind, TILE>>(
+            left + stage * LeftTile::kElements, right + stage * RightTile::kElements, D);
       });
 
   sums.each([&](int r, int c, float& value) {
@@ -177,6 +176,7 @@ Tensor in_vectors(const Tensor& map) {
 Tensor times_features(const Tensor& grad, const Tensor& features, const std::optional<Tensor>& mask, bool symmetric,
                       bool tf32) {
   check(features.dim() == 3, "features must have shape (B, C, N), got ", shape_text(features));
+  check_pixels(features.size(2));
   check(grad.dim() == 3, "grad must have shape (B, rows, C), got ", shape_text(grad));
   const int64_t batch = features.size(0), channels = features.size(1), pixels = features.size(2), rows = grad.size(1);
   check_shape("grad", grad, {batch, rows, channels});
@@ -211,8 +211,8 @@ Tensor times_features(const Tensor& grad, const Tensor& features, const std::opt
     const StridedMatrix<Element> operand{space[operands], padded, rows * padded, static_cast<int>(rows),
                                          static_cast<int>(padded)};
     LAUNCH((gram_bwd_operand_kernel<Kind>), dim3(ceil_div(rows, int64_t(kOperandRows)), batch), kOperandThreads,
-           shared_bytes<float>(kOperandRows * (kOperandColumns + 4)), features, matrix, space[operands],
-           space[scales], padded);
+           shared_bytes<float>(kOperandRows * (kOperandColumns + 4)), features, matrix, space[operands], space[scales],
+           padded);
     const int64_t row_tiles = ceil_div(rows, int64_t(TILE)), tiles = row_tiles * ceil_div(pixels, int64_t(TILE));
     LAUNCH((gram_bwd_kernel<Kind, kLast, TILE>), dim3(tiles, 1, batch), kGramThreads<TILE>,
            operand_bytes(TILE, 2 * kStages) + shared_bytes<uint32_t>(TILE / kWarp), features, operand, space[scales],

@@ -294,6 +294,11 @@ struct ForegroundMask {
   }
 };
 
+// Pixels are counted in 32 bits.
+inline void check_pixels(int64_t pixels) {
+  check(pixels < (int64_t(1) << 31) - kWideTile, "at most 2^31 - ", kWideTile, " pixels are served, got ", pixels);
+}
+
 inline bool is_aligned(const Tensor& tensor) {
   return reinterpret_cast<uintptr_t>(tensor.const_data_ptr()) % 16 == 0;
 }

@@ -191,6 +191,7 @@ __global__ void __launch_bounds__(kSumThreads)
 
 void check_mask(const Tensor& features, const std::optional<Tensor>& foreground) {
   check(features.dim() == 3, "features must have shape (B, C, N), got ", shape_text(features));
+  check_pixels(features.size(2));
   if (!foreground) return;
   check_shape("foreground", *foreground, {features.size(0), features.size(2)});
   check_device("foreground", *foreground, features);

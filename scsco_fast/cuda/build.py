@@ -251,6 +251,8 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
     for entry in architectures.split():
         suffix, ptx = re.fullmatch(ENTRY, entry).group("suffix", "ptx")  # type: ignore[union-attr]
         built = _capability(entry)
+        if built < (8, 0) <= capability:  # PTX of 7.5 has no bfloat16, TF32 or wide tiles: those kernels are empty
+            continue
         if built == capability or (suffix != "a" and built[0] == capability[0] and built <= capability):
             return True
         if ptx and not suffix and built <= capability:

@@ -75,7 +75,8 @@ def why_not(target: str) -> str | None:
     if os.environ.get("SCSCO_BUILD_CUDA") == "0":
         return f"{state}, and SCSCO_BUILD_CUDA=0 forbids building one at first use; run scsco build"
     try:
-        return _beyond_driver(build.plan(target).facts())
+        facts = build.plan(target).facts()
+        return _without_code(facts) or _beyond_driver(facts)
     except build.BuildError as error:
         return f"{state}, and none can be built: {error}"
 
@@ -148,10 +149,15 @@ def _mismatch(library: Library) -> str | None:
             return "it was built from other sources"
     except build.BuildError as error:
         return str(error)
-    for capability in _capabilities() if target == "cuda" else []:
-        if not build.serves(library.facts["architectures"], capability):
-            return f"it was built for {library.facts['architectures']}, a GPU has {capability[0]}.{capability[1]}"
-    return _beyond_driver(library.facts)
+    return _without_code(library.facts) or _beyond_driver(library.facts)
+
+
+def _without_code(facts: dict[str, str]) -> str | None:
+    """For which GPU a library has no code, or None: one without it would fail, or leave results unwritten."""
+    for capability in _capabilities() if facts["target"] == "cuda" else []:
+        if not build.serves(facts["architectures"], capability):
+            return f"it was built for {facts['architectures']}, a GPU has {capability[0]}.{capability[1]}"
+    return None
 
 
 def _beyond_driver(facts: dict[str, str]) -> str | None:

@@ -235,6 +235,8 @@ def test_torch_says_the_same_of_itself() -> None:
         ("8.6", (8, 0), False),
         ("8.0", (9, 0), False),
         ("8.0+PTX", (9, 0), True),
+        ("7.5+PTX", (7, 5), True),
+        ("7.5+PTX", (8, 0), False),
         ("9.0+PTX", (8, 0), False),
         ("7.5 9.0+PTX", (12, 0), True),
         ("10.0a", (10, 3), False),

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -95,6 +96,14 @@ def test_gpus_and_drivers(hopper: None, monkeypatch: pytest.MonkeyPatch, cache: 
     assert "a GPU has compute capability 7.0, 7.5 or newer is needed" in str(library.why_not("cuda"))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert library.why_not("cuda") == "no CUDA device: torch.cuda.is_available() is False"
+
+
+def test_a_library_to_be_built_without_code_for_the_gpu(hopper: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PTX of 7.5 runs on any later GPU, and holds nothing where its kernels need 8.0."""
+    plan = SimpleNamespace(facts=lambda: {"target": "cuda", "architectures": "7.5+PTX", "compiler": "nvcc 13.0"})
+    monkeypatch.setattr(build, "plan", lambda *_, **__: plan)
+    monkeypatch.setattr(library, "_libraries", lambda target: [])
+    assert library.why_not("cuda") == "it was built for 7.5+PTX, a GPU has 9.0"
 
 
 def test_no_library_and_no_compiler(hopper: None, monkeypatch: pytest.MonkeyPatch, cache: Path, tmp_path: Path) -> None:

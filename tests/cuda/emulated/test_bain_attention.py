@@ -107,6 +107,22 @@ def test_peaks_are_followed(rise: float) -> None:
     assert_matches(lambda q, k, v: sf.ops.bain_attention(q, k, v, mask, scale=1.0), tensors, "cuda")
 
 
+@pytest.mark.parametrize("scale", [-2.0, 0.0, 2.0])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_keys_that_are_not_there_weigh_nothing(dtype: torch.dtype, scale: float) -> None:
+    """Fewer keys than a block has, all of one logit: of 2^-369 or 2^369 times the weight of zeros, or the same."""
+    query, key, value = inputs(1, 3, 5, dtype)
+    tensors, mask = [torch.full_like(query, 2.0), torch.full_like(key, 16.0), value], make_mask("block", 1, 3, 5)
+    ours, truths = (
+        run(lambda q, k, v: sf.ops.bain_attention(q, k, v, mask, scale=scale), group, backend)
+        for group, backend in ((tensors, "cuda"), ([t.double() for t in tensors], "reference"))
+    )
+    assert all(torch.isfinite(result).all() for result in ours)
+    for index in (0, 1, 4):  # mean, std and the gradient of value; gradients of the logits add up to 0
+        error, size = (float(t.abs().max()) for t in (ours[index].double() - truths[index], truths[index]))
+        assert error <= 4 * torch.finfo(dtype).eps * size
+
+
 def test_weights_add_up_to_one_as_they_are_used() -> None:
     """exp(-0.208) lies half-way between two float16 numbers: summed unrounded, the mean would be off 3e-4."""
     query, key, value = torch.ones(1, 1, 5, 8).half(), torch.full((1, 1, 5, 8), -20.0).half(), -torch.ones(1, 1, 5, 8)
@@ -183,6 +199,25 @@ def test_float16_gradients_of_any_size(scale: float) -> None:
     saved = eager.forward(*wide, level.order, level.counts, 0.5, 1e-5)
     *_, truth = eager.backward(*(g.double() for g in grads), *wide, level.order, level.counts, *saved[2:], 0.5, 1e-5)
     assert float((d_value - truth).abs().max() / truth.abs().max()) < 2 * torch.finfo(torch.float16).eps
+
+
+def test_float16_gradients_of_an_outlier_in_every_channel() -> None:
+    """Half of the weight on one pixel, whose 1024 values are all far off: the logits' gradients add up to 16384 sizes."""
+    size, channels = 16, 1024
+    query, key = torch.zeros(1, 4, size, size), torch.zeros(1, 4, size, size)
+    query[:, 0], key[:, 0, 8, 8] = 1.0, math.log(size * size)
+    value = 0.01 * random(1, channels, size, size, seed=1, dtype=torch.float32)
+    value[:, :, 8, 8] = 10.0
+    d_mean = torch.full_like(value, 0.9)
+    mask = torch.zeros(1, 1, size, size)
+    mask[:, :, 0] = 1
+    level = Regions(mask).at(size, size)
+    tensors = [t.half() for t in (query, key, value, d_mean, torch.zeros_like(d_mean))]
+    ours, wide = results(tensors[:3], tensors[3:], level, 1.0)[5:], [t.double() for t in tensors]
+    saved = eager.forward(*wide[:3], level.order, level.counts, 1.0, 1e-5)
+    truths = eager.backward(*wide[3:], *wide[:3], level.order, level.counts, *saved[2:], 1.0, 1e-5)
+    for a, b in zip(ours, truths, strict=True):
+        assert float((a - b).abs().max()) <= 4 * torch.finfo(torch.float16).eps * float(b.abs().max())
 
 
 @pytest.mark.parametrize(("dtype", "offset", "spread"), [(torch.float32, 1e3, 1.0), (torch.float16, 1e3, 300.0)])

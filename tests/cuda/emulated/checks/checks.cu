@@ -143,20 +143,15 @@ Tensor chain(const Tensor& a, const Tensor& b, const Tensor& c, const Tensor& li
   return out;
 }
 
-// Two groups of copies, of which the first is waited for, then both; the last copies zeros.
+// Two copies, of x and of zeros.
 __global__ void copies_kernel(Global<const float> x, Global<float> out) {
   SharedMemory memory;
-  const Shared<float> array = memory.array<float>(12);
+  const Shared<float> array = memory.array<float>(8);
   if (threadIdx.x > 0) return;
   copy_16_bytes(array, x, true);
-  close_copies();
-  copy_16_bytes(array + 4, x + 4, true);
-  copy_16_bytes(array + 8, x, false);
-  close_copies();
-  wait_for_copies<1>();
-  for (int i = 0; i < 4; ++i) out[i] = array[i];
+  copy_16_bytes(array + 4, x, false);
   wait_for_copies();
-  for (int i = 4; i < 12; ++i) out[i] = array[i];
+  for (int i = 0; i < 8; ++i) out[i] = array[i];
 }
 
 __global__ void read_kernel(Global<const float> x, Global<float> out, int64_t index) {
@@ -237,10 +232,8 @@ __global__ void copy_not_waited_for_kernel(Global<const float> x, Global<float> 
   const Shared<float> array = memory.array<float>(8);
   if (threadIdx.x > 0) return;
   copy_16_bytes(array, x, true);
-  close_copies();
+  wait_for_copies();
   copy_16_bytes(array + 4, x + 4, true);
-  close_copies();
-  wait_for_copies<1>();
   out[0] = array[4];
 }
 __global__ void copy_over_what_is_read_kernel(Global<const float> x, Global<float> out) {
@@ -306,7 +299,7 @@ Tensor warp_exchange(const Tensor& like) {
 }
 
 Tensor copies(const Tensor& x) {
-  const Tensor out = allocate({12}, x);
+  const Tensor out = allocate({8}, x);
   LAUNCH((copies_kernel), 1, kThreads, 4096, x, global<const float>(x), global<float>(out));
   return out;
 }
