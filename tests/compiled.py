@@ -9,7 +9,7 @@ import pytest
 from scsco_fast.cuda import build
 
 TINY = Path(__file__).parent / "cuda" / "tiny"
-# Three of the default five, because each costs 40 s of a core: 12.0 stands for 10.0 as well.
+# Three of the default five, because each costs 90 s of a core: 12.0 stands for 10.0 as well.
 ARCHITECTURES = "8.0;9.0;12.0"
 
 

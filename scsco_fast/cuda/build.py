@@ -45,7 +45,7 @@ NAMED_ARCHITECTURES = {
     "Blackwell": "10.0;10.3;12.0;12.1+PTX",
 }
 USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
-SECONDS = 8  # of a core for one source file and one architecture, on average
+SECONDS = 10  # of a core for one source file and one architecture, on average
 JOB_MEMORY = 2**30  # bytes per compiler: 0.43 GiB was the peak of any (CUDA 13.0)
 LAST_LINES = 30  # of a failed compilation
 CPU_ONLY = "this torch is a CPU build, which cannot load it"

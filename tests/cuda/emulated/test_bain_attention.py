@@ -202,7 +202,7 @@ def test_float16_gradients_of_any_size(scale: float) -> None:
 
 
 def test_float16_gradients_of_an_outlier_in_every_channel() -> None:
-    """Half of the weight on one pixel, whose 1024 values are all far off: the logits' gradients add up to 16384 sizes."""
+    """Half of the weight on one pixel, whose 1024 values are all far off: their gradients add up in the logits'."""
     size, channels = 16, 1024
     query, key = torch.zeros(1, 4, size, size), torch.zeros(1, 4, size, size)
     query[:, 0], key[:, 0, 8, 8] = 1.0, math.log(size * size)
