@@ -366,7 +366,7 @@ __device__ __forceinline__ void wait_for_copies() {
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Fragments of tiles. A matrix lies by rows if the elements that are multiplied with each other, its depth, lie side by
-// side: [m, k] of a left operand, [n, k] of a right one; by columns otherwise. `panels` counts panels of ROWS rows.
+// side: [m, k] of a left operand, [n, k] of a right one; by columns otherwise. `panel` counts panels of ROWS rows.
 
 // Left operands by rows: 16 rows of the tile from `row` on.
 template <class Kind, int ROWS>
