@@ -280,7 +280,7 @@ __device__ __forceinline__ void sum_gradients(const BackwardRows<typename Kind::
 #pragma unroll
         for (int e = 0; e < 4; ++e) gradients.sums[0][j][e] *= weights.sums[0][j][e];
       }
-      Shared<const Element> columns_here = keys_here + key_column / kPanel<Element> * kOthers * kPanel<Element>;
+      Shared<const Element> columns_here = panel_of<kOthers, Element>(keys_here, key_column);
       if constexpr (!WHOLE) {  // nobody reads keys any more: the loop over channels had barriers
         all_others.from(at).copy(other_keys, key_column, KEY_COLUMNS);
         wait_for_copies();

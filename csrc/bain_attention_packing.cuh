@@ -166,23 +166,6 @@ __device__ __forceinline__ void stage_map(const InputMap& map, int64_t image, Sh
   }
 }
 
-// Neighbouring numbers, rounded.
-template <class Kind, int N>
-__device__ __forceinline__ Vector<typename Kind::Element, N> rounded(const float (&values)[N]) {
-  using Element = typename Kind::Element;
-  Vector<Element, N> out;
-  if constexpr (kIsHalf<Kind>) {
-    uint32_t words[N / 2];
-#pragma unroll
-    for (int i = 0; i < N / 2; ++i) words[i] = round_pair<Element>(values[2 * i], values[2 * i + 1]);
-    std::memcpy(&out, words, sizeof out);
-  } else {
-#pragma unroll
-    for (int i = 0; i < N; ++i) out[i] = Kind::element(values[i]);
-  }
-  return out;
-}
-
 struct PackArguments {
   InputMap query, key, value;
   Regions regions;

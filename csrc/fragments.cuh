@@ -89,6 +89,12 @@ __device__ __forceinline__ int place_in_panel(int row, int column) {
   return row * kPanel<Element> + ((column / V) ^ (row % 8)) * V + column % V;
 }
 
+// The panel of a tile of ROWS rows that a column stands in.
+template <int ROWS, class Element>
+__device__ __forceinline__ Shared<const Element> panel_of(Shared<const Element> tile, int column) {
+  return tile + column / kPanel<Element> * ROWS * kPanel<Element>;
+}
+
 // Where an element of a tile of ROWS rows stands.
 template <class Element, int ROWS>
 __device__ __forceinline__ int place_in_tile(int row, int column) {
@@ -265,6 +271,23 @@ __device__ __forceinline__ uint32_t square_pair(uint32_t word) {
   return reinterpret_cast<const uint32_t&>(square);
 }
 #endif
+
+// Neighbouring numbers, rounded.
+template <class Kind, int N>
+__device__ __forceinline__ Vector<typename Kind::Element, N> rounded(const float (&values)[N]) {
+  using Element = typename Kind::Element;
+  Vector<Element, N> out;
+  if constexpr (kIsHalf<Kind>) {
+    uint32_t words[N / 2];
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) words[i] = round_pair<Element>(values[2 * i], values[2 * i + 1]);
+    std::memcpy(&out, words, sizeof out);
+  } else {
+#pragma unroll
+    for (int i = 0; i < N; ++i) out[i] = Kind::element(values[i]);
+  }
+  return out;
+}
 
 // Every number squared and rounded.
 template <class Kind, template <class> class Fragment>
@@ -454,8 +477,8 @@ class RightColumns {
 
  public:
   __device__ __forceinline__ explicit RightColumns(Shared<const Element> tile, int column = 0)
-      : first_(panel_of(tile, column), own_row(0), column % kPanel<Element> + own_column()),
-        second_(panel_of(tile, column), own_row(1), column % kPanel<Element> + own_column()) {}
+      : first_(panel_of<ROWS, Element>(tile, column), own_row(0), column % kPanel<Element> + own_column()),
+        second_(panel_of<ROWS, Element>(tile, column), own_row(1), column % kPanel<Element> + own_column()) {}
 
   // The tile's rows from `row`, a multiple of the depth, on; columns 16 j and on.
   __device__ __forceinline__ void load(Right<Kind> (&right)[2], int row, int j) const {
@@ -497,10 +520,6 @@ class RightColumns {
     return kIsIEEE<Kind> ? lane % 4 * 2 : kIsHalf<Kind> ? lane / 16 * 8 : lane / 4;
   }
 
-  __device__ __forceinline__ static Shared<const Element> panel_of(Shared<const Element> tile, int column) {
-    return tile + column / kPanel<Element> * ROWS * kPanel<Element>;
-  }
-
   LanePlace<Element> first_, second_;  // the second of TF32 only
 };
 
@@ -511,8 +530,8 @@ class LeftColumns {
 
  public:
   __device__ __forceinline__ explicit LeftColumns(Shared<const Element> tile, int column = 0)
-      : first_(panel_of(tile, column), own_row(0), column % kPanel<Element> + own_column()),
-        second_(panel_of(tile, column), own_row(1), column % kPanel<Element> + own_column()) {}
+      : first_(panel_of<ROWS, Element>(tile, column), own_row(0), column % kPanel<Element> + own_column()),
+        second_(panel_of<ROWS, Element>(tile, column), own_row(1), column % kPanel<Element> + own_column()) {}
 
   // The tile's rows from `row`, a multiple of the depth, on; rows 16 i and on of the product.
   __device__ __forceinline__ Left<Kind> load(int row, int i) const {
@@ -547,10 +566,6 @@ class LeftColumns {
   __device__ __forceinline__ static int own_column() {
     const int lane = threadIdx.x % kWarp;
     return kIsHalf<Kind> ? lane / 8 % 2 * 8 : lane / 4;
-  }
-
-  __device__ __forceinline__ static Shared<const Element> panel_of(Shared<const Element> tile, int column) {
-    return tile + column / kPanel<Element> * ROWS * kPanel<Element>;
   }
 
   LanePlace<Element> first_, second_;  // the second of TF32 only

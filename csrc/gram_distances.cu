@@ -76,15 +76,9 @@ __device__ __forceinline__ Words half_difference(const Words& f, const Words& o)
   float values[V];
 #pragma unroll
   for (int v = 0; v < V; ++v) values[v] = to_float(from[v]) * 0.5f - to_float(subtracted[v]) * 0.5f;
+  const auto halves = rounded<Kind>(values);
   Words words;
-#pragma unroll
-  for (int w = 0; w < 4; ++w) {
-    if constexpr (kIsHalf<Kind>) {
-      words[w] = round_pair<Element>(values[2 * w], values[2 * w + 1]);
-    } else {
-      words[w] = bits_of(Kind::element(values[w]));
-    }
-  }
+  std::memcpy(&words, &halves, sizeof words);
   return words;
 }
 
