@@ -41,6 +41,23 @@ def rounded(tensor: Tensor, kind: str) -> Tensor:
     return tensor.to(getattr(torch, kind)).double()
 
 
+def saved_by_pixel(tensors: list[Tensor], level: RegionLevel, scale: float) -> list[Tensor]:
+    """first and variance (B, N, C) and the logits' log-sum-exp (B, N), in float64, 0 outside the foreground."""
+    query, key, value = (t.double().flatten(2).transpose(1, 2) for t in tensors)
+    first, variance, lse = torch.zeros_like(value), torch.zeros_like(value), torch.zeros_like(value[..., 0])
+    for image, (n_fg, n_bg) in enumerate(level.counts.tolist()):
+        if not n_fg or not n_bg:
+            continue
+        at = level.order[image]
+        fg, bg = at[:n_fg], at[len(at) - n_bg :]
+        logits, v = scale * query[image, fg] @ key[image, bg].T, value[image, bg]
+        v = v - v.mean(0)
+        first[image, fg] = logits.softmax(1) @ v
+        variance[image, fg] = logits.softmax(1) @ v.square() - first[image, fg].square()
+        lse[image, fg] = logits.logsumexp(1)
+    return [first, variance, lse]
+
+
 def same_precision(tensors: list[Tensor], level: RegionLevel, kind: str) -> list[Tensor]:
     """The dense formulas with the operands of every product rounded to `kind`."""
     results = [torch.zeros_like(t, dtype=torch.float64) for t in (*tensors[2:3], *tensors[2:3], *tensors[:3])]

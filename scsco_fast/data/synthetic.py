@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -10,11 +12,13 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from scsco_fast.data.photos import Photo, Split, load_photos
+from scsco_fast.data.photos import Photo, Split, Window, load_photos
+from scsco_fast.data.resample import Box, cut
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.data.wide import bent_tones, drawn_shape
 from scsco_fast.errors import ScscoError
-from scsco_fast.ops.transfer_color import TRANSFERS, transfer_color
+from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.reference.transfer_color import METHODS
 
 __all__ = ["Photo", "Split", "SyntheticComposites", "load_photos"]
 
@@ -29,6 +33,7 @@ _PLACE_TRIES = 20
 _RECOLOUR_TRIES = 8
 _LONGEST_CROP = 1.25  # width / height, and its inverse
 _REFERENCE_SIDE = 64
+_KEPT_FOREGROUNDS = 1024  # about 10 kB each of segmented photographs
 _TRANSFER_SHARE = 0.35  # of the composites; the others get a photometric curve alone
 _CURVE_AFTER_TRANSFER = 0.25
 
@@ -87,10 +92,12 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         for name, value, least in (("size", size, 16), ("length", length, 1), ("seed", seed, 0)):
             if value < least:
                 raise ScscoError(f"{name} {value} is out of range; use {least} or more")
-        self.photos, self.size, self.length, self.seed, self.augment = list(photos), size, length, seed, augment
-        self.wide = wide
+        # The order in memory that `cut` is quickest with.
+        self.photos = [dataclasses.replace(photo, rgb=np.asfortranarray(photo.rgb)) for photo in photos]
+        self.size, self.length, self.seed, self.augment, self.wide = size, length, seed, augment, wide
         self.foreground_range = _WIDE_FOREGROUND_RANGE if wide else _FOREGROUND_RANGE
         self.least_fmse = _WIDE_FMSE if wide else VISIBLE_FMSE
+        self._foregrounds: dict[tuple[int, int], _Foreground] = {}
 
     def __len__(self) -> int:
         return self.length
@@ -104,35 +111,55 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         if place is None:
             names = ", ".join(photo.name for photo in self.photos[:3])
             return BadSample(f"item {index}", f"no crop of 3 to 40 % foreground was found in {names}, ...")
-        real, mask = _cut(place, self.size)
-        flips = [1] if rng.random() < 0.5 else []
+        photo = self.photos[place.photo]
+        flips = [2] if rng.random() < 0.5 else []
         if self.augment:
-            flips += [0] if rng.random() < 0.25 else []
+            flips += [1] if rng.random() < 0.25 else []
+        picture = np.flip(cut(photo.rgb, _in_pixels(place.box, photo.rgb.shape), self.size), flips)
+        real = np.ascontiguousarray(picture).reshape(3, -1) / np.float32(255)
+        if self.augment:
             real = self._vary(real, rng)
-        real, mask = np.flip(real, flips), np.flip(mask, flips)
-        composite = self._recolour(real, mask, place.photo, rng)
+        mask = np.flip(place.mask, [axis - 1 for axis in flips])
+        # Colours outside the mask never change: what is recoloured is the foreground's pixels, a seventh of the crop.
+        inside = np.flatnonzero(mask)
+        composite = real.copy()
+        composite[:, inside] = self._recolour(np.take(real, inside, axis=1), place.photo, rng)
+        shape = (3, self.size, self.size)
         return Sample(
-            _tensor(composite),
-            _tensor(real),
-            torch.from_numpy(mask.astype(np.float32))[None],
-            f"{place.photo.name}_{index:05d}",
+            torch.from_numpy(composite.reshape(shape)),
+            torch.from_numpy(real.reshape(shape)),
+            torch.from_numpy(mask.astype(np.float32, order="C"))[None],
+            f"{photo.name}_{index:05d}",
             "synthetic",
         )
 
     def _draw_place(self, rng: np.random.Generator) -> _Place | None:
         for _ in range(_PLACE_TRIES):
-            photo = self.photos[rng.integers(len(self.photos))]
+            number = int(rng.integers(len(self.photos)))
+            photo = self.photos[number]
             if self.wide and rng.random() < _DRAWN_SHARE:
-                foreground = drawn_shape(photo.regions.shape[0], photo.regions.shape[1], rng)
+                height, width = photo.regions.shape
+                shape = drawn_shape(height, width, rng)
+                foreground = _foreground(shape, (slice(0, height), slice(0, width)), shape.shape)
             else:
-                foreground = photo.foreground(int(rng.integers(len(photo.candidates))))
-            if foreground.max() <= 127:  # too thin to outlast the smoothing
+                foreground = self._candidate(number, int(rng.integers(len(photo.candidates))))
+            if foreground.share == 0:  # too thin to outlast the smoothing
                 continue
-            place = _draw_box(photo, foreground, self.size, self.foreground_range, rng)
-            share = _cut_mask(place, self.size).mean()
-            if self.foreground_range[0] <= share <= self.foreground_range[1]:
-                return place
+            box = _draw_box(photo, foreground, self.size, self.foreground_range, rng)
+            mask = foreground.cut(box, self.size)
+            if self.foreground_range[0] <= mask.mean() <= self.foreground_range[1]:
+                return _Place(number, box, mask)
         return None
+
+    def _candidate(self, number: int, candidate: int) -> _Foreground:
+        """Kept: finding one again takes as long as a tenth of an item."""
+        key = (number, candidate)
+        if key not in self._foregrounds:
+            if len(self._foregrounds) == _KEPT_FOREGROUNDS:
+                self._foregrounds.pop(next(iter(self._foregrounds)))  # the oldest
+            photo = self.photos[number]
+            self._foregrounds[key] = _foreground(*photo.cut_out(candidate), photo.regions.shape)
+        return self._foregrounds[key]
 
     def _vary(self, real: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.wide:
@@ -142,139 +169,156 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         varied = _vary_photograph(real, rng)
         return bent_tones(varied, rng) if rng.random() < _BENT_SHARE else varied
 
-    def _recolour(self, real: np.ndarray, mask: np.ndarray, photo: Photo, rng: np.random.Generator) -> np.ndarray:
-        """The composite, (S, S, 3) float32 in [0, 1]; see the class for what is drawn and what is refused."""
+    def _recolour(self, pixels: np.ndarray, photo: int, rng: np.random.Generator) -> np.ndarray:
+        """A foreground's pixels (3, n) as the composite has them; see the class for what is drawn and what is refused."""
+        deviation = pixels.std(axis=1)
         for _ in range(_RECOLOUR_TRIES):
-            recoloured = self._draw_recoloured(real, mask, photo, rng)
-            change = (recoloured - real) * mask[:, :, None]
-            error = _foreground_mse(change, mask)
-            if error >= self.least_fmse and _keeps_contrast(real[mask], recoloured[mask]):
+            recoloured = self._draw_recoloured(pixels, photo, rng)
+            change = recoloured - pixels
+            error = _mean_square(change)
+            if error >= self.least_fmse and _keeps_contrast(deviation, recoloured.std(axis=1)):
                 break
         else:
             # Nothing usable was drawn, as on black pixels: move the foreground a quarter towards the far end.
-            far = 1.0 if real[mask].mean() < 0.5 else 0.0
-            change = 0.25 * (far - real) * mask[:, :, None]
-            error = _foreground_mse(change, mask)
+            far = np.float32(1 if pixels.mean() < 0.5 else 0)
+            change = np.float32(0.25) * (far - pixels)
+            error = _mean_square(change)
         if error > LARGEST_FMSE:
-            change = change * np.sqrt(rng.uniform(0.25, 1) * LARGEST_FMSE / error)
-        composite: np.ndarray = np.clip(real + change, 0, 1)
+            change *= np.float32(np.sqrt(rng.uniform(0.25, 1) * LARGEST_FMSE / error))
+        composite: np.ndarray = np.clip(pixels + change, 0, 1)
         return composite
 
-    def _draw_recoloured(
-        self, real: np.ndarray, mask: np.ndarray, photo: Photo, rng: np.random.Generator
-    ) -> np.ndarray:
+    def _draw_recoloured(self, pixels: np.ndarray, photo: int, rng: np.random.Generator) -> np.ndarray:
         if rng.random() >= (_WIDE_TRANSFER_SHARE if self.wide else _TRANSFER_SHARE):
-            return self._bend(real, rng)
+            return self._bend(pixels, rng)
         method = TRANSFERS[rng.integers(len(TRANSFERS))]
-        reference = self._draw_reference(photo, rng)
-        inside = torch.from_numpy(mask.astype(np.float32))[None, None]
-        moved = transfer_color(_tensor(real)[None], _tensor(reference)[None], method, mask=inside)
-        recoloured = moved[0].permute(1, 2, 0).numpy()
-        recoloured = real + np.float32(rng.uniform(0.5, 1)) * (recoloured - real)
+        # Of few pixels in one picture the reference's own lines are quicker than the operation's other backends.
+        moved = METHODS[method](torch.from_numpy(pixels), torch.from_numpy(self._draw_reference(photo, rng)))
+        change = np.clip(moved.numpy(), 0, 1) - pixels
+        recoloured = pixels + np.float32(rng.uniform(0.5, 1)) * change
         again = rng.random() < (_WIDE_CURVE_AFTER_TRANSFER if self.wide else _CURVE_AFTER_TRANSFER)
         return self._bend(recoloured, rng) if again else recoloured
 
-    def _bend(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def _bend(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if not self.wide:
-            return _photometric_curve(rgb, rng)
+            return _photometric_curve(pixels, rng)
         kind = rng.random()  # tones, colours, or both
-        bent = bent_tones(rgb, rng) if kind < 2 / 3 else rgb
+        bent = bent_tones(pixels, rng) if kind < 2 / 3 else pixels
         return _photometric_curve(bent, rng) if kind >= 1 / 3 else bent
 
-    def _draw_reference(self, photo: Photo, rng: np.random.Generator) -> np.ndarray:
-        """(64, 64, 3) float32: a random part of another photograph, of the same one where there is no other."""
-        others = [other for other in self.photos if other is not photo] or [photo]
-        other = others[rng.integers(len(others))]
-        height, width = other.rgb.shape[:2]
+    def _draw_reference(self, photo: int, rng: np.random.Generator) -> np.ndarray:
+        """(3, 64 * 64) float32: a random part of another photograph, of the same one where there is no other."""
+        others = len(self.photos) - 1
+        other = int(rng.integers(max(others, 1)))
+        rgb = self.photos[other + (other >= photo and others > 0)].rgb
+        height, width = rgb.shape[:2]
         high, wide = rng.uniform(0.2, 0.7, 2) * (height, width)
         top, left = rng.uniform(0, height - high), rng.uniform(0, width - wide)
-        part = _resize(other.rgb, (left, top, left + wide, top + high), _REFERENCE_SIDE)
+        part = cut(rgb, (left, top, left + wide, top + high), _REFERENCE_SIDE)
         # Varied without `augment` too: a test set of two photographs would else know two palettes to recolour with.
-        return _vary_photograph(part.astype(np.float32) / 255, rng)
+        return _vary_photograph(part.reshape(3, -1) / np.float32(255), rng)
+
+
+class _Foreground(NamedTuple):
+    """What is foreground in a photograph, by the part of its mask that is not 0.
+
+    `middle` is the row and column half-way between its edges, and `share` its area, as shares of the photograph.
+    """
+
+    grey: np.ndarray  # uint8, foreground above 127
+    window: Window
+    shape: tuple[int, ...]  # of the whole mask
+    middle: np.ndarray
+    share: float
+
+    def cut(self, box: Box, size: int) -> np.ndarray:
+        """(size, size) bool. Bilinear before the threshold: it rounds the steps of regions found at a lower resolution."""
+        whole = np.zeros(self.shape, dtype=np.uint8)
+        whole[self.window] = self.grey
+        # By Pillow, to the bit: with a rounding more or less a pixel would change sides.
+        resized = Image.fromarray(whole).resize(
+            (size, size), Image.Resampling.BILINEAR, box=_in_pixels(box, whole.shape)
+        )
+        return np.asarray(resized) > 127
+
+
+def _foreground(grey: np.ndarray, window: Window, shape: tuple[int, ...]) -> _Foreground:
+    inside = grey > 127
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    if len(rows) == 0:
+        return _Foreground(grey, window, shape, np.zeros(2), 0.0)
+    edges = np.array([line[0] + line[-1] + 1 + 2 * part.start for line, part in zip((rows, columns), window, strict=True)])
+    return _Foreground(grey, window, shape, edges / 2 / shape, int(inside.sum()) / math.prod(shape))
 
 
 class _Place(NamedTuple):
-    """A crop of a photograph and its foreground; `box` is (left, top, right, bottom) as shares of width and height."""
+    """A crop of a photograph; `box` is (left, top, right, bottom) as shares of width and height."""
 
-    photo: Photo
-    foreground: np.ndarray  # (h, w) uint8
-    box: tuple[float, float, float, float]
+    photo: int
+    box: Box
+    mask: np.ndarray  # (S, S) bool
 
 
 def _draw_box(
-    photo: Photo, foreground: np.ndarray, size: int, shares: tuple[float, float], rng: np.random.Generator
-) -> _Place:
+    photo: Photo, foreground: _Foreground, size: int, shares: tuple[float, float], rng: np.random.Generator
+) -> Box:
     """A crop around the foreground, as large as makes a random share of it foreground."""
     height, width = photo.rgb.shape[:2]
-    inside = foreground > 127
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    middle = np.array([rows[0] + rows[-1] + 1, columns[0] + columns[-1] + 1]) / 2 / inside.shape  # share
     low, high = np.log(shares)
-    pixels = inside.mean() * height * width / np.exp(rng.uniform(low, high))
+    pixels = foreground.share * height * width / np.exp(rng.uniform(low, high))
     # Not below three quarters of the output's size: an enlarged crop teaches blur.
     side = np.clip(np.sqrt(pixels), min(0.75 * size, height, width), min(height, width))
     aspect = np.exp(rng.uniform(-1, 1) * np.log(_LONGEST_CROP) / 2)
     extent = np.minimum((side / aspect, side * aspect), (height, width)) / (height, width)  # share
-    start = np.clip(middle - extent * rng.uniform(0.25, 0.75, 2), 0, 1 - extent)
-    return _Place(photo, foreground, (start[1], start[0], start[1] + extent[1], start[0] + extent[0]))
+    start = np.clip(foreground.middle - extent * rng.uniform(0.25, 0.75, 2), 0, 1 - extent)
+    return start[1], start[0], start[1] + extent[1], start[0] + extent[0]
 
 
-def _cut(place: _Place, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The crop at size x size: the picture (S, S, 3) float32 in [0, 1] and the mask (S, S) bool."""
-    picture = _resize(place.photo.rgb, _in_pixels(place.box, place.photo.rgb), size)
-    return picture.astype(np.float32) / 255, _cut_mask(place, size)
-
-
-def _cut_mask(place: _Place, size: int) -> np.ndarray:
-    """Bilinear before the threshold: it rounds the steps of regions found at a lower resolution."""
-    mask: np.ndarray = _resize(place.foreground, _in_pixels(place.box, place.foreground), size) > 127
-    return mask
-
-
-def _in_pixels(box: tuple[float, float, float, float], array: np.ndarray) -> tuple[float, float, float, float]:
-    height, width = array.shape[:2]
+def _in_pixels(box: Box, shape: tuple[int, ...]) -> Box:
+    height, width = shape[:2]
     left, top, right, bottom = box
     return left * width, top * height, min(right * width, width), min(bottom * height, height)
 
 
-def _resize(array: np.ndarray, box: tuple[float, float, float, float], size: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(array).resize((size, size), Image.Resampling.BILINEAR, box=box))
+def _mean_square(change: np.ndarray) -> float:
+    return float(np.square(change).mean()) * 255**2
 
 
-def _tensor(rgb: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1), dtype=np.float32))
-
-
-def _foreground_mse(change: np.ndarray, mask: np.ndarray) -> float:
-    return float(np.square(change).sum() / (3 * mask.sum()) * 255**2)
-
-
-def _keeps_contrast(real: np.ndarray, recoloured: np.ndarray) -> bool:
+def _keeps_contrast(before: np.ndarray, after: np.ndarray) -> bool:
     """No channel's deviation is more than doubled (noise becomes blotches) or cut below a third (detail is lost)."""
-    before, after = real.std(axis=0), recoloured.std(axis=0)
     return bool((after <= 2 * before + 0.03).all() and (after >= before / 3 - 0.03).all())
 
 
-def _vary_photograph(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Another picture of the same scene: exposure, white balance, hue, saturation, gamma; in [0, 1]."""
+def _vary_photograph(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another picture of the same scene: exposure, white balance, hue, saturation, gamma; (3, N) in [0, 1]."""
     gains = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.2))
-    matrix = _colour_matrix(rng.normal(0, 0.1), rng.uniform(0.5, 1.5)) * gains[:, None]
-    mixed = rgb @ matrix.T.astype(np.float32)
+    mixed = _mix(_colour_matrix(rng.normal(0, 0.1), rng.uniform(0.5, 1.5)) * gains[:, None], pixels)
     mean = mixed.mean()
-    mixed = mixed * (np.clip(mean, 0.15, 0.7) / (mean + 1e-6))  # neither burnt out nor black
+    mixed *= np.clip(mean, 0.15, 0.7) / (mean + 1e-6)  # neither burnt out nor black
     return _power(mixed, np.exp(rng.normal(0, 0.2)))
 
 
-def _photometric_curve(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, temperature (red against blue), tint (green), saturation and gamma, drawn at random; in [0, 1]."""
+def _photometric_curve(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, temperature (red against blue), tint (green), saturation and gamma, drawn at random; (3, N) in [0, 1]."""
     exposure, temperature, tint = rng.normal(0, (0.3, 0.12, 0.06))
     gains = np.exp(exposure + np.array([temperature, tint, -temperature]))
-    mixed = rgb @ (_colour_matrix(0.0, rng.uniform(0.5, 1.6)) * gains[:, None]).T.astype(np.float32)
+    mixed = _mix(_colour_matrix(0.0, rng.uniform(0.5, 1.6)) * gains[:, None], pixels)
     return _power(mixed, np.exp(rng.normal(0, 0.3)))
 
 
-def _power(rgb: np.ndarray, gamma: float) -> np.ndarray:
-    curved: np.ndarray = np.power(np.clip(rgb, 0, 1), np.float32(gamma))
+def _mix(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    """`matrix @ pixels` in float32 without BLAS, whose last bits depend on its number of threads."""
+    columns = matrix.astype(np.float32)[:, :, None]
+    mixed: np.ndarray = columns[:, 0] * pixels[0]
+    mixed += columns[:, 1] * pixels[1]
+    mixed += columns[:, 2] * pixels[2]
+    return mixed
+
+
+def _power(pixels: np.ndarray, gamma: float) -> np.ndarray:
+    """Of values that nobody else needs: they are overwritten."""
+    np.clip(pixels, 0, 1, out=pixels)
+    curved: np.ndarray = np.power(pixels, np.float32(gamma), out=pixels)
     return curved
 
 

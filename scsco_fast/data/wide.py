@@ -36,14 +36,14 @@ def drawn_shape(height: int, width: int, rng: np.random.Generator) -> np.ndarray
     return np.asarray(image)
 
 
-def bent_tones(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float32 in [0, 1] with a tone curve per channel: contrast, a lifted black, a lowered white.
+def bent_tones(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(3, N) float32 in [0, 1] with a tone curve per channel: contrast, a lifted black, a lowered white.
 
     The curves of the three channels share most of their bend, as in a retouched picture, and differ a little, as under
     a cross-processed one. They rise everywhere, so edges keep their sign.
 
     Examples:
-        >>> grey = np.full((1, 1, 3), 0.5, np.float32)
+        >>> grey = np.full((3, 1), 0.5, np.float32)
         >>> float(abs(bent_tones(grey, np.random.default_rng(0)) - grey).max()) < 0.5
         True
     """
@@ -51,9 +51,13 @@ def bent_tones(rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     pivot = np.float32(rng.uniform(0.25, 0.7))
     low = np.abs(rng.normal(0, 0.05)) + np.abs(rng.normal(0, 0.015, 3))
     high = 1 - np.abs(rng.normal(0, 0.05)) - np.abs(rng.normal(0, 0.015, 3))
-    clipped = np.clip(rgb, 1e-4, 1 - 1e-4)
+    clipped = np.clip(pixels, 1e-4, 1 - 1e-4)
     # A power of the odds is an S whose slope at the pivot is the contrast; it maps 0 and 1 to themselves.
-    odds = clipped / (1 - clipped) * ((1 - pivot) / pivot)
-    bent = odds**contrast
-    curve = bent * pivot / (1 - pivot + bent * pivot)
-    return (low + (high - low) * curve).astype(np.float32)
+    odds = clipped / (1 - clipped)
+    odds *= (1 - pivot) / pivot
+    bent = np.power(odds, contrast[:, None], out=odds)
+    bent *= pivot
+    bent /= 1 - pivot + bent
+    bent *= (high - low).astype(np.float32)[:, None]
+    bent += low.astype(np.float32)[:, None]
+    return bent

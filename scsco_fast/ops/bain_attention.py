@@ -115,8 +115,9 @@ def _(
         return mean, std, *triton_memory.allocate(query, key, value)
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     dtype = statistics_dtype(query, key, value)
-    first = value.new_empty((batch, pixels, channels), dtype=dtype)
-    lse = value.new_empty((batch, pixels), dtype=dtype)
+    by_rows = backend == "cuda"
+    first = value.new_empty((batch, pixels, channels) if by_rows else (batch, channels, pixels), dtype=dtype)
+    lse = value.new_empty((batch, pixels if by_rows else 0), dtype=dtype)
     return empty_like(value), empty_like(value), first, torch.empty_like(first), lse
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attention_oracle import KINDS, assert_accurate, assert_digits_kept_over_many_keys, both
+from attention_oracle import KINDS, assert_accurate, assert_digits_kept_over_many_keys, both, saved_by_pixel
 from attention_oracle import inputs as attention_inputs
 from oracle import assert_matches, make_mask, random, run
 from torch import Tensor
@@ -161,8 +161,9 @@ def test_dtypes_may_differ(dtypes: str) -> None:
     level = Regions(make_mask("block", 1, 4, 5)).at(4, 5)
     grads = [random(1, 5, 4, 5, seed=seed, dtype=torch.float32) for seed in (1, 2)]
     ours, wide = results(tensors, grads, level), [t.double() for t in tensors]
-    saved = eager.forward(*wide, level.order, level.counts, 0.5, 1e-5)
-    truths = [*saved, *eager.backward(*grads, *wide, level.order, level.counts, *saved[2:], 0.5, 1e-5)]
+    mean, std, *saved = eager.forward(*wide, level.order, level.counts, 0.5, 1e-5)
+    gradients = eager.backward(*grads, *wide, level.order, level.counts, *saved, 0.5, 1e-5)
+    truths = [mean, std, *saved_by_pixel(wide, level, 0.5), *gradients]
     product = torch.promote_types(tensors[0].dtype, tensors[1].dtype)
     eps = max(torch.finfo(t.dtype).eps for t in (*tensors, torch.empty(0, dtype=product)))
     assert [t.dtype for t in ours[5:]] == [t.dtype for t in tensors]
@@ -178,13 +179,12 @@ def test_excluded_pixels_may_hold_nan() -> None:
     assert all(torch.equal(a, b) for a, b in zip(results(clean, grads, level), results(*poisoned, level), strict=True))
 
 
-def test_saved_tensors_are_the_eager_ones() -> None:
+def test_saved_tensors_hold_what_their_description_says() -> None:
     level = Regions(make_mask("ragged", 3, 4, 5, seed=3)).at(4, 5)
-    ours = kernels.forward(*inputs(3, 4, 5), level.order, level.counts, 0.5, 1e-5)
-    theirs = eager.forward(*inputs(3, 4, 5), level.order, level.counts, 0.5, 1e-5)
-    for a, b in zip(ours, theirs, strict=True):
-        assert a.is_contiguous()
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+    _, _, *saved = kernels.forward(*inputs(3, 4, 5), level.order, level.counts, 0.5, 1e-5)
+    for ours, truth in zip(saved, saved_by_pixel(inputs(3, 4, 5), level, 0.5), strict=True):
+        assert ours.is_contiguous()
+        torch.testing.assert_close(ours, truth.float(), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e-7, 1e7])

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attention_oracle import assert_digits_kept_over_many_keys, rounded
+from attention_oracle import assert_digits_kept_over_many_keys, rounded, saved_by_pixel
 from oracle import assert_matches, make_mask, random, run
 from torch import Tensor
 
@@ -154,7 +154,7 @@ def test_saved_buffers_hold_what_their_description_says(dtype: torch.dtype) -> N
     level = Regions(make_mask("ragged", 3, 4, 5, seed=3)).at(4, 5)
     tensors = inputs(3, 4, 5, dtype, channels=channels)
     _, _, packed, moments, scalars = kernels.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
-    _, _, first, variance, lse = eager.forward(*tensors, level.order, level.counts, 0.5, 1e-5)
+    first, variance, lse = (saved.float() for saved in saved_by_pixel(tensors, level, 0.5))
     values = moments.view(dtype)
     for image, (n_fg, n_bg) in enumerate(level.counts.tolist()):
         if not (n_fg and n_bg):
