@@ -40,15 +40,15 @@ def cut(rgb: np.ndarray, box: Box, size: int) -> np.ndarray:
     (left, top), (right, bottom) = first, last
     columns = rgb[top:bottom, left:right].transpose(1, 2, 0).astype(np.float32, order="C")  # (w, 3, h)
     narrow = _weighted_rows(columns.reshape(right - left, -1), places[0] - left, weights[0])  # (size, 3 * h)
-    rows = np.ascontiguousarray(narrow.T)  # (3 * h, size)
+    rows = np.add(narrow.T, np.float32(0.5), order="C")  # (3 * h, size)
+    np.floor(rows, out=rows)
     channels = (bottom - top) * np.arange(3)[:, None, None]
     small = _weighted_rows(rows, (channels + places[1] - top).reshape(3 * size, -1), np.tile(weights[1], (3, 1)))
-    return small.reshape(3, size, size)
+    small += np.float32(0.5)
+    return np.floor(small, out=small).reshape(3, size, size)
 
 
-def _taps(
-    box: Box, lengths: tuple[int, int], size: int
-) -> tuple[list[int], list[int], np.ndarray, np.ndarray]:
+def _taps(box: Box, lengths: tuple[int, int], size: int) -> tuple[list[int], list[int], np.ndarray, np.ndarray]:
     """Which pixels make each new one, as Pillow's `precompute_coeffs`; horizontally, then vertically.
 
     The first pixel that is used and the one after the last, then places (2, size, n) int64 and weights (2, size, n)
@@ -61,20 +61,22 @@ def _taps(
     middles = edges[0] + (np.arange(size) + 0.5) * scale  # (2, size)
     low = np.maximum((middles - reach + 0.5).astype(np.int64), 0)
     high = np.minimum((middles + reach + 0.5).astype(np.int64), limits)
-    places = low[:, :, None] + np.arange(int((high - low).max()))
-    weights = np.maximum(1 - np.abs(places - (middles - 0.5)[:, :, None]) / reach[:, :, None], 0)
-    weights *= places < high[:, :, None]
-    weights /= weights.sum(axis=2, keepdims=True)
-    weights = np.floor(weights * 2**_WEIGHT_BITS + 0.5) / 2**_WEIGHT_BITS
+    # (2, n, size) until the end: numpy's loops are as long as the last axis.
+    places = low[:, None] + np.arange(int((high - low).max()))[:, None]
+    weights = np.maximum(1 - np.abs(places - (middles - 0.5)[:, None]) / reach[:, None], 0)
+    weights *= places < high[:, None]
+    weights *= 2**_WEIGHT_BITS / weights.sum(axis=1, keepdims=True)
+    weights = np.floor(weights + 0.5) / 2**_WEIGHT_BITS
     last = high[:, -1]
     places = np.minimum(places, last[:, None, None] - 1)  # weight 0 from there on
-    return low[:, 0].tolist(), last.tolist(), places, weights.astype(np.float32)
+    ordered = weights.transpose(0, 2, 1).astype(np.float32, order="C")
+    return low[:, 0].tolist(), last.tolist(), np.ascontiguousarray(places.transpose(0, 2, 1)), ordered
 
 
 def _weighted_rows(table: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(m, k) float32, row i the rounded sum of `weights[i, j] * table[places[i, j]]`, of float32 (n, k)."""
+    """(m, k) float32, row i the sum of `weights[i, j] * table[places[i, j]]` over j, of a table (n, k) float32."""
     summed = F.embedding_bag(
         torch.from_numpy(places), torch.from_numpy(table), mode="sum", per_sample_weights=torch.from_numpy(weights)
     )
-    rounded: np.ndarray = summed.add_(0.5).floor_().numpy()
-    return rounded
+    rows: np.ndarray = summed.numpy()
+    return rows

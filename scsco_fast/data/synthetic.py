@@ -13,12 +13,12 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from scsco_fast.data.photos import Photo, Split, Window, load_photos
+from scsco_fast.data.pixel_transfer import mix, transfer_pixels
 from scsco_fast.data.resample import Box, cut
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.data.wide import bent_tones, drawn_shape
 from scsco_fast.errors import ScscoError
 from scsco_fast.ops.transfer_color import TRANSFERS
-from scsco_fast.reference.transfer_color import METHODS
 
 __all__ = ["Photo", "Split", "SyntheticComposites", "load_photos"]
 
@@ -110,7 +110,11 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         place = self._draw_place(rng)
         if place is None:
             names = ", ".join(photo.name for photo in self.photos[:3])
-            return BadSample(f"item {index}", f"no crop of 3 to 40 % foreground was found in {names}, ...")
+            low, high = self.foreground_range
+            return BadSample(
+                f"item {index}",
+                f"no crop of {100 * low:.0f} to {100 * high:.0f} % foreground was found in {names}, ...",
+            )
         photo = self.photos[place.photo]
         flips = [2] if rng.random() < 0.5 else []
         if self.augment:
@@ -123,7 +127,9 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         # Colours outside the mask never change: what is recoloured is the foreground's pixels, a seventh of the crop.
         inside = np.flatnonzero(mask)
         composite = real.copy()
-        composite[:, inside] = self._recolour(np.take(real, inside, axis=1), place.photo, rng)
+        recoloured = self._recolour(np.take(real, inside, axis=1), place.photo, rng)
+        for channel in range(3):  # at once takes three times as long
+            composite[channel][inside] = recoloured[channel]
         shape = (3, self.size, self.size)
         return Sample(
             torch.from_numpy(composite.reshape(shape)),
@@ -147,7 +153,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
                 continue
             box = _draw_box(photo, foreground, self.size, self.foreground_range, rng)
             mask = foreground.cut(box, self.size)
-            if self.foreground_range[0] <= mask.mean() <= self.foreground_range[1]:
+            if self.foreground_range[0] <= np.count_nonzero(mask) / mask.size <= self.foreground_range[1]:
                 return _Place(number, box, mask)
         return None
 
@@ -170,7 +176,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         return bent_tones(varied, rng) if rng.random() < _BENT_SHARE else varied
 
     def _recolour(self, pixels: np.ndarray, photo: int, rng: np.random.Generator) -> np.ndarray:
-        """A foreground's pixels (3, n) as the composite has them; see the class for what is drawn and what is refused."""
+        """A foreground's pixels (3, n) in the composite; see the class for what is drawn and what is refused."""
         deviation = pixels.std(axis=1)
         for _ in range(_RECOLOUR_TRIES):
             recoloured = self._draw_recoloured(pixels, photo, rng)
@@ -192,9 +198,7 @@ class SyntheticComposites(Dataset[Sample | BadSample]):
         if rng.random() >= (_WIDE_TRANSFER_SHARE if self.wide else _TRANSFER_SHARE):
             return self._bend(pixels, rng)
         method = TRANSFERS[rng.integers(len(TRANSFERS))]
-        # Of few pixels in one picture the reference's own lines are quicker than the operation's other backends.
-        moved = METHODS[method](torch.from_numpy(pixels), torch.from_numpy(self._draw_reference(photo, rng)))
-        change = np.clip(moved.numpy(), 0, 1) - pixels
+        change = transfer_pixels(pixels, self._draw_reference(photo, rng), method) - pixels
         recoloured = pixels + np.float32(rng.uniform(0.5, 1)) * change
         again = rng.random() < (_WIDE_CURVE_AFTER_TRANSFER if self.wide else _CURVE_AFTER_TRANSFER)
         return self._bend(recoloured, rng) if again else recoloured
@@ -228,27 +232,28 @@ class _Foreground(NamedTuple):
     grey: np.ndarray  # uint8, foreground above 127
     window: Window
     shape: tuple[int, ...]  # of the whole mask
-    middle: np.ndarray
+    middle: tuple[float, ...]
     share: float
 
     def cut(self, box: Box, size: int) -> np.ndarray:
-        """(size, size) bool. Bilinear before the threshold: it rounds the steps of regions found at a lower resolution."""
+        """(size, size) bool. Bilinear before the threshold rounds the steps of regions found at a lower resolution."""
         whole = np.zeros(self.shape, dtype=np.uint8)
         whole[self.window] = self.grey
-        # By Pillow, to the bit: with a rounding more or less a pixel would change sides.
-        resized = Image.fromarray(whole).resize(
-            (size, size), Image.Resampling.BILINEAR, box=_in_pixels(box, whole.shape)
-        )
-        return np.asarray(resized) > 127
+        # By Pillow: a value that `resample.cut` rounds otherwise would move a pixel to the other side of the threshold.
+        image, pixels = Image.fromarray(whole), _in_pixels(box, self.shape)
+        return np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=pixels)) > 127
 
 
 def _foreground(grey: np.ndarray, window: Window, shape: tuple[int, ...]) -> _Foreground:
     inside = grey > 127
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     if len(rows) == 0:
-        return _Foreground(grey, window, shape, np.zeros(2), 0.0)
-    edges = np.array([line[0] + line[-1] + 1 + 2 * part.start for line, part in zip((rows, columns), window, strict=True)])
-    return _Foreground(grey, window, shape, edges / 2 / shape, int(inside.sum()) / math.prod(shape))
+        return _Foreground(grey, window, shape, (0.0, 0.0), 0.0)
+    middle = tuple(
+        (int(line[0] + line[-1] + 1) / 2 + part.start) / side
+        for line, part, side in zip((rows, columns), window, shape, strict=True)
+    )
+    return _Foreground(grey, window, shape, middle, int(inside.sum()) / math.prod(shape))
 
 
 class _Place(NamedTuple):
@@ -267,11 +272,15 @@ def _draw_box(
     low, high = np.log(shares)
     pixels = foreground.share * height * width / np.exp(rng.uniform(low, high))
     # Not below three quarters of the output's size: an enlarged crop teaches blur.
-    side = np.clip(np.sqrt(pixels), min(0.75 * size, height, width), min(height, width))
+    side = min(max(np.sqrt(pixels), min(0.75 * size, height, width)), min(height, width))
     aspect = np.exp(rng.uniform(-1, 1) * np.log(_LONGEST_CROP) / 2)
-    extent = np.minimum((side / aspect, side * aspect), (height, width)) / (height, width)  # share
-    start = np.clip(foreground.middle - extent * rng.uniform(0.25, 0.75, 2), 0, 1 - extent)
-    return start[1], start[0], start[1] + extent[1], start[0] + extent[0]
+    extents = min(side / aspect, height) / height, min(side * aspect, width) / width  # share
+    shifts = rng.uniform(0.25, 0.75, 2)
+    top, left = (
+        min(max(middle - extent * shift, 0), 1 - extent)
+        for middle, extent, shift in zip(foreground.middle, extents, shifts, strict=True)
+    )
+    return left, top, left + extents[1], top + extents[0]
 
 
 def _in_pixels(box: Box, shape: tuple[int, ...]) -> Box:
@@ -292,27 +301,18 @@ def _keeps_contrast(before: np.ndarray, after: np.ndarray) -> bool:
 def _vary_photograph(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Another picture of the same scene: exposure, white balance, hue, saturation, gamma; (3, N) in [0, 1]."""
     gains = np.exp(rng.normal(0, 0.15, 3) + rng.normal(0, 0.2))
-    mixed = _mix(_colour_matrix(rng.normal(0, 0.1), rng.uniform(0.5, 1.5)) * gains[:, None], pixels)
+    mixed = mix(_colour_matrix(rng.normal(0, 0.1), rng.uniform(0.5, 1.5)) * gains[:, None], pixels)
     mean = mixed.mean()
     mixed *= np.clip(mean, 0.15, 0.7) / (mean + 1e-6)  # neither burnt out nor black
     return _power(mixed, np.exp(rng.normal(0, 0.2)))
 
 
 def _photometric_curve(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Exposure, temperature (red against blue), tint (green), saturation and gamma, drawn at random; (3, N) in [0, 1]."""
+    """Random exposure, temperature (red against blue), tint (green), saturation and gamma; (3, N) in [0, 1]."""
     exposure, temperature, tint = rng.normal(0, (0.3, 0.12, 0.06))
     gains = np.exp(exposure + np.array([temperature, tint, -temperature]))
-    mixed = _mix(_colour_matrix(0.0, rng.uniform(0.5, 1.6)) * gains[:, None], pixels)
+    mixed = mix(_colour_matrix(0.0, rng.uniform(0.5, 1.6)) * gains[:, None], pixels)
     return _power(mixed, np.exp(rng.normal(0, 0.3)))
-
-
-def _mix(matrix: np.ndarray, pixels: np.ndarray) -> np.ndarray:
-    """`matrix @ pixels` in float32 without BLAS, whose last bits depend on its number of threads."""
-    columns = matrix.astype(np.float32)[:, :, None]
-    mixed: np.ndarray = columns[:, 0] * pixels[0]
-    mixed += columns[:, 1] * pixels[1]
-    mixed += columns[:, 2] * pixels[2]
-    return mixed
 
 
 def _power(pixels: np.ndarray, gamma: float) -> np.ndarray:
