@@ -172,8 +172,12 @@ def bain_attention(
     if libraries:
         wanted_rows = true_values(_attend_rows, rows, dtype)
         for name, function in baselines.libraries(device, compile).items():
-            forward_only = device == "cpu" and name == "FlexAttention"
-            variants.append(Variant(name, function, rows, wanted_rows, baselines.PACKED, forward_only))
+            if device == "cuda":
+                variants.append(Variant(name, function, rows, wanted_rows, baselines.PACKED))
+            elif name != "SDPA" or matrix_fits(level):
+                whole = partial(baselines.from_maps, function, level)
+                forward_only = name == "FlexAttention"
+                variants.append(Variant(name, whole, inputs, wanted, baselines.FROM_MAPS, forward_only))
     pairs, size_of = 2.0 * batch * n_fg * n_bg, batch * dtype.itemsize
     read = n_fg * keys + n_bg * (keys + channels)
     forward = Count(pairs * (keys + 2 * channels), size_of * (read + 2 * n_fg * channels))
@@ -218,11 +222,19 @@ def bain_norm(device: str, dtype: torch.dtype, batch: int, channels: int, size: 
 def dense_fits(level: RegionLevel) -> bool:
     """The dense attention holds about six float32 matrices of pixels x pixels per image; half the memory is for it."""
     batch, pixels = level.order.shape
-    if level.order.is_cuda:
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 6 * 4 * batch * pixels**2 < free / 2
+    return 6 * 4 * batch * pixels**2 < free_memory(level.order) / 2
+
+
+def matrix_fits(level: RegionLevel) -> bool:
+    """PyTorch's attention of two widths holds about six float32 matrices of queries x keys on a CPU."""
+    return 6 * 4 * int(level.counts.prod(dim=1).sum()) < 0.9 * free_memory(level.order)
+
+
+def free_memory(tensor: Tensor) -> int:
+    """In bytes, of the tensor's device."""
+    if tensor.is_cuda:
+        return torch.cuda.mem_get_info()[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 # --- the norm, the style loss, the colours ----------------------------------------------------------------------------

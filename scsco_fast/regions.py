@@ -1,7 +1,5 @@
 """Foreground, background and excluded pixels of a mask, at every resolution that a network asks for."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -9,31 +7,46 @@ from torch import Tensor
 THRESHOLD = 0.5  # a pixel is foreground where its mask value is above this: grey 128 and up of 0..255
 
 
-@dataclass(frozen=True)
 class RegionLevel:
     """The regions of one batch at one resolution.
 
     Attributes:
         foreground: (B, 1, H, W) bool.
         valid: (B, 1, H, W) bool, or None where every pixel counts. Pixels that are not valid enter no statistic.
+        background: (B, 1, H, W) bool: valid pixels that are not foreground.
         order: (B, H*W) int64, a permutation of the pixels: foreground first, then the excluded ones, background last,
             each in raster order. Its shape does not depend on the mask, so nothing has to wait for the device.
         counts: (B, 2) int64, the number of foreground and of background pixels.
+
+    `order` and `counts` are computed when they are first read: only the attention reads them, which networks have at
+    some resolutions.
     """
 
-    foreground: Tensor
-    valid: Tensor | None
-    order: Tensor
-    counts: Tensor
+    def __init__(self, foreground: Tensor, valid: Tensor | None) -> None:
+        self.foreground = foreground
+        self.valid = valid
+        self._sorted: tuple[Tensor, Tensor] | None = None
 
     @property
     def background(self) -> Tensor:
-        """(B, 1, H, W) bool: valid pixels that are not foreground."""
         return ~self.foreground if self.valid is None else ~self.foreground & self.valid
+
+    @property
+    def order(self) -> Tensor:
+        return self._sort()[0]
+
+    @property
+    def counts(self) -> Tensor:
+        return self._sort()[1]
+
+    def _sort(self) -> tuple[Tensor, Tensor]:
+        if self._sorted is None:
+            self._sorted = _foreground_first(self.foreground, self.valid)
+        return self._sorted
 
 
 class Regions:
-    """Masks at every resolution and their foreground-first permutation, each built once and then kept.
+    """Masks at every resolution and their foreground-first permutation, each built once, when it is needed, and kept.
 
     A pixel is foreground where `mask > 0.5` and, if `valid` is given, `valid > 0.5`; a valid pixel that is not
     foreground is background. Another resolution is taken by nearest neighbour, as RainNet does, and is binary too.
@@ -75,7 +88,7 @@ class Regions:
             if tuple(level.foreground.shape[-2:]) == size:
                 return level
         valid = None if self._valid is None else _resize(self._valid, size)
-        self._levels.append(_level(_resize(self._foreground, size), valid))
+        self._levels.append(RegionLevel(_resize(self._foreground, size), valid))
         return self._levels[-1]
 
 
@@ -136,7 +149,8 @@ def _resize(mask: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(mask.float(), size=size, mode="nearest") > THRESHOLD
 
 
-def _level(foreground: Tensor, valid: Tensor | None) -> RegionLevel:
+def _foreground_first(foreground: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`RegionLevel`'s order and counts."""
     batch, pixels = foreground.shape[0], foreground.shape[-2] * foreground.shape[-1]
     fg = foreground.reshape(batch, pixels)
     bg = ~fg if valid is None else ~fg & valid.reshape(batch, pixels)
@@ -148,4 +162,4 @@ def _level(foreground: Tensor, valid: Tensor | None) -> RegionLevel:
         position = torch.where(excluded, n_fg + excluded.cumsum(1) - 1, position)
     source = torch.arange(pixels, device=fg.device).expand(batch, pixels)
     order = torch.empty_like(position).scatter_(1, position, source)
-    return RegionLevel(foreground, valid, order, torch.cat([n_fg, n_bg], dim=1))
+    return order, torch.cat([n_fg, n_bg], dim=1)

@@ -34,6 +34,7 @@ from scsco_fast.nn.vgg import VGG16Features
 from scsco_fast.regions import foreground_boxes
 from scsco_fast.train import checkpoint
 from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.memory import kept_memory
 from scsco_fast.train.processes import Processes, start_processes
 from scsco_fast.train.profiling import Profile
 from scsco_fast.train.report import COLUMNS, Report
@@ -93,6 +94,8 @@ def train(
             validation = build_validation(config) if dataset is None else validation
             preview = build_preview(config) if dataset is None else collate([dataset[index] for index in range(2)])
             model, loss, source = build_model(config)
+        if config.device == "cpu":
+            held.enter_context(kept_memory())
         step = TrainingStep(model, loss, config, processes)
         with processes.together():
             data = fingerprint(samples)

@@ -18,25 +18,27 @@ from scsco_fast.eager.products import product
 # four times as often: at 128x128, C = 64, 197 ms and not 155.
 BLOCK_ELEMENTS = 1 << 20
 MIN_ROWS = 64  # fewer rows than this starve the matrix product
-# Of how many numbers of keys one is chosen at each size: rounding up costs 1/32 of the work on average, a new shape the
-# compilation of seven products (see `product`).
+# The number of keys is rounded up to one of this many, and that of a block's rows to a multiple of `ROW_STEP`: 1/32 of
+# the work more on average, but a new shape costs the compilation of seven products (see `product`).
 KEY_STEPS = 16
-ROW_STEP = 32  # likewise for the rows of a block
+ROW_STEP = 16
+
+Places = slice | Tensor  # of columns: a range, or a mask (b, 1, columns)
 
 
 @dataclass
 class _Packed:
     """One group of images as columns, `queries_at` and `keys_at` naming the pixels they came from.
 
-    Columns that are no queries or no keys hold zeros. The logits' `bias` takes the keys among them out of the softmax;
+    Columns beside the queries and keys hold zeros. The logits' `bias` takes those beside the keys out of the softmax;
     in an image without keys it leaves them all in, for rows without a number would spoil the sums.
     """
 
     images: slice
     queries_at: Tensor  # (b, Q) pixel of each query
     keys_at: Tensor  # (b, K) pixel of each key
-    is_query: Tensor  # (b, 1, Q) bool
-    is_key: Tensor  # (b, 1, K) bool
+    beside_queries: Places
+    beside_keys: Places
     bias: Tensor  # (b, 1, K): 0, or minus infinity where there is no key
     query: Tensor  # (b, D, Q), times the scale
     key: Tensor  # (b, D, K)
@@ -72,26 +74,25 @@ def forward(
         static: compute at the mask-independent shape instead of the exact one; None: on every device but the CPU.
 
     Returns:
-        mean, std, first (B, C, N): sum_j A_ij (v_j - pivot), variance (B, C, N) before the clamp, both by the queries'
-        places in `order` and 0 behind them, and an empty tensor: the backward needs no log-sum-exp.
+        mean, std, moments (B, 2C, N): a = sum_j A_ij (v_j - pivot) above b = sum_j A_ij (v_j - pivot)^2, by the
+        queries' places in `order` and 0 behind them, and two empty tensors: the backward needs nothing else.
     """
     dtype = accumulate_dtype(query, key, value)
     batch, channels, height, width = value.shape
     mean = value.new_zeros((batch, channels, height * width), dtype=dtype)
     std = torch.ones_like(mean)
-    first, variance = torch.zeros_like(mean), torch.zeros_like(mean)
+    moments = value.new_zeros((batch, 2 * channels, height * width), dtype=dtype)
     for packed in _pack(query, key, value, order, counts, scale, dtype, static):
-        queries = packed.queries_at.shape[1]
-        moments = packed.moments.new_empty((*packed.moments.shape[:2], queries))
+        found = moments[packed.images, :, : packed.queries_at.shape[1]]
         for rows in packed.blocks():
-            moments[:, :, rows] = product(packed.moments, packed.weights(rows).transpose(1, 2))
-        a, b = torch.where(packed.is_query, moments, 0).chunk(2, dim=1)
-        var = b - a.square()
-        first[packed.images, :, :queries], variance[packed.images, :, :queries] = a, var
-        _put(mean[packed.images], packed.queries_at, torch.where(packed.is_query, a + packed.pivot, 0))
-        deviation = (var.clamp(min=0) + eps).sqrt()
-        _put(std[packed.images], packed.queries_at, torch.where(packed.is_query, deviation, 1))
-    return _to_map(mean, value), _to_map(std, value), first, variance, mean.new_empty((batch, 0))
+            found[:, :, rows] = product(packed.moments, packed.weights(rows).transpose(1, 2))
+        _fill(found, packed.beside_queries, 0)
+        a, b = found.chunk(2, dim=1)
+        _put(mean[packed.images], packed.queries_at, _fill(a + packed.pivot, packed.beside_queries, 0))
+        deviation = (b - a.square()).clamp_(min=0).add_(eps).sqrt_()
+        _put(std[packed.images], packed.queries_at, _fill(deviation, packed.beside_queries, 1))
+    nothing = moments.new_empty((0,))
+    return _to_map(mean, value), _to_map(std, value), moments, nothing, torch.empty_like(nothing)
 
 
 def backward(
@@ -102,9 +103,9 @@ def backward(
     value: Tensor,
     order: Tensor,
     counts: Tensor,
-    first: Tensor,
-    variance: Tensor,
-    nothing: Tensor,
+    moments: Tensor,
+    _unused: Tensor,
+    _empty: Tensor,
     scale: float,
     eps: float,
     static: bool | None = None,
@@ -121,12 +122,13 @@ def backward(
     products cancels against them: where a query has one key, dS is then 0 and not the rounding of dA, which is 1e10 for
     values of 1e4.
     """
-    dtype = first.dtype
+    dtype = moments.dtype
     d_mean, d_std = (_columns(g, dtype) for g in (grad_mean, grad_std))
     d_query, d_key, d_value = (torch.zeros_like(_columns(t, dtype)) for t in (query, key, value))
     for packed in _pack(query, key, value, order, counts, scale, dtype, static):
-        channels = value.shape[1]
-        d_moments = _moments_gradient(packed, d_mean, d_std, first, variance, eps)
+        found = moments[packed.images, :, : packed.queries_at.shape[1]]
+        gradients = (_gather(g[packed.images], packed.queries_at) for g in (d_mean, d_std))
+        d_moments = _fill(_moments_gradient(*gradients, found, eps), packed.beside_queries, 0)
         dq = torch.empty_like(packed.query)
         dk, weighted = torch.zeros_like(packed.key), torch.zeros_like(packed.moments)
         for rows in packed.blocks():
@@ -136,22 +138,27 @@ def backward(
             dq[:, :, rows] = product(d_logits, packed.key.transpose(1, 2)).transpose(1, 2)
             dk += product(packed.query[:, :, rows], d_logits)
             weighted += product(d_rows, weights)
-        dv = weighted[:, :channels] + 2 * packed.moments[:, :channels] * weighted[:, channels:]
-        _put(d_query[packed.images], packed.queries_at, torch.where(packed.is_query, dq.mul_(scale), 0))
-        _put(d_key[packed.images], packed.keys_at, torch.where(packed.is_key, dk, 0))
-        _put(d_value[packed.images], packed.keys_at, torch.where(packed.is_key, dv, 0))
+        first, second = weighted.chunk(2, dim=1)
+        dv = (packed.moments.chunk(2, dim=1)[0] * second).mul_(2).add_(first)
+        _put(d_query[packed.images], packed.queries_at, _fill(dq.mul_(scale), packed.beside_queries, 0))
+        _put(d_key[packed.images], packed.keys_at, _fill(dk, packed.beside_keys, 0))
+        _put(d_value[packed.images], packed.keys_at, _fill(dv, packed.beside_keys, 0))
     return _to_map(d_query, query), _to_map(d_key, key), _to_map(d_value, value)
 
 
-def _moments_gradient(
-    packed: _Packed, d_mean: Tensor, d_std: Tensor, first: Tensor, variance: Tensor, eps: float
-) -> Tensor:
-    """da above db, (b, 2C, Q), 0 for columns that are no queries."""
-    queries = packed.queries_at.shape[1]
-    a, var = (saved[packed.images, :, :queries] for saved in (first, variance))
-    dm, ds = (_gather(gradient[packed.images], packed.queries_at) for gradient in (d_mean, d_std))
-    d_var = torch.where(var >= 0, 0.5 * ds * (var.clamp(min=0) + eps).rsqrt(), 0)
-    return torch.where(packed.is_query, torch.cat([dm - 2 * a * d_var, d_var], dim=1), 0)
+def _moments_gradient(d_mean: Tensor, d_std: Tensor, moments: Tensor, eps: float) -> Tensor:
+    """da above db, (b, 2C, Q).
+
+    Products and sums are rounded one by one, as in dv: where v' equals a they cancel there, and a fused multiplication
+    would leave the rounding of values of 1e4.
+    """
+    a, b = moments.chunk(2, dim=1)
+    var = b - a.square()
+    gradient = torch.empty_like(moments)
+    da, db = gradient.chunk(2, dim=1)
+    torch.mul(d_std, (var.clamp(min=0) + eps).rsqrt_().mul_(0.5), out=db).masked_fill_(var < 0, 0)
+    torch.mul(a, db, out=da).mul_(-2).add_(d_mean)
+    return gradient
 
 
 def _pack(
@@ -175,17 +182,21 @@ def _pack(
         n_fg, n_bg = counts[:, :1], counts[:, 1:]
         # An image without queries has no keys: its gradients are 0, and 0 times a key that is NaN would not be.
         is_query, is_key = (place < n_fg) & (n_bg > 0), (place >= pixels - n_bg) & (n_fg > 0)
-        yield _packed(slice(None), order, order, q, k, v, is_query, is_key, scale)
+        beside = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
+        bias = torch.zeros(beside[1].shape, dtype=dtype, device=order.device)
+        bias.masked_fill_(beside[1] & is_key.any(dim=1).reshape(-1, 1, 1), -torch.inf)
+        number = is_key.sum(dim=1).clamp(min=1).reshape(-1, 1, 1)
+        yield _packed(slice(None), order, order, q, k, v, *beside, bias, number, scale)
         return
     for image, (n_fg, n_bg) in enumerate(counts.tolist()):
         if not (n_fg and n_bg):
             continue
         queries = min(_round_up(n_fg, ROW_STEP), pixels)
         keys = min(_round_up(n_bg, max(1, pixels // KEY_STEPS)), pixels)
-        of = slice(image, image + 1)
+        of, beside_keys = slice(image, image + 1), slice(0, keys - n_bg)
+        bias = _fill(value.new_zeros((1, 1, keys), dtype=dtype), beside_keys, -torch.inf)
         at = order[of, :queries], order[of, pixels - keys :]
-        is_query, is_key = torch.arange(queries)[None] < n_fg, torch.arange(keys)[None] >= keys - n_bg
-        yield _packed(of, *at, q[of], k[of], v[of], is_query, is_key, scale)
+        yield _packed(of, *at, q[of], k[of], v[of], slice(n_fg, queries), beside_keys, bias, n_bg, scale)
 
 
 def _packed(
@@ -195,18 +206,21 @@ def _packed(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    is_query: Tensor,
-    is_key: Tensor,
+    beside_queries: Places,
+    beside_keys: Places,
+    bias: Tensor,
+    number: int | Tensor,
     scale: float,
 ) -> _Packed:
-    is_query, is_key = is_query.unsqueeze(1), is_key.unsqueeze(1)
-    q = torch.where(is_query, _gather(query, queries_at) * scale, 0)
-    k, v = (torch.where(is_key, _gather(t, keys_at), 0) for t in (key, value))
-    pivot = v.sum(dim=2, keepdim=True) / is_key.sum(dim=2, keepdim=True).clamp(min=1)
-    v = torch.where(is_key, v - pivot, 0)
-    bias = torch.where(is_key | ~is_key.any(dim=2, keepdim=True), 0.0, -torch.inf).to(q.dtype)
-    moments = torch.cat([v, v.square()], dim=1)
-    return _Packed(images, queries_at, keys_at, is_query, is_key, bias, q, k, moments, pivot)
+    q = _fill(_gather(query, queries_at).mul_(scale), beside_queries, 0)
+    k = _fill(_gather(key, keys_at), beside_keys, 0)
+    v = _fill(_gather(value, keys_at), beside_keys, 0)
+    pivot = v.sum(dim=2, keepdim=True) / number
+    moments = v.new_empty((v.shape[0], 2 * v.shape[1], v.shape[2]))
+    centred, squares = moments.chunk(2, dim=1)
+    _fill(torch.sub(v, pivot, out=centred), beside_keys, 0)
+    torch.square(centred, out=squares)
+    return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, bias, q, k, moments, pivot)
 
 
 def _round_up(count: int, step: int) -> int:
@@ -229,3 +243,11 @@ def _gather(columns: Tensor, pixels: Tensor) -> Tensor:
 
 def _put(target: Tensor, pixels: Tensor, columns: Tensor) -> None:
     target.scatter_(2, pixels.unsqueeze(1).expand(-1, target.shape[1], -1), columns)
+
+
+def _fill(columns: Tensor, places: Places, value: float) -> Tensor:
+    """The columns, with `value` at these places whatever they held: NaN times 0 would be NaN."""
+    if isinstance(places, Tensor):
+        return columns.masked_fill_(places, value)
+    columns[:, :, places] = value
+    return columns

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from scsco_fast.eager.dtypes import accumulate_dtype
+from scsco_fast.eager.products import product
 
 BLOCK_ELEMENTS = 1 << 20  # of one block of rows of a Gram matrix, over the batch
 
@@ -21,7 +22,7 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor,
     signs = torch.empty(*others.shape[:2], anchor.shape[1], background.shape[1], dtype=torch.int8, device=anchor.device)
     for j, difference in _differences(anchor, others, dtype):
         for rows in _row_blocks(difference, shared):
-            products = difference[:, rows] @ shared
+            products = product(difference[:, rows], shared)
             signs[:, j, rows] = products.sign().to(torch.int8)
             sums[:, j] += products.abs_().sum(dim=(1, 2))
     return sums / _size(anchor, background), signs
@@ -40,15 +41,15 @@ def backward(
     total = torch.zeros(signs.shape[:1] + signs.shape[2:], dtype=dtype, device=b.device)  # (B, C, Cb)
     for j in range(signs.shape[1]):
         total += scaled[:, j] * signs[:, j]
-    d_anchor = (total @ b).reshape(anchor.shape).to(anchor.dtype)
+    d_anchor = product(total, b).reshape(anchor.shape).to(anchor.dtype)
     if anchor_only:
         return (d_anchor,)
     d_background = torch.zeros_like(b, memory_format=torch.contiguous_format)
     d_others = torch.empty_like(others, memory_format=torch.contiguous_format)
     for j, difference in _differences(anchor, others, dtype):
         flow = scaled[:, j] * signs[:, j]
-        d_others[:, j] = -(flow @ b).reshape(anchor.shape)
-        d_background += flow.transpose(1, 2) @ difference
+        d_others[:, j] = -product(flow, b).reshape(anchor.shape)
+        d_background += product(flow.transpose(1, 2), difference)
     return d_anchor, d_background.reshape(background.shape).to(background.dtype), d_others
 
 

@@ -295,3 +295,23 @@ def move(pixels: Tensor, default: Tensor, index: Tensor, inverse: Tensor) -> Ten
 def still_on_canvas(still: Tensor, place: Tensor) -> Tensor:
     """Still pixels (H W, C) on a canvas (cells, C); 0 where a cell holds no pixel of the image."""
     return torch.where((place >= 0).unsqueeze(1), still.index_select(0, place.clamp_min(0)), 0)
+
+
+def surround(canvas: Tensor, still: Tensor, level: Level) -> Tensor:
+    """A canvas (J, C, rows, columns) with the still values (H W, C) in every cell that is not inside; may overwrite it.
+
+    On a CPU those cells alone are written, about a fifth: at 6 x 64 x 336 x 142 in 1.4 ms, a new canvas takes 25. Their
+    number depends on the masks, so a GPU, which would have to be asked for it, and a compiler get a new canvas.
+    """
+    if _may_count_cells(canvas):
+        around = (~level.inside).flatten().nonzero().squeeze(1)
+        values = still_on_canvas(still, level.place.index_select(0, around)).to(canvas.dtype)
+        cells = canvas.permute(0, 2, 3, 1).flatten(1, 2)  # (J, cells, C): a view, as canvases are channels-last
+        cells.index_copy_(1, around, values.expand(cells.shape[0], -1, -1))
+        return canvas
+    values = still_on_canvas(still, level.place).to(canvas.dtype).unflatten(0, canvas.shape[-2:]).permute(2, 0, 1)
+    return torch.where(level.inside, canvas, values)
+
+
+def _may_count_cells(canvas: Tensor) -> bool:
+    return canvas.device.type == "cpu" and not torch.compiler.is_compiling()

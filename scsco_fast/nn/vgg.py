@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.extras import install_line
-from scsco_fast.nn.mosaic import Depth, Mosaic, build_levels, move, plan, still_on_canvas
+from scsco_fast.nn.mosaic import Depth, Mosaic, build_levels, move, plan, still_on_canvas, surround
 from scsco_fast.ops.registration import autocasts
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -138,9 +138,7 @@ class VGG16Features(nn.Module):
             x = pixels.unflatten(1, canvas).permute(0, 3, 1, 2)  # (J, C, rows, columns), channels last
             for name, convolution in convolutions:
                 still = next(outputs)
-                x = convolution(x)
-                around = still_on_canvas(still, level.place).to(x.dtype).unflatten(0, canvas).permute(2, 0, 1)
-                x = torch.where(level.inside, x, around).relu_()
+                x = surround(convolution(x), still, level).relu_()
                 if name in self.layers:
                     size = (images.shape[-2] >> index, images.shape[-1] >> index)
                     whole = move(x.permute(0, 2, 3, 1).flatten(1, 2), still.repeat(batch, 1), level.cell, level.pixel)

@@ -115,10 +115,12 @@ def _(
         return mean, std, *triton_memory.allocate(query, key, value)
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     dtype = statistics_dtype(query, key, value)
-    by_rows = backend == "cuda"
-    first = value.new_empty((batch, pixels, channels) if by_rows else (batch, channels, pixels), dtype=dtype)
-    lse = value.new_empty((batch, pixels if by_rows else 0), dtype=dtype)
-    return empty_like(value), empty_like(value), first, torch.empty_like(first), lse
+    if backend == "eager":
+        shapes: list[tuple[int, ...]] = [(batch, 2 * channels, pixels), (0,), (0,)]
+    else:
+        shapes = [(batch, pixels, channels), (batch, pixels, channels), (batch, pixels)]
+    saved = (value.new_empty(shape, dtype=dtype) for shape in shapes)
+    return empty_like(value), empty_like(value), *saved
 
 
 @register_operation("bain_attention_backward", differentiable=False)

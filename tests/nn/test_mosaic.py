@@ -17,7 +17,7 @@ import scsco_fast as sf
 from scsco_fast.loss import RATIO_EPS, scaled
 from scsco_fast.nn import mosaic as mosaic_module
 from scsco_fast.nn import vgg
-from scsco_fast.nn.mosaic import Depth, plan, reaches, shelves
+from scsco_fast.nn.mosaic import Depth, Layout, build_levels, plan, reaches, shelves, surround
 
 pytestmark = pytest.mark.filterwarnings("ignore:VGG-16 has RANDOM weights")
 
@@ -303,8 +303,26 @@ def test_few_compilations_and_one_whole_graph() -> None:
     assert counter.frame_count == len(canvases) == 3
 
 
+def test_the_surroundings_are_the_same_in_place_and_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU and a compiler get a new canvas; a CPU writes the cells that are not inside."""
+    level = build_levels([Layout((6, 6), (4, 10), [(0, 0, 4, 4, 0, 0), (2, 2, 4, 4, 0, 5)])], torch.device("cpu"))[0]
+    still, canvas, weights = random(36, 3), random(2, 3, 4, 10), random(2, 3, 4, 10, seed=1)
+    results = []
+    for in_place in (True, False):
+        monkeypatch.setattr(mosaic_module, "_may_count_cells", lambda canvas, answer=in_place: answer)
+        leaf = canvas.clone().requires_grad_()
+        given = (leaf * 1).contiguous(memory_format=torch.channels_last)
+        found = surround(given, still, level)
+        assert (found.data_ptr() == given.data_ptr()) == in_place
+        results.append((found, *torch.autograd.grad((found * weights).sum(), leaf)))
+    for ours, theirs in zip(*results, strict=True):
+        assert torch.equal(ours, theirs)
+    assert 0 < int(level.inside.sum()) < 40
+
+
 @pytest.mark.usefixtures("always")
-def test_nothing_waits_for_the_device(encoder: sf.VGG16Features) -> None:
+def test_nothing_waits_for_the_device(encoder: sf.VGG16Features, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mosaic_module, "_may_count_cells", lambda canvas: False)  # as on a GPU
     mask, images = mask_of("ragged", 48, 48), random(3, 1, 3, 48, 48).requires_grad_()
     boxes = sf.foreground_boxes(mask)
     with NoWaiting():

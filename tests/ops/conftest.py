@@ -1,9 +1,11 @@
-"""A fixture for tests of many calls on tiny tensors."""
+"""Fixtures for tests of many calls on tiny tensors."""
 
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from scsco_fast.eager import products
 
 
 @pytest.fixture
@@ -13,3 +15,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=["PyTorch's products", "oneDNN's products"])
+def either_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny products are PyTorch's own; oneDNN serves large ones, which tests would wait for."""
+    if request.param.startswith("oneDNN"):
+        monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)

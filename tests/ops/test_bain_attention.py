@@ -20,6 +20,7 @@ def inputs(batch: int, height: int, width: int, dtype: torch.dtype = torch.float
     return [random(*shape, seed=seed, dtype=dtype, offset=seed - 1.0) for seed, shape in enumerate(shapes)]
 
 
+@pytest.mark.usefixtures("either_product")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_eager_equals_reference(mask: str, dtype: torch.dtype) -> None:
@@ -33,6 +34,7 @@ def test_odd_shapes(shape: tuple[int, int]) -> None:
     assert_matches(lambda q, k, v: sf.ops.bain_attention(q, k, v, regions), inputs(2, *shape, torch.float32))
 
 
+@pytest.mark.usefixtures("either_product")
 @pytest.mark.parametrize("shape", [(31, 33), (32, 64)])
 def test_blocks_join(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eager, "BLOCK_ELEMENTS", 1)

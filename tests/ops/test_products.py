@@ -1,0 +1,65 @@
+"""The eager backend's matrix products: who computes them, and that both libraries give the same."""
+
+import pytest
+import torch
+from oracle import random
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from scsco_fast.eager import products
+from scsco_fast.eager.products import product
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of PyTorch lacks oneDNN")
+
+
+class Calls(TorchDispatchMode):
+    """The names of the operators that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names = set[str]()
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+        self.names.add(function.overloadpacket.__name__)
+        return function(*arguments, **(keywords or {}))
+
+
+def by_onednn(left: Tensor, right: Tensor) -> bool:
+    with Calls() as calls:
+        product(left, right)
+    return "_linear_pointwise" in calls.names
+
+
+@needs_onednn
+def test_large_float32_products_are_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
+    left, right = torch.rand(1, 16, 8), torch.rand(1, 8, 32)
+    assert not by_onednn(left, right)
+    monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 16 * 8 * 32)
+    assert by_onednn(left, right)
+    assert not by_onednn(left[:, 1:], right)
+    assert not by_onednn(left.double(), right.double())
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not by_onednn(left, right)
+
+
+@needs_onednn
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("layout", ["rows", "columns"])
+def test_both_libraries_are_as_exact(batch: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any strides, and a bias that may be minus infinity; either may err by twice what a float32 sum of 40 terms does."""
+    left, right, bias = random(batch, 17, 40), random(batch, 40, 33, seed=1), random(batch, 1, 33, seed=2)
+    bias[..., 5] = -torch.inf
+    truth = left @ right + bias
+    allowed = 2 * 40 * torch.finfo(torch.float32).eps * float((left.abs() @ right.abs()).max())
+    operands = [t.float() for t in (left, right)]
+    if layout == "columns":
+        operands = [t.transpose(1, 2).contiguous().transpose(1, 2) for t in operands]
+    for fewest in (0, 1 << 62):
+        monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", fewest)
+        found = product(*operands, bias.float())
+        assert found.shape == truth.shape
+        assert (found[..., 5] == -torch.inf).all()
+        found, wanted = (t.masked_fill(bias == -torch.inf, 0) for t in (found, truth))
+        assert float((found - wanted).abs().max()) <= allowed
+        plain = product(*operands).double()
+        assert float((plain - left @ right).abs().max()) <= allowed
