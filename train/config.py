@@ -65,8 +65,9 @@ class TrainConfig:
     accumulate: int = 1
     """Parts in which each process does its share of a step, one after the other, to save memory; the step stays the
     same up to rounding."""
-    workers: int = 0
-    """Processes that read samples; 0 reads them in the training process. A packed store is read by a thread of it."""
+    workers: int | None = 0
+    """Processes that make or read samples; 0 does it in the training process, None takes one on a CPU and one per core
+    for a GPU, at most 8. A packed store is read by a thread of the training process."""
     bad_sample_limit: int = 20
     """Stop when more than this many different samples cannot be used; until then they are skipped and named."""
 

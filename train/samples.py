@@ -10,7 +10,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
@@ -18,6 +18,7 @@ from scsco_fast.data.layouts import find_layout, listed_splits
 from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.synthetic import SyntheticComposites, load_photos
+from scsco_fast.data.workers import loader_workers
 from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
@@ -226,11 +227,14 @@ def build_loader(
     samples: Samples | ComposedComposites, config: TrainConfig, first: int, device: torch.device, processes: Processes
 ) -> Iterable[Batch | PackedBatch]:
     """This process's shares of the batches of the steps from `first` on, in order."""
+    workers = config.workers
+    if workers is None:
+        workers = loader_workers(device.type, int(os.environ.get("LOCAL_WORLD_SIZE", processes.world)))
     if isinstance(samples, ComposedComposites):
         share = config.batch_size // processes.world
         rows = range(processes.rank * share, (processes.rank + 1) * share)
         # On a GPU the host only launches, and a thread's launches would break the capture of a CUDA graph.
-        threaded = config.workers > 0 and device.type == "cpu"
+        threaded = workers > 0 and device.type == "cpu"
         return samples.batches(range(first, config.steps), rows, threaded)
     order = StepOrder(
         len(samples),
@@ -247,13 +251,26 @@ def build_loader(
     return DataLoader(
         cast(Dataset[Batch], samples),
         batch_sampler=order,
-        collate_fn=collate,
-        num_workers=config.workers,
+        collate_fn=_collate_where_shared if workers else collate,
+        num_workers=workers,
         worker_init_fn=_ignore_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the default one, which dropout draws from, must not move with the number of loaders made.
         generator=torch.Generator(),
     )
+
+
+def _collate_where_shared(items: Sequence[Sample | BadSample]) -> Batch:
+    """`collate` in a worker process: stacked at once in the memory that the training process reads.
+
+    Stacked elsewhere and copied there, a batch of 16 at 256 pixels takes 13 to 40 ms to hand over, so 12 to 19.
+    """
+    good = [item for item in items if isinstance(item, Sample)]
+    if len({item.composite.shape for item in good}) != 1:
+        return collate(items)  # without a good sample, or an error
+    composite, real, mask = default_collate([(item.composite, item.real, item.mask) for item in good])
+    bad = [item for item in items if isinstance(item, BadSample)]
+    return Batch(composite, real, mask, [item.name for item in good], [item.subset for item in good], bad)
 
 
 def _ignore_signals(worker: int) -> None:

@@ -33,6 +33,27 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+MOST_LOADERS = 8  # of one training process; each holds two batches, and all hand them over through one thread
+
+
+def loader_workers(device: str, sharing: int = 1) -> int:
+    """Processes that make the samples of one training process, where their number is left open.
+
+    On a GPU one per core, shared with the other training processes of the machine, 1 to `MOST_LOADERS`. On a CPU one:
+    the network has all cores, so what a second makes it takes from the network (the demo on two cores: 71 images/s
+    with none, 71 with one and 68 with two).
+
+    Args:
+        device: "cpu" or another, where the network is.
+        sharing: training processes on this machine.
+
+    Examples:
+        >>> loader_workers("cpu")
+        1
+    """
+    return 1 if device == "cpu" else min(max(default_workers() // sharing, 1), MOST_LOADERS)
+
+
 def run_tasks(
     function: Callable[[TaskT], ResultT], tasks: Iterable[TaskT], workers: int, time_limit: float = TIME_LIMIT
 ) -> Generator[tuple[TaskT, ResultT | Lost], None, None]:

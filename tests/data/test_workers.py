@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from misbehaving import act, process_id
 
+from scsco_fast.data import workers as workers_module
 from scsco_fast.data.workers import Lost, interrupted_afterwards, run_tasks
 
 
@@ -119,3 +120,11 @@ def test_ctrl_c_while_the_server_starts_is_the_parents_alone(tmp_path: Path) -> 
         command, capture_output=True, text=True, env=environment, start_new_session=True, timeout=60, check=False
     )
     assert (result.stdout, result.stderr, result.returncode) == ("interrupted\n", "", 0)
+
+
+def test_loaders_are_one_on_a_cpu_and_share_the_cores_beside_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers_module, "default_workers", lambda: 6)
+    assert workers_module.loader_workers("cpu") == 1
+    assert [workers_module.loader_workers("cuda", sharing) for sharing in (1, 2, 4, 8)] == [6, 3, 1, 1]
+    monkeypatch.setattr(workers_module, "default_workers", lambda: 96)
+    assert workers_module.loader_workers("cuda") == workers_module.MOST_LOADERS

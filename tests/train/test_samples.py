@@ -1,0 +1,69 @@
+"""Batches as worker processes hand them over, and how many of these there are."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from scsco_fast.data.photos import Photo
+from scsco_fast.data.samples import BadSample, Batch, Sample, collate
+from scsco_fast.data.synthetic import SyntheticComposites
+from scsco_fast.errors import ScscoError
+from scsco_fast.train import samples as samples_module
+from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.processes import Processes
+from scsco_fast.train.samples import build_loader
+
+CPU = torch.device("cpu")
+
+
+def item(name: str, size: int = 6) -> Sample:
+    values = np.random.default_rng(len(name)).random((7, size, size), np.float32)
+    composite, real, mask = torch.from_numpy(values).split([3, 3, 1])
+    return Sample(composite, real, mask.round(), name, "part")
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one[:3], other[:3], strict=True)) and one[3:] == other[3:]
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_what_is_stacked_in_shared_memory_is_the_same_batch(bad: int) -> None:
+    items = [*[BadSample("x", "gone"), BadSample("y", "empty")][:bad], item("a"), item("bb")]
+    assert same(samples_module._collate_where_shared(items), collate(items))
+    items = [BadSample("x", "gone")]
+    assert same(samples_module._collate_where_shared(items), collate(items))
+
+
+def test_a_worker_process_stacks_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
+    batch = samples_module._collate_where_shared([item("a"), item("bb")])
+    assert all(tensor.is_shared() for tensor in batch[:3])
+
+
+def test_samples_of_different_sizes_are_refused_there_too() -> None:
+    with pytest.raises(ScscoError, match=r"bb is 8x8 but a in the same batch is 6x6"):
+        samples_module._collate_where_shared([item("a"), item("bb", 8)])
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_workers_make_the_batches_that_the_training_process_makes(
+    workers: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+    monkeypatch.setattr(samples_module, "loader_workers", lambda device, sharing: asked.append((device, sharing)) or 2)
+    labels = np.pad(np.ones((12, 12), np.uint16), 12)
+    photos = [
+        Photo(
+            f"noise{seed}", np.random.default_rng(seed).integers(0, 256, (72, 72, 3), dtype=np.uint8), labels, ((1,),)
+        )
+        for seed in range(3)
+    ]
+    dataset = SyntheticComposites(photos, size=32, length=24, seed=0, augment=True)
+    config = TrainConfig(steps=6, batch_size=4, workers=0)
+    alone = list(build_loader(dataset, config, 2, CPU, Processes()))
+    helped = list(build_loader(dataset, dataclasses.replace(config, workers=workers), 2, CPU, Processes()))
+    assert len(alone) == len(helped) == 4
+    assert all(same(*pair) for pair in zip(alone, helped, strict=True))
+    assert asked == ([("cpu", 1)] if workers is None else [])
