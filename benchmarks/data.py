@@ -2,6 +2,7 @@
 
     python -m benchmarks.data                  # makes its own pictures; prints a table, writes runs/bench/data.csv
     python -m benchmarks.data --smoke          # seconds: does the program work?
+    python -m benchmarks.data --only generators
 
 Method: JPEGs of 1024x1024 pixels are synthesised in iHarmony4's layout (quality 90, a mask and a real picture for each
 composite) and packed at 256x256. A sample is a composite, its mask and its real picture. Each reader is warmed up for
@@ -11,6 +12,11 @@ files are in the page cache, as a data set is that fits in memory. "raw" is `IHa
 "packed, on the device" adds the crops, the flips and the floats, and the copy where there is a GPU. "training step" is
 the demo's network without a style loss on one batch that stays on the device: what the data has to keep up with there.
 One thread a process, whatever the machine has.
+
+The generators make their composites out of 24 pictures of the same kind, of 512x384 pixels, with a disc of other noise
+as the object of each, augmented as in training: "synthetic" is `SyntheticComposites` at the demo's size and batch, also
+`wide` and at `--size`, with 0 processes by `dataset[i]` and with more through training's loader; "composed" is
+`ComposedComposites` at the size and batch of `compact`.
 """
 
 import argparse
@@ -29,14 +35,19 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
+from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.packed import PackedDataset, read_ahead
 from scsco_fast.data.packing import pack
+from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import collate
+from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.data.workers import default_workers
 from scsco_fast.files import replacing
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.train import PRESETS
+from scsco_fast.train.processes import Processes
+from scsco_fast.train.samples import build_loader
 from scsco_fast.train.step import TrainingStep
 
 BATCH = 16
@@ -64,12 +75,14 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=1024, help="of the JPEGs in pixels")
     parser.add_argument("--size", type=int, default=256, help="of the samples in pixels")
     parser.add_argument("--seconds", type=float, default=10.0, help="for each row")
+    parser.add_argument("--only", choices=["readers", "generators"], help="leave the others out")
     parser.add_argument("--smoke", action="store_true", help="few small pictures")
     options = parser.parse_args()
     pictures, side, size, seconds = options.pictures, options.side, options.size, options.seconds
     if options.smoke:
         pictures, side, size, seconds = 8, 64, 32, 0.2
-    rows = measure(pictures, side, size, seconds)
+    rows = [] if options.only == "generators" else measure(pictures, side, size, seconds)
+    rows += [] if options.only == "readers" else measure_generators(size, seconds)
     with replacing(options.out / "data.csv") as temporary, temporary.open("w", newline="") as file:
         writer = csv.DictWriter(file, [field.name for field in fields(Row)])
         writer.writeheader()
@@ -114,6 +127,60 @@ def measure(pictures: int, side: int, size: int, seconds: float) -> list[Row]:
     return rows
 
 
+def measure_generators(size: int, seconds: float) -> list[Row]:
+    """Time both generators."""
+    torch.set_num_threads(1)
+    demo, compact, cores = PRESETS["demo"], PRESETS["compact"], default_workers()
+    photos = make_photos(24)
+    rows = []
+    for name, side, wide in (
+        ("synthetic", demo.size, False),
+        ("synthetic, wide", demo.size, True),
+        ("synthetic", size, False),
+    ):
+        dataset = SyntheticComposites(photos, side, length=1, seed=0, augment=True, wide=wide)
+        config = dataclasses.replace(demo, size=side, steps=10**9)
+        for processes in (0, cores):
+            loader = build_loader(
+                dataset, dataclasses.replace(config, workers=processes), 0, torch.device("cpu"), Processes()
+            )
+            rows.append(row(f"{name}, {side}", processes, *time_batches(iter(loader), processes, seconds), "cpu", None))
+    composed = ComposedComposites(build_store(photos, compact.size), compact.size, compact.batch_size, seed=0)
+    batches = composed.batches(count(), range(compact.batch_size))
+    rows.append(row(f"composed, {compact.size}", 0, *time_batches(batches, 0, seconds), "cpu", None))
+    for made in rows:
+        print(f"{made.reader}, {made.processes} processes: {made.images_per_second:.1f} images/s", flush=True)
+    return rows
+
+
+def time_batches(batches: Iterator, processes: int, seconds: float) -> tuple[int, float]:
+    """Composites made after the warm-up, which finds each foreground once, and the seconds that took."""
+    for _ in range(8 * max(processes, 1)):
+        next(batches)
+    images, begun = 0, time.perf_counter()
+    while time.perf_counter() - begun < seconds:
+        images += len(next(batches).names)
+    return images, time.perf_counter() - begun
+
+
+def make_photos(number: int) -> list[Photo]:
+    rows, columns = np.mgrid[:384, :512]
+    disc = np.hypot(rows - 192, columns - 256) < 90
+    photos = []
+    for seed in range(number):
+        ground, thing = (smooth_noise(np.random.default_rng((seed, part)), 512)[:384] for part in range(2))
+        rgb = np.where(disc[:, :, None], thing, ground)
+        photos.append(Photo(f"noise {seed}", rgb, disc.astype(np.uint16), ((1,),), smoothing=1.5))
+    return photos
+
+
+def smooth_noise(rng: np.random.Generator, side: int) -> np.ndarray:
+    """(side, side, 3) uint8: smooth noise with some grain, which compresses about as photographs do."""
+    coarse = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.BoxBlur(1)))
+    return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+
+
 def row(reader: str, processes: int, images: int, elapsed: float, device: str, raw: float | None) -> Row:
     speed = images / elapsed
     ratio = None if raw is None else speed / raw
@@ -130,15 +197,13 @@ def cpu_name() -> str:
 
 
 def make_pictures(root: Path, pictures: int, side: int) -> None:
-    """Smooth noise with some grain, which compresses about as photographs do: composites, masks, real pictures."""
+    """`smooth_noise` as composites, masks and real pictures."""
     for part in ("composite_images", "masks", "real_images"):
         (root / part).mkdir(parents=True)
     rng = np.random.default_rng(0)
     names = []
     for number in range(pictures):
-        coarse = Image.fromarray(rng.integers(0, 256, (side // 16, side // 16, 3), dtype=np.uint8))
-        smooth = np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC).filter(ImageFilter.BoxBlur(1)))
-        real = np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
+        real = smooth_noise(rng, side)
         mask = np.zeros((side, side), np.uint8)
         mask[side // 4 : side // 2, side // 3 : side // 2] = 255
         names.append(f"c{number}_1_1.jpg")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from scsco_fast.benchmarks.data import measure
+from scsco_fast.benchmarks.data import measure, measure_generators
+from scsco_fast.data.workers import default_workers
 
 
 @pytest.mark.slow
@@ -15,4 +16,13 @@ def test_every_reader_is_measured() -> None:
         "packed, on the device",
         "training step",
     }
+    assert all(row.images > 0 and row.images_per_second > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_both_generators_are_measured() -> None:
+    rows = measure_generators(size=32, seconds=0.05)
+    made = {(row.reader, row.processes) for row in rows}
+    names = ("synthetic, 128", "synthetic, wide, 128", "synthetic, 32")
+    assert made == {("composed, 96", 0), *((name, number) for name in names for number in (0, default_workers()))}
     assert all(row.images > 0 and row.images_per_second > 0 for row in rows)

@@ -207,3 +207,31 @@ def test_photographs_without_a_foreground_are_refused() -> None:
     whole = Photo("whole", np.zeros((40, 40, 3), np.uint8), np.ones((40, 40), np.uint16), ((1,),))
     with pytest.raises(ScscoError, match="none of the 1 photographs has a foreground"):
         build_store([whole], SIZE)
+
+
+def test_what_only_some_need_is_the_same_where_all_get_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, whose host does not know which. Products in another order may round to the neighbouring of 256."""
+    one = ComposedComposites(store, SIZE, batch_size=32, seed=0).batch(0)
+    monkeypatch.setattr(composer, "_knows_values", lambda device: False)
+    other = ComposedComposites(store, SIZE, batch_size=32, seed=0).batch(0)
+    assert torch.equal(one.real, other.real)
+    assert torch.equal(one.mask, other.mask)
+    assert (one.composite - other.composite).abs().max() < 1.5 / 255
+    assert (one.composite != other.composite).float().mean() < 1e-3
+
+
+def test_some_rows_are_retouched_as_all_would_be() -> None:
+    rgb = torch.rand(6, 3, 8, 8, generator=generator())
+    draws = [composer._Draw(generator(1), 6, torch.device("cpu")) for _ in range(2)]
+    whole = composer._retouch(rgb, draws[0], 2.0)
+    part = composer._retouch(rgb, draws[1], 2.0, slice(2, 5))
+    assert torch.equal(part, whole[2:5])
+    assert torch.equal(draws[0].uniform(0, 1), draws[1].uniform(0, 1))  # as many were drawn
+
+
+def test_wrong_masks_are_a_pixel_larger_or_smaller() -> None:
+    soft = torch.zeros(64, 1, 9, 9)
+    soft[:, :, 3:6, 3:6] = 1
+    areas = composer._misjudge(soft, composer._Draw(generator(), 64, torch.device("cpu"))).sum(dim=(1, 2, 3))
+    assert set(areas.tolist()) == {1.0, 9.0, 25.0}
+    assert (areas == 9).float().mean() > 0.5
