@@ -40,7 +40,7 @@ def loader_workers(device: str, sharing: int = 1) -> int:
     """Processes that make the samples of one training process, where their number is left open.
 
     On a GPU one per core, shared with the other training processes of the machine, 1 to `MOST_LOADERS`. On a CPU one:
-    the network has all cores, so what a second makes it takes from the network (the demo on two cores: 71 images/s
+    the network has all cores, so what a second makes it takes from the network (the demo on two cores: 73 images/s
     with none, 71 with one and 68 with two).
 
     Args:
