@@ -1,10 +1,13 @@
 """Regions: the permutation, resolutions, the valid mask, and refusals."""
 
+from unittest import mock
+
 import pytest
 import torch
 from oracle import MASKS, make_mask
 
 import scsco_fast as sf
+from scsco_fast import regions as regions_module
 
 
 @pytest.mark.parametrize("kind", MASKS)
@@ -31,6 +34,19 @@ def test_levels_are_nearest_and_kept() -> None:
     assert regions.at(4, 4) is half
     bigger = regions.at(16, 16).foreground
     assert torch.equal(bigger[..., ::2, ::2], mask > 0.5)
+
+
+def test_a_level_is_sorted_once_and_only_if_the_attention_reads_it() -> None:
+    regions, x = sf.Regions(make_mask("random", 1, 8, 8)), torch.randn(1, 2, 8, 8)
+    with mock.patch.object(regions_module, "_foreground_first", wraps=regions_module._foreground_first) as sort:
+        sf.ops.region_norm(x, regions)
+        sf.ops.masked_gram(x, regions)
+        assert sort.call_count == 0
+        sf.ops.bain_attention(x, x, x, regions)
+        order = regions.at(8, 8).order
+        sf.ops.bain_attention(x, x, x, regions)
+        assert regions.at(8, 8).order is order
+        assert sort.call_count == 1
 
 
 def test_soft_masks_are_cut_above_one_half() -> None:

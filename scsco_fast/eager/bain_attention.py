@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from scsco_fast.eager.dtypes import accumulate_dtype
-from scsco_fast.eager.products import product
+from scsco_fast.eager.products import add_product, product
 
-# 4 MiB of float32 logits. A quarter of it leaves a core's cache alone, but the backward then adds to the keys' gradients
-# four times as often: at 128x128, C = 64, 197 ms and not 155.
-BLOCK_ELEMENTS = 1 << 20
-MIN_ROWS = 64  # fewer rows than this starve the matrix product
+BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32 logits stays in the cache
+# With fewer rows than this the backward adds to the keys' gradients too often, and oneDNN starves: at 64x64, C = 128,
+# with 78 rows 16.6 ms and not 14.
+MIN_ROWS = 128
 # The number of keys is rounded up to one of this many, and that of a block's rows to a multiple of `ROW_STEP`: 1/32 of
 # the work more on average, but a new shape costs the compilation of seven products (see `product`).
 KEY_STEPS = 16
@@ -132,21 +132,27 @@ def backward(
         found = moments[packed.images, :, : packed.queries_at.shape[1]]
         gradients = (_gather(g[packed.images], packed.queries_at) for g in (d_mean, d_std))
         d_moments = _fill(_moments_gradient(*gradients, found, eps), packed.beside_queries, 0)
-        dq = torch.empty_like(packed.query)
         dk, weighted = torch.zeros_like(packed.key), torch.zeros_like(packed.moments)
         for rows in packed.blocks():
-            weights, d_rows = packed.weights(rows), d_moments[:, :, rows]
-            d_weights = product(d_rows.transpose(1, 2), packed.moments)
-            d_logits = torch.ops.aten._softmax_backward_data(d_weights, weights, 2, dtype)
-            dq[:, :, rows] = product(d_logits, packed.key.transpose(1, 2)).transpose(1, 2)
-            dk += product(packed.query[:, :, rows], d_logits)
-            weighted += product(d_rows, weights)
+            _add_block(packed, rows, d_moments, scale, dk, weighted)
         first, second = weighted.chunk(2, dim=1)
         dv = (packed.moments.chunk(2, dim=1)[0] * second).mul_(2).add_(first)
-        _put(d_query[packed.images], packed.queries_at, _fill(dq.mul_(scale), packed.beside_queries, 0))
+        _put(d_query[packed.images], packed.queries_at, _fill(packed.query, packed.beside_queries, 0))
         _put(d_key[packed.images], packed.keys_at, _fill(dk, packed.beside_keys, 0))
         _put(d_value[packed.images], packed.keys_at, _fill(dv, packed.beside_keys, 0))
     return _to_map(d_query, query), _to_map(d_key, key), _to_map(d_value, value)
+
+
+def _add_block(
+    packed: _Packed, rows: slice, d_moments: Tensor, scale: float, dk: Tensor, weighted: Tensor
+) -> None:
+    """Add the rows' part of dk and of A^T da above A^T db (b, 2C, K); their dq takes the place of their queries."""
+    weights, d_rows = packed.weights(rows), d_moments[:, :, rows]
+    d_logits = product(d_rows.transpose(1, 2), packed.moments)  # dA, and from the next line on dS
+    torch.ops.aten._softmax_backward_data.out(d_logits, weights, 2, weights.dtype, grad_input=d_logits)
+    add_product(weighted, d_rows, weights)
+    add_product(dk, packed.query[:, :, rows], d_logits)
+    packed.query[:, :, rows] = product(d_logits, packed.key.transpose(1, 2)).mul_(scale).transpose(1, 2)
 
 
 def _moments_gradient(d_mean: Tensor, d_std: Tensor, moments: Tensor, eps: float) -> Tensor:

@@ -25,6 +25,14 @@ def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
     return left @ right if bias is None else torch.baddbmm(bias, left, right)
 
 
+def add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
+    """target += left @ right, in place."""
+    if served_by_onednn(left, right):
+        target += product(left, right)
+    else:
+        target.baddbmm_(left, right)
+
+
 def served_by_onednn(left: Tensor, right: Tensor) -> bool:
     return (
         left.device.type == "cpu"

@@ -31,6 +31,7 @@ def by_onednn(left: Tensor, right: Tensor) -> bool:
 
 
 @needs_onednn
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 def test_large_float32_products_are_onednns(monkeypatch: pytest.MonkeyPatch) -> None:
     left, right = torch.rand(1, 16, 8), torch.rand(1, 8, 32)
     assert not by_onednn(left, right)
@@ -63,3 +64,15 @@ def test_both_libraries_are_as_exact(batch: int, layout: str, monkeypatch: pytes
         assert float((found - wanted).abs().max()) <= allowed
         plain = product(*operands).double()
         assert float((plain - left @ right).abs().max()) <= allowed
+
+
+@needs_onednn
+@pytest.mark.parametrize("spoiled", [torch.nan, torch.inf])
+def test_what_is_not_finite_stays_in_its_row_and_column(spoiled: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sizes that no width of vectors divides: what lies beside a row in memory must not enter it."""
+    monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)
+    left, right = torch.rand(1, 19, 37) + 1, torch.rand(1, 37, 35) + 1
+    left[0, 4, 36], right[0, 0, 7] = spoiled, spoiled
+    wanted = torch.ones(1, 19, 35, dtype=torch.bool)
+    wanted[0, 4], wanted[0, :, 7] = False, False
+    assert torch.equal(product(left, right).isfinite(), wanted)
