@@ -89,8 +89,7 @@ def forward(
         found = moments[packed.images, :, : packed.queries_at.shape[1]]
         for rows in packed.blocks():
             found[:, :, rows] = product(packed.moments, packed.weights(rows).transpose(1, 2))
-        _fill(found, packed.beside_queries, 0)
-        a, b = found.chunk(2, dim=1)
+        a, b = _fill(found, packed.beside_queries, 0).chunk(2, dim=1)
         _put(mean[packed.images], packed.queries_at, _fill(a + packed.pivot, packed.beside_queries, 0))
         deviation = (b - a.square()).clamp_(min=0).add_(eps).sqrt_()
         _put(std[packed.images], packed.queries_at, _fill(deviation, packed.beside_queries, 1))
@@ -223,11 +222,11 @@ def _packed(
 ) -> _Packed:
     q = _fill(_gather(query, queries_at).mul_(scale), beside_queries, 0)
     k = _fill(_gather(key, keys_at), beside_keys, 0)
-    v = _fill(_gather(value, keys_at), beside_keys, 0)
-    pivot = v.sum(dim=2, keepdim=True) / number
-    moments = v.new_empty((v.shape[0], 2 * v.shape[1], v.shape[2]))
+    moments = value.new_empty((value.shape[0], 2 * value.shape[1], keys_at.shape[1]))
     centred, squares = moments.chunk(2, dim=1)
-    _fill(torch.sub(v, pivot, out=centred), beside_keys, 0)
+    torch.gather(value, 2, _as_index(keys_at, value), out=centred)
+    pivot = _fill(centred, beside_keys, 0).sum(dim=2, keepdim=True) / number
+    _fill(centred.sub_(pivot), beside_keys, 0)
     torch.square(centred, out=squares)
     return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, bias, q, k, moments, pivot)
 
@@ -247,11 +246,16 @@ def _to_map(columns: Tensor, like: Tensor) -> Tensor:
 
 
 def _gather(columns: Tensor, pixels: Tensor) -> Tensor:
-    return columns.gather(2, pixels.unsqueeze(1).expand(-1, columns.shape[1], -1))
+    return columns.gather(2, _as_index(pixels, columns))
 
 
 def _put(target: Tensor, pixels: Tensor, columns: Tensor) -> None:
-    target.scatter_(2, pixels.unsqueeze(1).expand(-1, target.shape[1], -1), columns)
+    target.scatter_(2, _as_index(pixels, target), columns)
+
+
+def _as_index(pixels: Tensor, columns: Tensor) -> Tensor:
+    """(b, n) pixels for each channel of (b, C, N)."""
+    return pixels.unsqueeze(1).expand(-1, columns.shape[1], -1)
 
 
 def _fill(columns: Tensor, places: Places, value: float) -> Tensor:
