@@ -17,8 +17,8 @@ NONE_YET = "No rows yet."
 PAGE = "docs/performance.md"
 BOTH = "forward+backward"
 PACKED_NOTE = (
-    "On a CPU SDPA and FlexAttention are timed from maps to maps, as the backends are; on a GPU their rows are packed and "
-    "centred beforehand, which is not timed. Bold: the fastest."
+    "On a CPU SDPA and FlexAttention are timed from maps to maps, as the backends are; on a GPU their rows are packed "
+    "and centred beforehand, which is not timed. Bold: the fastest."
 )
 
 

@@ -142,9 +142,7 @@ def backward(
     return _to_map(d_query, query), _to_map(d_key, key), _to_map(d_value, value)
 
 
-def _add_block(
-    packed: _Packed, rows: slice, d_moments: Tensor, scale: float, dk: Tensor, weighted: Tensor
-) -> None:
+def _add_block(packed: _Packed, rows: slice, d_moments: Tensor, scale: float, dk: Tensor, weighted: Tensor) -> None:
     """Add the rows' part of dk and of A^T da above A^T db (b, 2C, K); their dq takes the place of their queries."""
     weights, d_rows = packed.weights(rows), d_moments[:, :, rows]
     d_logits = product(d_rows.transpose(1, 2), packed.moments)  # dA, and from the next line on dS

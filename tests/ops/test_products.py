@@ -47,7 +47,7 @@ def test_large_float32_products_are_onednns(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("layout", ["rows", "columns"])
 def test_both_libraries_are_as_exact(batch: int, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Any strides, and a bias that may be minus infinity; either may err by twice what a float32 sum of 40 terms does."""
+    """Any strides, and a bias that may be minus infinity; twice the error of a float32 sum of 40 terms is allowed."""
     left, right, bias = random(batch, 17, 40), random(batch, 40, 33, seed=1), random(batch, 1, 33, seed=2)
     bias[..., 5] = -torch.inf
     truth = left @ right + bias
