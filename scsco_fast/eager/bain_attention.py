@@ -129,8 +129,8 @@ def backward(
     d_query, d_key, d_value = (torch.zeros_like(_columns(t, dtype)) for t in (query, key, value))
     for packed in _pack(query, key, value, order, counts, scale, dtype, static):
         found = moments[packed.images, :, : packed.queries_at.shape[1]]
-        gradients = (_gather(g[packed.images], packed.queries_at) for g in (d_mean, d_std))
-        d_moments = _fill(_moments_gradient(*gradients, found, eps), packed.beside_queries, 0)
+        dm, ds = (_gather(gradient[packed.images], packed.queries_at) for gradient in (d_mean, d_std))
+        d_moments = _fill(_moments_gradient(dm, ds, found, eps), packed.beside_queries, 0)
         dk, weighted = torch.zeros_like(packed.key), torch.zeros_like(packed.moments)
         for rows in packed.blocks():
             _add_block(packed, rows, d_moments, scale, dk, weighted)

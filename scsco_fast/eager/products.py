@@ -37,7 +37,8 @@ def served_by_onednn(left: Tensor, right: Tensor) -> bool:
     return (
         left.device.type == "cpu"
         and left.dtype == right.dtype == torch.float32
+        and len(left) > 0
         and math.prod(left.shape[1:]) * right.shape[2] >= FEWEST_MULTIPLICATIONS
         and torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
     )

@@ -119,8 +119,8 @@ def _(
         shapes: list[tuple[int, ...]] = [(batch, 2 * channels, pixels), (0,), (0,)]
     else:
         shapes = [(batch, pixels, channels), (batch, pixels, channels), (batch, pixels)]
-    saved = (value.new_empty(shape, dtype=dtype) for shape in shapes)
-    return empty_like(value), empty_like(value), *saved
+    saved_0, saved_1, saved_2 = (value.new_empty(shape, dtype=dtype) for shape in shapes)
+    return empty_like(value), empty_like(value), saved_0, saved_1, saved_2
 
 
 @register_operation("bain_attention_backward", differentiable=False)

@@ -38,6 +38,7 @@ def test_large_float32_products_are_onednns(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 16 * 8 * 32)
     assert by_onednn(left, right)
     assert not by_onednn(left[:, 1:], right)
+    assert product(left[:0], right[:0]).shape == (0, 16, 32)
     assert not by_onednn(left.double(), right.double())
     with torch.backends.mkldnn.flags(enabled=False):
         assert not by_onednn(left, right)
