@@ -21,7 +21,7 @@ MIN_ROWS = 128
 # The number of keys is rounded up to one of this many, and that of a block's rows to a multiple of `ROW_STEP`: 1/32 of
 # the work more on average, but a new shape costs the compilation of seven products (see `product`).
 KEY_STEPS = 16
-ROW_STEP = 16
+ROW_STEP = 8
 # Up to so many pixels a CPU too takes the whole batch at once: at 6x6, B = 32, 3.2 ms and not 12.4, at 12x12 as many.
 SMALL_MAP = 128
 
@@ -32,8 +32,8 @@ Places = slice | Tensor  # of columns: a range, or a mask (b, 1, columns)
 class _Packed:
     """One group of images as columns, `queries_at` and `keys_at` naming the pixels they came from.
 
-    Columns beside the queries and keys hold zeros. The logits' `bias` takes those beside the keys out of the softmax;
-    in an image without keys it leaves them all in, for rows without a number would spoil the sums.
+    Columns beside the queries and keys hold zeros. Those beside the keys are `barred` from the softmax, but in an image
+    without keys, where it would have nothing left: NaN.
     """
 
     images: slice
@@ -41,7 +41,7 @@ class _Packed:
     keys_at: Tensor  # (b, K) pixel of each key
     beside_queries: Places
     beside_keys: Places
-    bias: Tensor  # (b, 1, K): 0, or minus infinity where there is no key
+    barred: Places
     query: Tensor  # (b, D, Q), times the scale
     key: Tensor  # (b, D, K)
     moments: Tensor  # (b, 2C, K): the values less their pivot, and their squares
@@ -56,8 +56,8 @@ class _Packed:
 
     def weights(self, rows: slice) -> Tensor:
         """A's rows: softmax(scale q k^T), (b, rows, K)."""
-        logits = product(self.query[:, :, rows].transpose(1, 2), self.key, self.bias)
-        return torch.softmax(logits, dim=2, out=logits)
+        logits = product(self.query[:, :, rows].transpose(1, 2), self.key)
+        return torch.softmax(_fill(logits, self.barred, -torch.inf), dim=2, out=logits)
 
 
 def forward(
@@ -188,21 +188,19 @@ def _pack(
         n_fg, n_bg = counts[:, :1], counts[:, 1:]
         # An image without queries has no keys: its gradients are 0, and 0 times a key that is NaN would not be.
         is_query, is_key = (place < n_fg) & (n_bg > 0), (place >= pixels - n_bg) & (n_fg > 0)
-        beside = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
-        bias = torch.zeros(beside[1].shape, dtype=dtype, device=order.device)
-        bias.masked_fill_(beside[1] & is_key.any(dim=1).reshape(-1, 1, 1), -torch.inf)
+        beside_queries, beside_keys = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
+        barred = beside_keys & is_key.any(dim=1).reshape(-1, 1, 1)
         number = is_key.sum(dim=1).clamp(min=1).reshape(-1, 1, 1)
-        yield _packed(slice(None), order, order, q, k, v, *beside, bias, number, scale)
+        yield _packed(slice(None), order, order, q, k, v, beside_queries, beside_keys, barred, number, scale)
         return
     for image, (n_fg, n_bg) in enumerate(counts.tolist()):
         if not (n_fg and n_bg):
             continue
         queries = min(_round_up(n_fg, ROW_STEP), pixels)
         keys = min(_round_up(n_bg, max(1, pixels // KEY_STEPS)), pixels)
-        of, beside_keys = slice(image, image + 1), slice(0, keys - n_bg)
-        bias = _fill(value.new_zeros((1, 1, keys), dtype=dtype), beside_keys, -torch.inf)
+        of, beside_queries, beside_keys = slice(image, image + 1), slice(n_fg, queries), slice(0, keys - n_bg)
         at = order[of, :queries], order[of, pixels - keys :]
-        yield _packed(of, *at, q[of], k[of], v[of], slice(n_fg, queries), beside_keys, bias, n_bg, scale)
+        yield _packed(of, *at, q[of], k[of], v[of], beside_queries, beside_keys, beside_keys, n_bg, scale)
 
 
 def _packed(
@@ -214,7 +212,7 @@ def _packed(
     value: Tensor,
     beside_queries: Places,
     beside_keys: Places,
-    bias: Tensor,
+    barred: Places,
     number: int | Tensor,
     scale: float,
 ) -> _Packed:
@@ -226,7 +224,7 @@ def _packed(
     pivot = _fill(centred, beside_keys, 0).sum(dim=2, keepdim=True) / number
     _fill(centred.sub_(pivot), beside_keys, 0)
     torch.square(centred, out=squares)
-    return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, bias, q, k, moments, pivot)
+    return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, barred, q, k, moments, pivot)
 
 
 def _round_up(count: int, step: int) -> int:
@@ -257,7 +255,7 @@ def _as_index(pixels: Tensor, columns: Tensor) -> Tensor:
 
 
 def _fill(columns: Tensor, places: Places, value: float) -> Tensor:
-    """The columns, with `value` at these places whatever they held: NaN times 0 would be NaN."""
+    """The columns (b, n, K), with `value` at these places whatever they held: NaN times 0 would be NaN."""
     if isinstance(places, Tensor):
         return columns.masked_fill_(places, value)
     if places.start < places.stop:

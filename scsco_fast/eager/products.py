@@ -5,24 +5,23 @@ import math
 import torch
 from torch import Tensor
 
-# Below so many multiplications oneDNN gains less than the 0.3 ms that it compiles for at every new shape cost.
-FEWEST_MULTIPLICATIONS = 1 << 22
+# Below so many multiplications oneDNN gains less than 0.1 ms, and every new shape costs 0.3 ms for which it compiles.
+FEWEST_MULTIPLICATIONS = 1 << 24
 
 
-def product(left: Tensor, right: Tensor, bias: Tensor | None = None) -> Tensor:
-    """left @ right + bias: (B, M, K) by (B, K, N), with bias (B, 1, N), to (B, M, N).
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right of (B, M, K) by (B, K, N).
 
     `@` on a CPU is MKL's, which uses half the width of an AMD processor's vectors: on a Zen 5 it reaches 200 GFLOP/s
     on two cores and oneDNN's float32 product 440. oneDNN compiles code for each shape that it meets and keeps the
     last 1024, so shapes that follow a mask should be rounded up to few.
     """
-    if served_by_onednn(left, right):
-        found = [
-            torch.ops.mkldnn._linear_pointwise(a, b.t(), None if c is None else c[0], "none", [], "")
-            for a, b, c in zip(left, right, [None] * len(left) if bias is None else bias, strict=True)
-        ]
-        return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
-    return left @ right if bias is None else torch.baddbmm(bias, left, right)
+    if not served_by_onednn(left, right):
+        return left @ right
+    found = [
+        torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "") for a, b in zip(left, right, strict=True)
+    ]
+    return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
 
 def add_product(target: Tensor, left: Tensor, right: Tensor) -> None:
