@@ -188,10 +188,10 @@ def _pack(
         n_fg, n_bg = counts[:, :1], counts[:, 1:]
         # An image without queries has no keys: its gradients are 0, and 0 times a key that is NaN would not be.
         is_query, is_key = (place < n_fg) & (n_bg > 0), (place >= pixels - n_bg) & (n_fg > 0)
-        beside_queries, beside_keys = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
-        barred = beside_keys & is_key.any(dim=1).reshape(-1, 1, 1)
+        no_query, no_key = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
+        barred = no_key & is_key.any(dim=1).reshape(-1, 1, 1)
         number = is_key.sum(dim=1).clamp(min=1).reshape(-1, 1, 1)
-        yield _packed(slice(None), order, order, q, k, v, beside_queries, beside_keys, barred, number, scale)
+        yield _packed(slice(None), order, order, q, k, v, no_query, no_key, barred, number, scale)
         return
     for image, (n_fg, n_bg) in enumerate(counts.tolist()):
         if not (n_fg and n_bg):
