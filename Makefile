@@ -18,7 +18,7 @@ help:
 	@echo 'make test    install, run the tests'
 	@echo 'make lint    install, run ruff and mypy'
 	@echo 'make docs    install, build the documentation: build/site/index.html'
-	@echo 'make bench   install, run the benchmarks of this machine: under ten minutes'
+	@echo 'make bench   install, run the benchmarks of this machine: a quarter of an hour on a CPU'
 	@echo 'make clean   remove caches and build files; .venv and runs/ stay'
 
 $(BIN)/python:

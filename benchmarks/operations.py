@@ -226,8 +226,8 @@ def dense_fits(level: RegionLevel) -> bool:
 
 
 def matrix_fits(level: RegionLevel) -> bool:
-    """PyTorch's attention of two widths holds about six float32 matrices of queries x keys on a CPU."""
-    return 6 * 4 * int(level.counts.prod(dim=1).sum()) < 0.9 * free_memory(level.order)
+    """PyTorch's attention of two widths holds three float32 matrices of queries x keys on a CPU, forward and backward."""
+    return 3 * 4 * int(level.counts.prod(dim=1).sum()) < free_memory(level.order) / 2
 
 
 def free_memory(tensor: Tensor) -> int:

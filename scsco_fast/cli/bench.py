@@ -17,8 +17,8 @@ class BenchOptions:
     """
 
     suite: Literal["smoke", "cpu", "gpu", "full"] | None = None
-    """smoke: seconds, does the program work; cpu and gpu: under ten minutes; full: more of either. If not given, gpu
-    where there is a GPU, else cpu."""
+    """smoke: seconds, does the program work; cpu: a quarter of an hour; gpu: under ten minutes; full: more of either.
+    If not given, gpu where there is a GPU, else cpu."""
     output: Path = Path("runs/bench")
     """Folder for SUITE.csv and SUITE.jsonl; rows are appended."""
     minutes: float | None = None

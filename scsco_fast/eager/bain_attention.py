@@ -78,18 +78,18 @@ def forward(
 
     Returns:
         mean, std, moments (B, 2C, N): a = sum_j A_ij (v_j - pivot) above b = sum_j A_ij (v_j - pivot)^2, by the
-        queries' places in `order` and 0 behind them, and two empty tensors: the backward needs nothing else.
+        queries' places in `order` and anything behind them, and two empty tensors: the backward needs nothing else.
     """
     dtype = accumulate_dtype(query, key, value)
     batch, channels, height, width = value.shape
     mean = value.new_zeros((batch, channels, height * width), dtype=dtype)
     std = torch.ones_like(mean)
-    moments = value.new_zeros((batch, 2 * channels, height * width), dtype=dtype)
+    moments = mean.new_empty((batch, 2 * channels, height * width))  # to fill what nobody reads takes 5 % at 32x32
     for packed in _pack(query, key, value, order, counts, scale, dtype, static):
         found = moments[packed.images, :, : packed.queries_at.shape[1]]
         for rows in packed.blocks():
             found[:, :, rows] = product(packed.moments, packed.weights(rows).transpose(1, 2))
-        a, b = _fill(found, packed.beside_queries, 0).chunk(2, dim=1)
+        a, b = found.chunk(2, dim=1)
         _put(mean[packed.images], packed.queries_at, _fill(a + packed.pivot, packed.beside_queries, 0))
         deviation = (b - a.square()).clamp_(min=0).add_(eps).sqrt_()
         _put(std[packed.images], packed.queries_at, _fill(deviation, packed.beside_queries, 1))
@@ -126,7 +126,7 @@ def backward(
     """
     dtype = moments.dtype
     d_mean, d_std = (_columns(g, dtype) for g in (grad_mean, grad_std))
-    d_query, d_key, d_value = (torch.zeros_like(_columns(t, dtype)) for t in (query, key, value))
+    d_query, d_key, d_value = (moments.new_zeros((*t.shape[:2], t.shape[2] * t.shape[3])) for t in (query, key, value))
     for packed in _pack(query, key, value, order, counts, scale, dtype, static):
         found = moments[packed.images, :, : packed.queries_at.shape[1]]
         dm, ds = (_gather(gradient[packed.images], packed.queries_at) for gradient in (d_mean, d_std))
@@ -237,8 +237,8 @@ def _columns(features: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _to_map(columns: Tensor, like: Tensor) -> Tensor:
-    """(B, C, N) as a contiguous map with the shape and dtype of `like`."""
-    return columns.reshape(like.shape).to(like.dtype).contiguous()
+    """Contiguous (B, C, N) as a map with the shape and dtype of `like`."""
+    return columns.view(like.shape).to(like.dtype)
 
 
 def _gather(columns: Tensor, pixels: Tensor) -> Tensor:
