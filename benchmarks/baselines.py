@@ -35,7 +35,7 @@ def packed(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor) -> lis
 def from_maps(
     attention: Attention, level: RegionLevel, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """BAIN's mean and deviation of maps by an attention of rows, for images with as many foreground pixels each.
+    """BAIN's mean and deviation of maps by an attention of rows, for images with as many foreground pixels each and no excluded ones.
 
     Columns are gathered and scattered, and handed over as views: of what PyTorch offers the fastest, forward and
     backward (index_select, index_copy and contiguous rows were tried too).

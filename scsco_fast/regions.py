@@ -1,5 +1,7 @@
 """Foreground, background and excluded pixels of a mask, at every resolution that a network asks for."""
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,10 @@ class RegionLevel:
 
     def _sort(self) -> tuple[Tensor, Tensor]:
         if self._sorted is None:
-            self._sorted = _foreground_first(self.foreground, self.valid)
+            # What inference mode makes cannot be saved for a backward, and the level may be trained with later.
+            inference = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+            with torch.inference_mode(False) if inference else nullcontext():
+                self._sorted = _foreground_first(self.foreground, self.valid)
         return self._sorted
 
 

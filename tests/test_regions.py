@@ -49,6 +49,15 @@ def test_a_level_is_sorted_once_and_only_if_the_attention_reads_it() -> None:
         assert sort.call_count == 1
 
 
+def test_a_level_that_inference_sorted_can_be_trained_with() -> None:
+    regions, x = sf.Regions(make_mask("random", 1, 12, 12)), torch.randn(1, 2, 12, 12)
+    with torch.inference_mode():
+        sf.ops.bain_attention(x, x, x, regions)
+    leaf = x.clone().requires_grad_()
+    sf.ops.bain_attention(leaf, leaf, leaf, regions)[0].sum().backward()
+    assert leaf.grad is not None
+
+
 def test_soft_masks_are_cut_above_one_half() -> None:
     mask = torch.tensor([0.0, 0.5, 127 / 255, 128 / 255, 1.0]).reshape(1, 1, 1, 5)
     assert sf.Regions(mask).at(1, 5).foreground.flatten().tolist() == [False, False, False, True, True]

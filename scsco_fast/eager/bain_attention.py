@@ -18,8 +18,8 @@ BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32 logits stays in the cache
 # With fewer rows than this the backward adds to the keys' gradients too often, and oneDNN starves: at 64x64, C = 128,
 # with 78 rows 16.6 ms and not 14.
 MIN_ROWS = 128
-# The number of keys is rounded up to one of this many, and that of a block's rows to a multiple of `ROW_STEP`: 1/32 of
-# the work more on average, but a new shape costs the compilation of seven products (see `product`).
+# The number of keys is rounded up to one of this many at each resolution (by 1/32 of its pixels on average), and that of a
+# block's rows to a multiple of `ROW_STEP`: each new shape would have six products compiled (see `product`).
 KEY_STEPS = 16
 ROW_STEP = 8
 # Up to so many pixels a CPU too takes the whole batch at once: at 6x6, B = 32, 3.2 ms and not 12.4, at 12x12 as many.
@@ -32,8 +32,8 @@ Places = slice | Tensor  # of columns: a range, or a mask (b, 1, columns)
 class _Packed:
     """One group of images as columns, `queries_at` and `keys_at` naming the pixels they came from.
 
-    Columns beside the queries and keys hold zeros. Those beside the keys are `barred` from the softmax, but in an image
-    without keys, where it would have nothing left: NaN.
+    Columns beside the queries and keys hold zeros, and those beside the keys have no part in the softmax. In an image
+    without keys it gives NaN, which the results do not get: all their columns are beside.
     """
 
     images: slice
@@ -41,7 +41,6 @@ class _Packed:
     keys_at: Tensor  # (b, K) pixel of each key
     beside_queries: Places
     beside_keys: Places
-    barred: Places
     query: Tensor  # (b, D, Q), times the scale
     key: Tensor  # (b, D, K)
     moments: Tensor  # (b, 2C, K): the values less their pivot, and their squares
@@ -57,7 +56,7 @@ class _Packed:
     def weights(self, rows: slice) -> Tensor:
         """A's rows: softmax(scale q k^T), (b, rows, K)."""
         logits = product(self.query[:, :, rows].transpose(1, 2), self.key)
-        return torch.softmax(_fill(logits, self.barred, -torch.inf), dim=2, out=logits)
+        return torch.softmax(_fill(logits, self.beside_keys, -torch.inf), dim=2, out=logits)
 
 
 def forward(
@@ -78,7 +77,8 @@ def forward(
 
     Returns:
         mean, std, moments (B, 2C, N): a = sum_j A_ij (v_j - pivot) above b = sum_j A_ij (v_j - pivot)^2, by the
-        queries' places in `order` and anything behind them, and two empty tensors: the backward needs nothing else.
+        queries' places in `order` and anything behind them, and two empty tensors: every
+        backend's forward returns three for its backward, and this one needs no more.
     """
     dtype = accumulate_dtype(query, key, value)
     batch, channels, height, width = value.shape
@@ -106,8 +106,8 @@ def backward(
     order: Tensor,
     counts: Tensor,
     moments: Tensor,
-    _unused: Tensor,
-    _empty: Tensor,
+    _second: Tensor,
+    _third: Tensor,
     scale: float,
     eps: float,
     static: bool | None = None,
@@ -189,9 +189,8 @@ def _pack(
         # An image without queries has no keys: its gradients are 0, and 0 times a key that is NaN would not be.
         is_query, is_key = (place < n_fg) & (n_bg > 0), (place >= pixels - n_bg) & (n_fg > 0)
         no_query, no_key = (~is_query).unsqueeze(1), (~is_key).unsqueeze(1)
-        barred = no_key & is_key.any(dim=1).reshape(-1, 1, 1)
         number = is_key.sum(dim=1).clamp(min=1).reshape(-1, 1, 1)
-        yield _packed(slice(None), order, order, q, k, v, no_query, no_key, barred, number, scale)
+        yield _packed(slice(None), order, order, q, k, v, no_query, no_key, number, scale)
         return
     for image, (n_fg, n_bg) in enumerate(counts.tolist()):
         if not (n_fg and n_bg):
@@ -200,7 +199,7 @@ def _pack(
         keys = min(_round_up(n_bg, max(1, pixels // KEY_STEPS)), pixels)
         of, beside_queries, beside_keys = slice(image, image + 1), slice(n_fg, queries), slice(0, keys - n_bg)
         at = order[of, :queries], order[of, pixels - keys :]
-        yield _packed(of, *at, q[of], k[of], v[of], beside_queries, beside_keys, beside_keys, n_bg, scale)
+        yield _packed(of, *at, q[of], k[of], v[of], beside_queries, beside_keys, n_bg, scale)
 
 
 def _packed(
@@ -212,7 +211,6 @@ def _packed(
     value: Tensor,
     beside_queries: Places,
     beside_keys: Places,
-    barred: Places,
     number: int | Tensor,
     scale: float,
 ) -> _Packed:
@@ -224,7 +222,7 @@ def _packed(
     pivot = _fill(centred, beside_keys, 0).sum(dim=2, keepdim=True) / number
     _fill(centred.sub_(pivot), beside_keys, 0)
     torch.square(centred, out=squares)
-    return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, barred, q, k, moments, pivot)
+    return _Packed(images, queries_at, keys_at, beside_queries, beside_keys, q, k, moments, pivot)
 
 
 def _round_up(count: int, step: int) -> int:

@@ -306,7 +306,7 @@ def surround(canvas: Tensor, still: Tensor, level: Level) -> Tensor:
     if _may_count_cells(canvas):
         around = (~level.inside).flatten().nonzero().squeeze(1)
         values = still_on_canvas(still, level.place.index_select(0, around)).to(canvas.dtype)
-        cells = canvas.permute(0, 2, 3, 1).flatten(1, 2)  # (J, cells, C): a view, as canvases are channels-last
+        cells = canvas.permute(0, 2, 3, 1).view(canvas.shape[0], -1, canvas.shape[1])  # not a copy: it is written to
         cells.index_copy_(1, around, values.expand(cells.shape[0], -1, -1))
         return canvas
     values = still_on_canvas(still, level.place).to(canvas.dtype).unflatten(0, canvas.shape[-2:]).permute(2, 0, 1)

@@ -44,7 +44,7 @@ def bain_attention(
     Returns:
         mean and std, (B, C, H, W) each, in the dtype of value; 0 and 1 outside the foreground and in images without
         background, where no gradient flows. float32 or wider in between. The same inputs give the same bits on one
-        machine.
+        machine with as many threads.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device; the message names it.

@@ -45,7 +45,8 @@ def region_norm(
         adapt: False leaves out sigma_b and mu_b, so that each region is normalised by its own moments only.
 
     Returns:
-        (B, C, H, W) in the dtype of x. The same inputs give the same bits on one machine.
+        (B, C, H, W) in the dtype of x. The same inputs give the same bits on one machine
+        with as many threads.
 
     Raises:
         TypeError, ValueError: an argument's type, shape or device; the message names it.

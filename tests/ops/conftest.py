@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from scsco_fast.eager import products
+from scsco_fast.eager import bain_attention, products
 
 
 @pytest.fixture
@@ -22,3 +22,9 @@ def either_product(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
     """Tiny products are PyTorch's own; oneDNN serves large ones, which tests would wait for."""
     if request.param.startswith("oneDNN"):
         monkeypatch.setattr(products, "FEWEST_MULTIPLICATIONS", 0)
+
+
+@pytest.fixture
+def exact_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small maps too are computed image by image, at the numbers of their pixels, as large ones are."""
+    monkeypatch.setattr(bain_attention, "SMALL_MAP", 0)

@@ -20,7 +20,7 @@ def inputs(batch: int, height: int, width: int, dtype: torch.dtype = torch.float
     return [random(*shape, seed=seed, dtype=dtype, offset=seed - 1.0) for seed, shape in enumerate(shapes)]
 
 
-@pytest.mark.usefixtures("either_product")
+@pytest.mark.usefixtures("either_product", "exact_shape")
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 def test_eager_equals_reference(mask: str, dtype: torch.dtype) -> None:
@@ -28,9 +28,13 @@ def test_eager_equals_reference(mask: str, dtype: torch.dtype) -> None:
     assert_matches(lambda q, k, v: sf.ops.bain_attention(q, k, v, regions), inputs(3, 7, 9, dtype))
 
 
+@pytest.mark.usefixtures("exact_shape")
+@pytest.mark.parametrize("mask", ["random", "one pixel", "all but one"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (15, 16), (17, 31), (1, 130)])
-def test_odd_shapes(shape: tuple[int, int]) -> None:
-    regions = Regions(make_mask("random", 2, *shape), make_mask("random", 2, *shape, seed=5))
+def test_odd_shapes(shape: tuple[int, int], mask: str) -> None:
+    """Where nearly all pixels are keys, no others are left to round their number up with."""
+    valid = make_mask("random", 2, *shape, seed=5) if mask == "random" else None
+    regions = Regions(make_mask(mask, 2, *shape), valid)
     assert_matches(lambda q, k, v: sf.ops.bain_attention(q, k, v, regions), inputs(2, *shape, torch.float32))
 
 
@@ -41,6 +45,25 @@ def test_blocks_join(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(eager, "MIN_ROWS", 7)
     regions = Regions(make_mask("random", 2, *shape))
     assert_matches(lambda q, k, v: sf.ops.bain_attention(q, k, v, regions), inputs(2, *shape, torch.float32))
+
+
+def test_no_gradient_through_a_variance_below_zero() -> None:
+    """Rounding makes b smaller than a^2 where the values are alike; at exactly 0 the gradient flows."""
+    ones = torch.ones(1, 3, 1)
+    moments = torch.cat([torch.full((1, 1, 3), 2.0), torch.tensor([[[3.999, 4.0, 5.0]]])], dim=1)
+    da, db = eager._moments_gradient(ones.view(1, 1, 3), ones.view(1, 1, 3), moments, 1.0)[0]
+    assert db.tolist() == pytest.approx([0, 0.5, 0.5 / 2**0.5])
+    assert da.tolist() == pytest.approx([1, 1 - 4 * 0.5, 1 - 4 * 0.5 / 2**0.5])
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_a_constant_whose_square_overflows(static: bool) -> None:
+    level, value = Regions(make_mask("random", 1, 5, 7)).at(5, 7), torch.full((1, 2, 5, 7), 1e25)
+    query, key = random(1, 3, 5, 7, dtype=torch.float32), random(1, 3, 5, 7, seed=1, dtype=torch.float32)
+    mean, std, *saved = eager.forward(query, key, value, level.order, level.counts, 0.5, 1e-5, static=static)
+    grads = [torch.ones_like(value)] * 2
+    results = eager.backward(*grads, query, key, value, level.order, level.counts, *saved, 0.5, 1e-5, static=static)
+    assert all(result.isfinite().all() for result in (mean, std, *results))
 
 
 @pytest.mark.parametrize("mask", MASKS)

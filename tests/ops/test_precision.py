@@ -16,7 +16,7 @@ from torch import Tensor
 import scsco_fast as sf
 from scsco_fast.ops.transfer_color import TRANSFERS
 
-pytestmark = pytest.mark.usefixtures("one_thread", "either_product")
+pytestmark = pytest.mark.usefixtures("one_thread", "either_product", "exact_shape")
 BACKENDS = ("reference", "eager")
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MASKS = ("random", "one pixel", "empty", "full", "all but one")

@@ -3,6 +3,8 @@
 import ctypes
 import os
 import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,35 @@ def test_freed_memory_stays_within_the_block_and_goes_back_after_it() -> None:
     assert resident() - before < BLOCK // 4
     torch.ones(BLOCK, dtype=torch.uint8)
     assert resident() - before < BLOCK // 4
+
+
+@needs_glibc
+def test_an_inner_block_does_not_end_the_outer_one() -> None:
+    torch.ones(BLOCK, dtype=torch.uint8)
+    before = resident()
+    with memory.kept_memory():
+        with memory.kept_memory():
+            pass
+        torch.ones(BLOCK, dtype=torch.uint8)
+        assert resident() - before > BLOCK // 2
+    assert resident() - before < BLOCK // 4
+
+
+@needs_glibc
+def test_small_blocks_stay_with_the_process_afterwards() -> None:
+    """glibc raises its thresholds by itself, until one is set: then they stay as they are set."""
+    program = (
+        "import resource, torch\n"
+        "from scsco_fast.train.memory import kept_memory\n"
+        "with kept_memory():\n    pass\n"
+        "def faults():\n    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "torch.ones(2**22, dtype=torch.uint8)\n"
+        "before = faults()\n"
+        "for _ in range(20):\n    torch.ones(2**22, dtype=torch.uint8)\n"
+        "print(faults() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20 * 2**22 // 4096 // 4
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
