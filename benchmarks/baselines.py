@@ -35,8 +35,9 @@ def packed(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor) -> lis
 def from_maps(
     attention: Attention, level: RegionLevel, query: Tensor, key: Tensor, value: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """BAIN's mean and deviation of maps by an attention of rows, for images with as many foreground pixels each and no excluded ones.
+    """BAIN's mean and deviation of maps by an attention of rows.
 
+    All images have as many foreground pixels as the first, and no excluded ones.
     Columns are gathered and scattered, and handed over as views: of what PyTorch offers the fastest, forward and
     backward (index_select, index_copy and contiguous rows were tried too).
     """

@@ -226,7 +226,7 @@ def dense_fits(level: RegionLevel) -> bool:
 
 
 def matrix_fits(level: RegionLevel) -> bool:
-    """PyTorch's attention of two widths holds three float32 matrices of queries x keys on a CPU, forward and backward."""
+    """PyTorch's attention of two widths holds three float32 matrices of queries x keys on a CPU."""
     return 3 * 4 * int(level.counts.prod(dim=1).sum()) < free_memory(level.order) / 2
 
 

@@ -20,9 +20,9 @@ def kept_memory() -> Iterator[bool]:
 
     glibc gives every freed block above 32 MiB back to the system, which has to clear each page of the next one anew: a
     feature map of VGG-16 is twice that large. A step at 256x256 with a batch of 4 takes 1.65 s with its memory kept and
-    1.88 s without; its memory is about the same. At the end of the outermost block the memory goes back, and glibc is left
-    as it is after it has freed large blocks by itself: settings of the environment (`MALLOC_TRIM_THRESHOLD_` and the
-    like) are lost. Other C libraries are left alone.
+    1.88 s without; its memory is about the same. At the end of the outermost block the memory goes back, and glibc is
+    left as it is after it has freed large blocks by itself: settings of the environment (`MALLOC_TRIM_THRESHOLD_` and
+    the like) are lost. Other C libraries are left alone.
     """
     if platform.libc_ver()[0] != "glibc":
         yield False
@@ -39,7 +39,7 @@ def _enter(libc: ctypes.CDLL) -> bool:
     global _depth
     with _lock:
         _depth += 1
-        return all([libc.mallopt(name, value) for name, value in _KEEPING.items()])
+        return all(libc.mallopt(name, value) for name, value in _KEEPING.items())
 
 
 def _leave(libc: ctypes.CDLL) -> None:

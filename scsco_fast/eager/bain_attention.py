@@ -18,8 +18,8 @@ BLOCK_ELEMENTS = 1 << 18  # 1 MiB of float32 logits stays in the cache
 # With fewer rows than this the backward adds to the keys' gradients too often, and oneDNN starves: at 64x64, C = 128,
 # with 78 rows 16.6 ms and not 14.
 MIN_ROWS = 128
-# The number of keys is rounded up to one of this many at each resolution (by 1/32 of its pixels on average), and that of a
-# block's rows to a multiple of `ROW_STEP`: each new shape would have six products compiled (see `product`).
+# The number of keys is rounded up to one of this many at each resolution (by 1/32 of its pixels on average), and that
+# of a block's rows to a multiple of `ROW_STEP`: each new shape would have six products compiled (see `product`).
 KEY_STEPS = 16
 ROW_STEP = 8
 # Up to so many pixels a CPU too takes the whole batch at once: at 6x6, B = 32, 3.2 ms and not 12.4, at 12x12 as many.
