@@ -14,7 +14,7 @@ SCSCO := $(BIN)/scsco
 .DELETE_ON_ERROR:
 
 help:
-	@echo 'make demo    install, train the demo preset, evaluate it, harmonize a picture (about ten minutes on two cores)'
+	@echo 'make demo    install, train the demo preset, evaluate it, harmonize a picture (about five minutes on two cores)'
 	@echo 'make test    install, run the tests'
 	@echo 'make lint    install, run ruff and mypy'
 	@echo 'make docs    install, build the documentation: build/site/index.html'
