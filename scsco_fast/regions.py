@@ -44,7 +44,8 @@ class RegionLevel:
     def _sort(self) -> tuple[Tensor, Tensor]:
         if self._sorted is None:
             # What inference mode makes cannot be saved for a backward, and the level may be trained with later.
-            inference = torch.is_inference_mode_enabled() and not torch.compiler.is_compiling()
+            # Dynamo refuses to be asked about the mode, so a compiled graph keeps what it makes.
+            inference = not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()
             with torch.inference_mode(False) if inference else nullcontext():
                 self._sorted = _foreground_first(self.foreground, self.valid)
         return self._sorted
