@@ -62,7 +62,8 @@ def test_small_blocks_stay_with_the_process_afterwards() -> None:
         "print(faults() - before)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 20 * 2**22 // 4096 // 4
+    pages = 2**22 // os.sysconf("SC_PAGE_SIZE")
+    assert int(done.stdout) < 20 * pages * 3 // 4  # all 20 times without the thresholds; 1 to 5 times with them
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
