@@ -29,22 +29,25 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
-def test_what_is_stacked_in_shared_memory_is_the_same_batch(bad: int) -> None:
+def test_what_is_stacked_in_shared_memory_is_the_same_batch(bad: int, monkeypatch: pytest.MonkeyPatch) -> None:
     items = [*[BadSample("x", "gone"), BadSample("y", "empty")][:bad], item("a"), item("bb")]
-    assert same(samples_module._collate_where_shared(items), collate(items))
-    items = [BadSample("x", "gone")]
-    assert same(samples_module._collate_where_shared(items), collate(items))
+    here, none_here = collate(items), collate([BadSample("x", "gone")])
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
+    assert same(collate(items), here)
+    assert same(collate([BadSample("x", "gone")]), none_here)
+    assert torch.equal(here.composite, torch.stack([item("a").composite, item("bb").composite]))
 
 
 def test_a_worker_process_stacks_in_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
-    batch = samples_module._collate_where_shared([item("a"), item("bb")])
+    batch = collate([item("a"), item("bb")])
     assert all(tensor.is_shared() for tensor in batch[:3])
 
 
-def test_samples_of_different_sizes_are_refused_there_too() -> None:
+def test_samples_of_different_sizes_are_refused_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.utils.data, "get_worker_info", object)
     with pytest.raises(ScscoError, match=r"bb is 8x8 but a in the same batch is 6x6"):
-        samples_module._collate_where_shared([item("a"), item("bb", 8)])
+        collate([item("a"), item("bb", 8)])
 
 
 @pytest.mark.parametrize("workers", [None, 2])
