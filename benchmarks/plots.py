@@ -17,6 +17,7 @@ COLORS = {
     "reference": "#777777",
     "reference compiled": "#222222",
     "SDPA": "#cc79a7",
+    "SDPA padded": "#7a3e65",
     "SDPA unpadded": "#e8b4d0",
     "SDPA cuDNN": "#882255",
     "SDPA cuDNN unpadded": "#c25a88",

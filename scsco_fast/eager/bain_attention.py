@@ -77,8 +77,8 @@ def forward(
 
     Returns:
         mean, std, moments (B, 2C, N): a = sum_j A_ij (v_j - pivot) above b = sum_j A_ij (v_j - pivot)^2, by the
-        queries' places in `order` and anything behind them, and two empty tensors: every
-        backend's forward returns three for its backward, and this one needs no more.
+        queries' places in `order` and anything behind them, and two empty tensors: every backend's forward returns
+        three for its backward, and this one needs no more.
     """
     dtype = accumulate_dtype(query, key, value)
     batch, channels, height, width = value.shape

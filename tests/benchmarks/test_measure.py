@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import scsco_fast as sf
-from scsco_fast.benchmarks import baselines, operations, rows, timing, truth
+from scsco_fast.benchmarks import baselines, operations, plots, rows, timing, truth
 from scsco_fast.benchmarks.measure import Session, describe, measure, timed
 from scsco_fast.benchmarks.operations import Case, Count, Variant
 from scsco_fast.benchmarks.timing import Ceiling, Work
@@ -58,6 +58,13 @@ def test_library_attention_is_bain(name: str) -> None:
     torch.testing.assert_close(first + pivot, truth.take(truth.rows(mean), foreground))
     wanted = truth.take(truth.rows(std), foreground)
     torch.testing.assert_close((second - first.square() + 1e-5).sqrt(), wanted)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_library_has_a_colour_of_its_own(device: str) -> None:
+    names = baselines.libraries(device, compile=True)
+    assert names.keys() <= plots.COLORS.keys()
+    assert len({plots.COLORS[name] for name in names}) == len(names)
 
 
 def square(x: Tensor) -> Tensor:
