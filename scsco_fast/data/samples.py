@@ -137,12 +137,8 @@ def collate(items: Sequence[Sample | BadSample] | PackedBatch) -> Batch:
                 f"{item.name} is {_size(item)} but {good[0].name} in the same batch is {_size(good[0])}; "
                 "use batch size 1 for pictures at full resolution, or give a working size"
             )
-    return Batch(
-        *default_collate([(item.composite, item.real, item.mask) for item in good]),
-        [item.name for item in good],
-        [item.subset for item in good],
-        bad,
-    )
+    composite, real, mask = default_collate([(item.composite, item.real, item.mask) for item in good])
+    return Batch(composite, real, mask, [item.name for item in good], [item.subset for item in good], bad)
 
 
 def _size(sample: Sample) -> str:
