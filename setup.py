@@ -123,7 +123,7 @@ setup(
     package_dir={"scsco_fast": "scsco_fast", **MAPPED, "scsco_fast.csrc": "csrc"},
     package_data={
         "scsco_fast": ["py.typed", "data/*.csv", "models/*.safetensors"],
-        "scsco_fast.kernels": ["*.txt"],
+        "scsco_fast.kernels.bain_attention": ["*.txt"],
         "scsco_fast.csrc": ["*.cu", "*.cuh", "*.h"],
     },
     ext_modules=[Extension("scsco_fast.cuda.built", sources=[])] if wanted() else [],

@@ -26,9 +26,9 @@ import scsco_fast as sf
 from scsco_fast.benchmarks import traffic
 from scsco_fast.benchmarks.counting import META, Account, accounting
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
 from scsco_fast.kernels import gate as gate_of_kernels
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
+from scsco_fast.system.files import replacing
 from scsco_fast.train.engine import build_model
 from scsco_fast.train.presets import PRESETS
 from scsco_fast.train.step import TrainingStep

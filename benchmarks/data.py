@@ -35,16 +35,16 @@ import torch
 from PIL import Image, ImageFilter
 from torch.utils.data import DataLoader
 
-from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.packed import PackedDataset, read_ahead
 from scsco_fast.data.packing import pack
 from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import collate
-from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.data.workers import default_workers
-from scsco_fast.files import replacing
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.synthesis.composer import ComposedComposites, build_store
+from scsco_fast.synthesis.synthetic import SyntheticComposites
+from scsco_fast.system.files import replacing
 from scsco_fast.train import PRESETS
 from scsco_fast.train.processes import Processes
 from scsco_fast.train.samples import build_loader

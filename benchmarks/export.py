@@ -125,8 +125,8 @@ def benchmark(sizes: Sequence[int], networks: Sequence[str], formats: Sequence[s
 
 def exported(name: str, format: Any, sizes: Sequence[int], folder: Path) -> Iterator[tuple[int, Path, float]]:
     """Size, file and the seconds that writing it took: one file for all sizes, of AOTInductor one for each."""
-    from scsco_fast.export import export
-    from scsco_fast.formats import SUFFIXES
+    from scsco_fast.export.formats import SUFFIXES
+    from scsco_fast.export.program import export
 
     seconds = 0.0
     for place, size in enumerate(sizes):

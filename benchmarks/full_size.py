@@ -25,11 +25,11 @@ import scsco_fast as sf
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.layouts import SPLITS
 from scsco_fast.data.samples import Sample
-from scsco_fast.local_affine import fit_local_affine
-from scsco_fast.metrics import score
-from scsco_fast.protocols import protocol_named
-from scsco_fast.triplets import Triplets
-from scsco_fast.weights import load_model
+from scsco_fast.evaluation.metrics import score
+from scsco_fast.evaluation.protocols import protocol_named
+from scsco_fast.evaluation.triplets import Triplets
+from scsco_fast.nn.local_affine import fit_local_affine
+from scsco_fast.nn.weights import load_model
 
 METHODS = ("affine", "additive", "enlarged")
 

@@ -27,13 +27,13 @@ import torch
 
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.photos import load_photos
-from scsco_fast.data.synthetic import SyntheticComposites
-from scsco_fast.evaluate import evaluate
-from scsco_fast.protocols import protocol_named
+from scsco_fast.evaluation.evaluate import evaluate
+from scsco_fast.evaluation.protocols import protocol_named
+from scsco_fast.evaluation.triplets import Triplets
+from scsco_fast.nn.weights import load_model
+from scsco_fast.synthesis.synthetic import SyntheticComposites
 from scsco_fast.train import TrainConfig, train
 from scsco_fast.train.presets import PRESETS
-from scsco_fast.triplets import Triplets
-from scsco_fast.weights import load_model
 
 NORMS = ("instance", "rain", "bain")
 STYLE_WEIGHTS = (0.0, 0.01)

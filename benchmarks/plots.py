@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from scsco_fast.benchmarks.rows import Row
-from scsco_fast.extras import require
-from scsco_fast.files import replacing
+from scsco_fast.system.extras import require
+from scsco_fast.system.files import replacing
 
 OURS = ("triton", "cuda", "eager")
 COLORS = {

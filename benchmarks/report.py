@@ -8,7 +8,7 @@ from scsco_fast.benchmarks import plots
 from scsco_fast.benchmarks.plots import OURS, grouped, slope
 from scsco_fast.benchmarks.rows import RESULTS, Row, latest, read, without_backend
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
+from scsco_fast.system.files import replacing
 
 FILES = ("cpu.csv", "gpu.csv", "full.csv")
 START, END = "<!-- benchmarks: written by scsco bench --report -->", "<!-- benchmarks: end -->"

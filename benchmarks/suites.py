@@ -19,7 +19,7 @@ from scsco_fast.benchmarks.operations import Case
 from scsco_fast.benchmarks.rows import Row
 from scsco_fast.benchmarks.timing import measure_ceiling
 from scsco_fast.errors import ScscoError
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 from scsco_fast.train.memory import kept_memory
 
 SUITES = ("smoke", "cpu", "gpu", "full")

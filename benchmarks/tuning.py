@@ -1,6 +1,6 @@
 """Which of a fixed list of configurations of the attention's kernels is fastest on the GPU at hand.
 
-`scsco bench --tune` and the stage `tune` of the GPU pass time the candidates of kernels/bain_attention_candidates.txt
+`scsco bench --tune` and the stage `tune` of the GPU pass time the candidates of kernels/bain_attention/candidates.txt
 that fit, each after it was held to float64, and write each kernel's winner as soon as it is known.
 """
 
@@ -22,7 +22,7 @@ from scsco_fast.benchmarks.timing import Work, note_of, sets_that_fill_a_cache, 
 from scsco_fast.errors import ScscoError
 
 if TYPE_CHECKING:
-    from scsco_fast.kernels.bain_attention_table import Config, Key
+    from scsco_fast.kernels.bain_attention.table import Config, Key
 
 BATCH, FOREGROUND = 16, 0.2
 SIDES = {64: 128, 128: 64, 512: 32}  # pixels of a map's side by channels: where the decoder spends most of its time
@@ -60,7 +60,7 @@ def where_of(key: "Key") -> Where:
 
 def trial(key: "Key", kernel: str, config: "Config", where: Where, seconds: float = TURNS) -> Trial:
     """Hold one kernel of a line under a configuration to float64, and time it; the others are as the table has them."""
-    from scsco_fast.kernels.candidates import as_line
+    from scsco_fast.kernels.bain_attention.candidates import as_line
 
     found = Trial(kernel, config)
     case, variant = case_of(key, where)
@@ -82,7 +82,7 @@ def trial(key: "Key", kernel: str, config: "Config", where: Where, seconds: floa
 
 def compile_kernels(key: "Key", kernel: str, config: "Config", where: Where) -> None:
     """One call, so that what a trial launches is in Triton's cache."""
-    from scsco_fast.kernels.candidates import as_line
+    from scsco_fast.kernels.bain_attention.candidates import as_line
 
     _, variant = case_of(key, where)
     tensors = variant.inputs(0)
@@ -132,7 +132,7 @@ def set_winner(key: "Key", kernel: str, config: "Config", path: Path, base: Path
     Raises:
         ScscoError: it cannot be written.
     """
-    from scsco_fast.kernels.bain_attention_table import Line, read, write
+    from scsco_fast.kernels.bain_attention.table import Line, read, write
 
     table = read(path if path.exists() or base is None else base)
     table[key] = Line("timed", {**table[key].configs, kernel: config})
@@ -152,8 +152,9 @@ def tune(minutes: float, output: Path, say: Callable[[str], None]) -> None:
     unavailable = kernels.unavailable()
     if unavailable is not None:
         raise ScscoError(f"--tune times the Triton kernels on a GPU: {unavailable}")
-    from scsco_fast.kernels import bain_attention, candidates
-    from scsco_fast.kernels.bain_attention_table import PATH
+    from scsco_fast.kernels.bain_attention import candidates
+    from scsco_fast.kernels.bain_attention import launch as bain_attention
+    from scsco_fast.kernels.bain_attention.table import PATH
 
     listed = candidates.read()
     sm = bain_attention.architecture(torch.device("cuda", torch.cuda.current_device()))

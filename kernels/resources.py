@@ -120,8 +120,8 @@ def all_cases(operations: Iterable[str] = OPERATIONS) -> list[Case]:
     """The cases of every operation whose module is there."""
     cases: list[Case] = []
     for operation in operations:
-        if (Path(__file__).parent / f"{operation}.py").exists():
-            cases += importlib.import_module(f"scsco_fast.kernels.{operation}").compile_cases()
+        if (Path(__file__).parent / operation / "launch.py").exists():
+            cases += importlib.import_module(f"scsco_fast.kernels.{operation}.launch").compile_cases()
     return cases
 
 

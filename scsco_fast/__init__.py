@@ -10,12 +10,12 @@ if TYPE_CHECKING:  # for type checkers and editors; `_HOME` is what runs
     from scsco_fast import nn, ops
     from scsco_fast.errors import ScscoError
     from scsco_fast.harmonizing.pictures import harmonize
-    from scsco_fast.loss import SCSCoLoss, SCSCoTerms
-    from scsco_fast.negatives import make_negatives
     from scsco_fast.nn import BAIN, RAIN, HarmonizationUNet, VGG16Features
+    from scsco_fast.nn.weights import load_default_model, load_model, save_model
     from scsco_fast.ops import use_backend
     from scsco_fast.regions import Regions, foreground_boxes
-    from scsco_fast.weights import load_default_model, load_model, save_model
+    from scsco_fast.style.loss import SCSCoLoss, SCSCoTerms
+    from scsco_fast.style.negatives import make_negatives
 
 __version__ = "0.1.0"
 
@@ -45,16 +45,16 @@ _HOME = {
     "RAIN": "nn.norm",
     "HarmonizationUNet": "nn.unet",
     "Regions": "regions",
-    "SCSCoLoss": "loss",
-    "SCSCoTerms": "loss",
+    "SCSCoLoss": "style.loss",
+    "SCSCoTerms": "style.loss",
     "ScscoError": "errors",
-    "VGG16Features": "nn.vgg",
+    "VGG16Features": "style.vgg",
     "foreground_boxes": "regions",
     "harmonize": "harmonizing.pictures",
-    "load_default_model": "weights",
-    "load_model": "weights",
-    "make_negatives": "negatives",
-    "save_model": "weights",
+    "load_default_model": "nn.weights",
+    "load_model": "nn.weights",
+    "make_negatives": "style.negatives",
+    "save_model": "nn.weights",
     "use_backend": "ops.backend",
 }
 _PACKAGES = ("nn", "ops")

@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from scsco_fast.extras import PACKAGES, install_line
+from scsco_fast.system.extras import PACKAGES, install_line
 
 REQUIRED = ("torch", "numpy", "pillow", "safetensors", "tifffile", "filelock", "tyro", "rich")
 # Name to what it is for and what installs it; the first two are in no extra.
@@ -97,7 +97,7 @@ def _devices() -> dict[str, str]:
 
 def _shipped_model() -> str:
     from scsco_fast.errors import ScscoError
-    from scsco_fast.weights import SHIPPED_SHA256, check_shipped
+    from scsco_fast.nn.weights import SHIPPED_SHA256, check_shipped
 
     said = []
     for name, digest in SHIPPED_SHA256.items():
@@ -110,7 +110,7 @@ def _shipped_model() -> str:
 
 
 def _vgg_weights() -> str:
-    from scsco_fast.nn.vgg import find_weights
+    from scsco_fast.style.vgg import find_weights
 
     return find_weights()
 

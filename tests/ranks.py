@@ -64,7 +64,7 @@ def everything(folder: Path) -> None:
     from tiny_runs import Pictures
 
     from scsco_fast.errors import ScscoError
-    from scsco_fast.locks import LOCK
+    from scsco_fast.system.locks import LOCK
     from scsco_fast.train import checkpoint
     from scsco_fast.train.engine import train
 

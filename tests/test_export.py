@@ -15,8 +15,9 @@ from oracle import make_mask
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast import export, formats
 from scsco_fast.cli import main
+from scsco_fast.export import formats
+from scsco_fast.export import program as export
 
 Network = Callable[[Tensor, Tensor], Tensor]
 

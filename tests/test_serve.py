@@ -30,8 +30,8 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing import pictures as pictures_module
 from scsco_fast.harmonizing.recolour import predict
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.nn.weights import save_model
 from scsco_fast.serve import Run, Server, default_socket, listen, work
-from scsco_fast.weights import save_model
 
 FACTS = {"version": "1.2.3", "model": "compact"}
 
@@ -291,7 +291,7 @@ def test_where_the_socket_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 SLOW = """
 import sys, time
 from pathlib import Path
-from scsco_fast.files import replacing
+from scsco_fast.system.files import replacing
 from scsco_fast.serve import serve
 
 def run(arguments):

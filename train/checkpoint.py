@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import write_durably
+from scsco_fast.system.files import write_durably
 
 FORMAT = 2  # 1 had the random state of one process, and neither the number of samples nor a best validation
 LAST, BEST = "last.pt", "best.pt"

@@ -22,16 +22,17 @@ import torch
 import scsco_fast
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, collate
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluate import evaluate
-from scsco_fast.extras import require
-from scsco_fast.files import write_durably
-from scsco_fast.locks import LOCK, writing
-from scsco_fast.loss import SCSCoLoss
+from scsco_fast.evaluation.evaluate import evaluate
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
 from scsco_fast.nn.efficientnet import load_imagenet
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.nn.weights import save_model
 from scsco_fast.regions import foreground_boxes
+from scsco_fast.style.loss import SCSCoLoss
+from scsco_fast.style.vgg import VGG16Features
+from scsco_fast.system.extras import require
+from scsco_fast.system.files import write_durably
+from scsco_fast.system.locks import LOCK, writing
 from scsco_fast.train import checkpoint
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.memory import kept_memory
@@ -47,7 +48,6 @@ from scsco_fast.train.samples import (
     fingerprint,
 )
 from scsco_fast.train.step import AUTOCAST, TrainingStep, learning_rate, step_seed
-from scsco_fast.weights import save_model
 
 NAMES_SAID = 8  # samples that a message names
 

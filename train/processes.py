@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
+from scsco_fast.system.extras import require
 
 
 class Processes:

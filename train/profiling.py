@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-from scsco_fast.files import write_durably
+from scsco_fast.system.files import write_durably
 
 WARM_UP, ACTIVE, ROWS = 3, 3, 10
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import write_durably
+from scsco_fast.system.files import write_durably
 from scsco_fast.train.clock import PHASES
 
 COLUMNS = (

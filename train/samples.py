@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scsco_fast.data.composer import ComposedComposites, build_store
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.layouts import find_layout, listed_splits
 from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
-from scsco_fast.data.synthetic import SyntheticComposites, load_photos
 from scsco_fast.data.workers import loader_workers
 from scsco_fast.errors import ScscoError
+from scsco_fast.synthesis.composer import ComposedComposites, build_store
+from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
 

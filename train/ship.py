@@ -1,6 +1,6 @@
 """Make a run's model one of the package's: python -m scsco_fast.train.ship RUN/model.safetensors NAME [WORKING_SIZE].
 
-Writes it in float16, which halves the file, and says which checksum belongs into scsco_fast/weights.py.
+Writes it in float16, which halves the file, and says which checksum belongs into scsco_fast/nn/weights.py.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.weights import SHIPPED_SHA256, load_model, read_metadata, save_model, shipped_file
+from scsco_fast.nn.weights import SHIPPED_SHA256, load_model, read_metadata, save_model, shipped_file
 
 
 def ship(path: str | Path, target: Path, working_size: int | None = None) -> str:
@@ -44,7 +44,7 @@ def main() -> int:
     except ScscoError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
-    sys.stdout.write(f"wrote {target}\nSHIPPED_SHA256 of {options.name} in scsco_fast/weights.py: {digest}\n")
+    sys.stdout.write(f"wrote {target}\nSHIPPED_SHA256 of {options.name} in scsco_fast/nn/weights.py: {digest}\n")
     return 0
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scsco_fast.loss import SCSCoLoss
-from scsco_fast.negatives import WholeBatch, make_negatives
-from scsco_fast.nn.mosaic import Mosaic
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.style.loss import SCSCoLoss
+from scsco_fast.style.mosaic import Mosaic
+from scsco_fast.style.negatives import WholeBatch, make_negatives
 from scsco_fast.train.checkpoint import load_strictly
 from scsco_fast.train.clock import Clock
 from scsco_fast.train.config import TrainConfig

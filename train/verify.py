@@ -13,10 +13,10 @@ from torch import Tensor
 
 import scsco_fast
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
-from scsco_fast.files import write_durably
-from scsco_fast.negatives import WholeBatch
 from scsco_fast.regions import foreground_boxes
+from scsco_fast.style.negatives import WholeBatch
+from scsco_fast.system.extras import require
+from scsco_fast.system.files import write_durably
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import build_model, resolve
 from scsco_fast.train.processes import Processes

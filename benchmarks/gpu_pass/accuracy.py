@@ -21,7 +21,7 @@ from scsco_fast.benchmarks.gpu_pass.problems import (
     problem,
     ragged,
 )
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 from scsco_fast.regions import Regions
 
 SECONDS = 45.0

@@ -19,7 +19,8 @@ from typing import NamedTuple
 
 from scsco_fast.benchmarks.gpu_pass import STAGES
 from scsco_fast.benchmarks.gpu_pass.plan import Plan, plan_of
-from scsco_fast.kernels import bain_attention, candidates
+from scsco_fast.kernels.bain_attention import candidates
+from scsco_fast.kernels.bain_attention import launch as bain_attention
 from scsco_fast.kernels.resources import OPERATIONS, Case, all_cases, measure, name
 
 SM, CORES = 90, 16

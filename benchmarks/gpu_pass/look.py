@@ -18,7 +18,7 @@ from scsco_fast.benchmarks.gpu_pass.plan import Plan
 from scsco_fast.benchmarks.gpu_pass.problems import BATCH, OTHERS, matmul_precision, problem, ragged
 from scsco_fast.benchmarks.timing import captures_backward
 from scsco_fast.info import doctor
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 SECONDS = 25.0
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "tensorboard", "scikit-image", "matplotlib", "ninja")

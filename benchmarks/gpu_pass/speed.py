@@ -19,7 +19,7 @@ from scsco_fast.benchmarks.measure import Session, by_mode
 from scsco_fast.benchmarks.operations import Case
 from scsco_fast.benchmarks.timing import Ceiling, gradients_of, measure_ceiling
 from scsco_fast.benchmarks.truth import outputs_and_gradients
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 DTYPE = torch.bfloat16
 TURNS = 0.1  # seconds of turns of one mode

@@ -11,11 +11,12 @@ from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.journal import code_digest, read
 from scsco_fast.benchmarks.gpu_pass.plan import Attention, Plan
 from scsco_fast.benchmarks.tuning import Trial, Where
-from scsco_fast.kernels import bain_attention, candidates
-from scsco_fast.kernels.bain_attention_table import PATH, Config, Key
+from scsco_fast.kernels.bain_attention import candidates
+from scsco_fast.kernels.bain_attention import launch as bain_attention
+from scsco_fast.kernels.bain_attention.table import PATH, Config, Key
 
 SECONDS = 20.0
-TABLE = "bain_attention_table.txt"  # in OUT
+TABLE = "bain_attention/table.txt"  # in OUT
 REHEARSED = 2  # candidates of a kernel
 
 

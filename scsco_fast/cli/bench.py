@@ -6,7 +6,7 @@ from typing import Literal
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend
-from scsco_fast.extras import require
+from scsco_fast.system.extras import require
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from scsco_fast.architecture import WORKING_SIZE
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, print_table, progress_bar, read_model, usable_device
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
-from scsco_fast.locks import writing
+from scsco_fast.system.extras import require
+from scsco_fast.system.locks import writing
 
 if TYPE_CHECKING:
     from scsco_fast.nn.unet import HarmonizationUNet
@@ -102,7 +102,7 @@ def command(arguments: list[str]) -> int:
     _check_evaluated(options)
     require("scsco evaluate", "train", "scikit-image")
     check_backend()
-    from scsco_fast.evaluate import evaluate
+    from scsco_fast.evaluation.evaluate import evaluate
 
     device = usable_device(options.device)
     without = options.model == "none" or options.identity or options.predictions is not None
@@ -239,8 +239,8 @@ def _at_full_resolution(model: "HarmonizationUNet") -> Any:
 def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
     if options.dataset != "synthetic":
         from scsco_fast.data.iharmony4 import IHarmony4
-        from scsco_fast.protocols import protocol_named
-        from scsco_fast.triplets import Triplets
+        from scsco_fast.evaluation.protocols import protocol_named
+        from scsco_fast.evaluation.triplets import Triplets
 
         folder = options.root if options.dataset == "iharmony4" else options.dataset
         found = IHarmony4(str(folder), split=options.split, subsets=options.subsets)
@@ -248,14 +248,14 @@ def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
         return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, split)
     if resolution is None:
         raise ScscoError("synthetic composites have no full resolution; give --resolution 256, or --dataset DIR")
-    from scsco_fast.data.synthetic import SyntheticComposites, load_photos
+    from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
 
     photos = load_photos(options.photos, options.split)
     return SyntheticComposites(photos, size=resolution, length=options.count or 48, seed=options.seed, augment=False)
 
 
 def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: EvaluateOptions) -> None:
-    from scsco_fast.strips import sample_labels, sample_rows, write_samples, write_strip
+    from scsco_fast.evaluation.strips import sample_labels, sample_rows, write_samples, write_strip
 
     if options.strip is None and options.save is None:
         return
@@ -269,7 +269,7 @@ def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: Ev
 
 def _compare(arguments: list[str]) -> int:
     options = parse(CompareOptions, arguments, "scsco evaluate compare", positional=True)
-    from scsco_fast.compare import compare
+    from scsco_fast.evaluation.compare import compare
 
     result = compare(options.a, options.b, options.resamples, options.seed)
     print_table(result.table())

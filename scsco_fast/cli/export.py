@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import read_model
-from scsco_fast.formats import Format, check
+from scsco_fast.export.formats import Format, check
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ExportOptions:
 def command(arguments: list[str]) -> int:
     options = parse(ExportOptions, arguments, "scsco export")
     check(options.output, options.format, options.size)
-    from scsco_fast.export import export
+    from scsco_fast.export.program import export
 
     export(read_model(options.model, "cpu"), options.output, options.format, options.size)
     print(f"wrote {options.output}")

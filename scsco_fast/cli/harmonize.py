@@ -8,8 +8,8 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, printable, progress_bar, read_model, worker_count
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import is_same_path
 from scsco_fast.harmonizing.settings import Keep, Settings
+from scsco_fast.system.files import is_same_path
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from scsco_fast.cli.parsing import parse
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import check_writable
+from scsco_fast.system.files import check_writable
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def command(arguments: list[str]) -> int:
         raise ScscoError(f"{output}: exists already; name another file with --output")
     check_writable(output.parent)
     from scsco_fast.nn.rainnet import read_rainnet
-    from scsco_fast.weights import save_model
+    from scsco_fast.nn.weights import save_model
 
     model = read_rainnet(options.checkpoint)
     save_model(model, output, {"source": f"RainNet, {options.checkpoint.name}"})

@@ -9,8 +9,8 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import printable, progress_bar, worker_count
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import real_path
-from scsco_fast.locks import writing
+from scsco_fast.system.files import real_path
+from scsco_fast.system.locks import writing
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def command(arguments: list[str]) -> int:
 
     check_idle(options.idle_minutes)
     check_backend()
-    from scsco_fast.weights import DEFAULT
+    from scsco_fast.nn.weights import DEFAULT
 
     default = None if options.model is None else _full_or_name(options.model)
     _warm_up(read_model(default, "auto"))
@@ -66,7 +66,7 @@ def _warm_up(model: "HarmonizationUNet") -> None:
 
 def _full_or_name(model: Path) -> Path:
     """The full path, or the name of a model in the package."""
-    from scsco_fast.weights import SHIPPED_SHA256
+    from scsco_fast.nn.weights import SHIPPED_SHA256
 
     return model if str(model) in SHIPPED_SHA256 and not model.exists() else model.absolute()
 
@@ -92,7 +92,7 @@ def _completed(arguments: list[str], model: Path | None) -> list[str]:
             options = parse(HarmonizeOptions, arguments, "scsco harmonize")
     except SystemExit:  # --help
         return arguments
-    from scsco_fast.weights import SHIPPED_SHA256
+    from scsco_fast.nn.weights import SHIPPED_SHA256
 
     named = str(options.model) in SHIPPED_SHA256  # of a model in the package
     for field in fields(options):

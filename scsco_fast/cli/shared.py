@@ -20,7 +20,7 @@ def read_model(path: str | Path | None, device: str) -> "HarmonizationUNet":
 
     A file that is read again, unchanged, is the same network: a process that serves many requests reads it once.
     """
-    from scsco_fast.weights import DEFAULT, SHIPPED_SHA256, shipped_file
+    from scsco_fast.nn.weights import DEFAULT, SHIPPED_SHA256, shipped_file
 
     name = DEFAULT if path is None else str(path)
     in_package = path is None or (name in SHIPPED_SHA256 and not Path(name).exists())
@@ -30,7 +30,7 @@ def read_model(path: str | Path | None, device: str) -> "HarmonizationUNet":
 
 @functools.lru_cache(maxsize=2)
 def _read_once(path: str | Path | None, device: str, *state: str | int) -> "HarmonizationUNet":
-    from scsco_fast.weights import load_default_model, load_model
+    from scsco_fast.nn.weights import load_default_model, load_model
 
     return load_default_model(device) if path is None else load_model(path, device)
 

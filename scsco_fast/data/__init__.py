@@ -1,11 +1,11 @@
-"""Samples for training and evaluation: iHarmony4, a packed store of it, and composites made from any photographs."""
+"""Samples for training and evaluation: iHarmony4, a packed store of it, and photographs."""
 
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.images import Picture, image_to_tensor, read_picture, tensor_to_image
 from scsco_fast.data.masks import read_mask
 from scsco_fast.data.packed import PackedDataset
+from scsco_fast.data.photos import Photo, load_photos
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
-from scsco_fast.data.synthetic import Photo, SyntheticComposites, load_photos
 
 __all__ = [
     "BadSample",
@@ -16,7 +16,6 @@ __all__ = [
     "Photo",
     "Picture",
     "Sample",
-    "SyntheticComposites",
     "collate",
     "image_to_tensor",
     "load_photos",

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from PIL import Image, features
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
+from scsco_fast.system.extras import require
 
 AVIF_SUFFIX, HEIF_SUFFIXES = ".avif", (".heic", ".heif")
 SUFFIXES = (AVIF_SUFFIX, *HEIF_SUFFIXES)

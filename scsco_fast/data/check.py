@@ -29,7 +29,7 @@ from scsco_fast.data.layouts import (
 from scsco_fast.data.masks import binary_mask, one_sided, read_mask
 from scsco_fast.data.workers import TIME_LIMIT, Lost, run_tasks
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
+from scsco_fast.system.files import replacing
 
 Kind = Literal["list", "name", "missing", "repeated", "shared", "unreadable", "size", "mask", "polarity"]
 

@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
+from scsco_fast.system.files import replacing
 
 TABLE = Path(__file__).with_name("debian.csv")
 SOURCES, COPYRIGHT = "sources.csv", "copyright"

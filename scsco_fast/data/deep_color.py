@@ -19,7 +19,7 @@ from PIL import Image
 from scsco_fast.data.images import XMP_TEXT, open_unlimited, opened_picture, orientation_of
 from scsco_fast.data.metadata import MOST_PROFILE, kept_profile
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import replacing
+from scsco_fast.system.files import replacing
 
 SUFFIXES = (".png", ".tif", ".tiff")
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"

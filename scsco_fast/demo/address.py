@@ -4,7 +4,7 @@ import ipaddress
 import socket
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import require
+from scsco_fast.system.extras import require
 
 HOST, PORT = "127.0.0.1", 7860
 

@@ -18,12 +18,12 @@ from scsco_fast.data.images import is_high_depth, open_upright, read_picture, sa
 from scsco_fast.data.masks import check_two_sided, read_mask
 from scsco_fast.data.metadata import DroppedWarning, kept_profile
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import check_writable, is_same_path, replacing
+from scsco_fast.evaluation.strips import write_strip
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize, has_transparency
 from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.strips import write_strip
+from scsco_fast.system.files import check_writable, is_same_path, replacing
 
 # Standard deviation, of 255, of the colours behind an alpha channel: a removed background is less than this.
 _LEAST_VARIETY = 2.0

@@ -17,12 +17,12 @@ import torch
 from scsco_fast.data.images import PICTURE_SUFFIXES
 from scsco_fast.data.workers import Lost, run_tasks
 from scsco_fast.errors import ScscoError
-from scsco_fast.files import check_writable, is_same_path, replacing, sweep
 from scsco_fast.harmonizing.files import harmonize_file
 from scsco_fast.harmonizing.settings import Settings
-from scsco_fast.locks import writing
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.weights import load_model, save_model
+from scsco_fast.nn.weights import load_model, save_model
+from scsco_fast.system.files import check_writable, is_same_path, replacing, sweep
+from scsco_fast.system.locks import writing
 
 REPORT = "report.json"
 MASK_SUFFIXES = ("_mask", "-mask", ".mask", "_m")

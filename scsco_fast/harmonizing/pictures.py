@@ -19,7 +19,7 @@ from scsco_fast.harmonizing.recolour import named_memory, predict, recolour, uni
 from scsco_fast.harmonizing.settings import Keep, Settings
 from scsco_fast.harmonizing.tensors import each_picture
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.weights import shared_default_model
+from scsco_fast.nn.weights import shared_default_model
 
 PictureT = TypeVar("PictureT", np.ndarray, Image.Image, Tensor)
 Picture = np.ndarray | Image.Image

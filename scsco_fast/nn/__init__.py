@@ -2,6 +2,6 @@
 
 from scsco_fast.nn.norm import BAIN, RAIN
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.style.vgg import VGG16Features
 
 __all__ = ["BAIN", "RAIN", "HarmonizationUNet", "VGG16Features"]

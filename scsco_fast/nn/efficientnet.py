@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.extras import install_line
+from scsco_fast.system.extras import install_line
 
 # Of each stage: number of blocks, output channels, kernel, stride of the first block, expansion.
 STAGES = (

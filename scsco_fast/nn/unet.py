@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.architecture import ENCODERS, HEADS, IN_CHANNELS, NORMS, UPSAMPLINGS, WORKING_SIZE
-from scsco_fast.local_affine import apply_local_affine, extend
 from scsco_fast.nn import efficientnet
+from scsco_fast.nn.local_affine import apply_local_affine, extend
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions

@@ -1,14 +1,14 @@
 """The operations: one public function each, registered with torch.library, served by interchangeable backends."""
 
+from scsco_fast.ops._bain_attention import bain_attention
+from scsco_fast.ops._bain_norm import bain_norm
+from scsco_fast.ops._cross_gram import cross_gram
+from scsco_fast.ops._feature_distances import feature_distances
+from scsco_fast.ops._gram_distances import gram_distances
+from scsco_fast.ops._masked_gram import masked_gram
+from scsco_fast.ops._region_norm import region_norm
+from scsco_fast.ops._transfer_color import transfer_color
 from scsco_fast.ops.backend import backends, use_backend
-from scsco_fast.ops.bain_attention import bain_attention
-from scsco_fast.ops.bain_norm import bain_norm
-from scsco_fast.ops.cross_gram import cross_gram
-from scsco_fast.ops.feature_distances import feature_distances
-from scsco_fast.ops.gram_distances import gram_distances
-from scsco_fast.ops.masked_gram import masked_gram
-from scsco_fast.ops.region_norm import region_norm
-from scsco_fast.ops.transfer_color import transfer_color
 
 __all__ = [
     "backends",

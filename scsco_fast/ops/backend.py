@@ -16,8 +16,8 @@ logger = logging.getLogger("scsco_fast")
 
 ORDER = ("triton", "cuda", "eager", "reference")
 AUTOMATIC = ("triton", "cuda", "eager")  # what auto tries, in this order; the last serves everything
-# Where a backend's modules are, one of each operation's name.
-ROOMS = {"triton": "kernels", "cuda": "cuda", "eager": "eager"}
+# Where a backend's modules are, by the operation's name.
+MODULES = {"triton": "kernels.{}.launch", "cuda": "cuda.{}", "eager": "eager.{}"}
 
 _override: list[str] = []
 _told: set[str] = set()
@@ -86,7 +86,7 @@ def choose(requested: str, operation: str, *tensors: Tensor) -> str:
 
 def implementation(backend: str, operation: str) -> ModuleType:
     """The module that computes `operation` (`forward`, `backward`) for a backend that is not the reference."""
-    return importlib.import_module(f"scsco_fast.{ROOMS[backend]}.{operation}")
+    return importlib.import_module(f"scsco_fast.{MODULES[backend].format(operation)}")
 
 
 def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:

@@ -15,7 +15,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.folders import Entry, FolderReport, find_pairs, harmonize_folder
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.weights import save_model
+from scsco_fast.nn.weights import save_model
 
 SIZE = (40, 50)  # height, width
 

@@ -15,7 +15,7 @@ from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.files import harmonize_file, read_image, write_image
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.weights import save_model
+from scsco_fast.nn.weights import save_model
 
 if not features.check("avif"):
     pytest.skip("this Pillow was built without AVIF", allow_module_level=True)

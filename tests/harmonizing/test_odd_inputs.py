@@ -33,8 +33,8 @@ from scsco_fast.harmonizing.folders import harmonize_folder
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.harmonizing.settings import Settings
-from scsco_fast.locks import writing
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.system.locks import writing
 
 FAR = 30000
 SIZES = st.one_of(

@@ -15,7 +15,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing import recolour
 from scsco_fast.harmonizing.masks import FLOOR
 from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
-from scsco_fast.local_affine import extend
+from scsco_fast.nn.local_affine import extend
 from scsco_fast.nn.unet import HarmonizationUNet
 
 FLOAT32 = torch.finfo(torch.float32).eps
@@ -92,7 +92,7 @@ def test_strips_do_not_show(channels: int, monkeypatch: pytest.MonkeyPatch, smal
 
 
 def test_only_the_masks_box_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from scsco_fast.local_affine import enlarged_rows
+    from scsco_fast.nn.local_affine import enlarged_rows
 
     asked = []
 

@@ -18,7 +18,7 @@ from scsco_fast.eager import feature_distances as eager_feature_distances
 from scsco_fast.eager import gram_distances as eager_gram_distances
 from scsco_fast.eager import masked_gram as eager_masked_gram
 from scsco_fast.eager import region_norm as eager_region_norm
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 pytestmark = pytest.mark.gpu
 KINDS = ["bfloat16", "float16", "tf32", "float32"]

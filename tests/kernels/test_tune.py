@@ -15,10 +15,10 @@ import torch
 from scsco_fast.benchmarks import rows, tuning
 from scsco_fast.benchmarks.tuning import Trial, row_of, set_winner, tune, winner
 from scsco_fast.errors import ScscoError
-from scsco_fast.kernels import bain_attention_table as tables
-from scsco_fast.kernels import candidates
-from scsco_fast.kernels.bain_attention_table import CHANNELS, KEYS, TABLE, Config, Line
-from scsco_fast.kernels.candidates import Candidate, as_line, problems, timed
+from scsco_fast.kernels.bain_attention import candidates
+from scsco_fast.kernels.bain_attention import table as tables
+from scsco_fast.kernels.bain_attention.candidates import Candidate, as_line, problems, timed
+from scsco_fast.kernels.bain_attention.table import CHANNELS, KEYS, TABLE, Config, Line
 
 KEY = (90, "half", 64, 64)
 START = Config(128, 64, 64, 64, 8, 2)
@@ -41,7 +41,9 @@ def test_candidates_are_of_lines_of_the_table_and_read_back(tmp_path: Path) -> N
     listed = candidates.read()
     assert len(listed) == len({candidate[:3] for candidate in listed})
     assert {candidate.key for candidate in listed} <= set(TABLE)
-    assert {candidate.fits for candidate in listed} <= {"yes", "no"}, "run python -m scsco_fast.kernels.candidates"
+    assert {candidate.fits for candidate in listed} <= {"yes", "no"}, (
+        "run python -m scsco_fast.kernels.bain_attention.candidates"
+    )
     path = Path(shutil.copy(candidates.PATH, tmp_path / "candidates.txt"))
     candidates.write(listed, path)
     assert path.read_text() == candidates.PATH.read_text()
@@ -74,7 +76,7 @@ def test_screening_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
             self.sm = sm
 
         def problems(self) -> list[str]:
-            from scsco_fast.kernels import bain_attention
+            from scsco_fast.kernels.bain_attention import launch as bain_attention
 
             block = bain_attention.plan(*KEY).configs["fwd"].block_m
             return [f"{block} rows spill on sm_{self.sm}"]
@@ -86,11 +88,11 @@ def test_screening_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_screening_compiles_and_rewrites_the_file(tmp_path: Path) -> None:
     """One candidate that fits and one whose accumulators cannot."""
-    path = tmp_path / "bain_attention_candidates.txt"
+    path = tmp_path / "bain_attention/candidates.txt"
     wide = Config(128, 64, 64, 64, 4, 4)._replace(block_n=128)
     path.write_text("# a comment\n" + " ".join(candidates.COLUMNS) + "\n")
     candidates.write([Candidate(KEY, "fwd", START, "-"), Candidate(KEY, "dkv", wide, "-")], path)
-    command = [sys.executable, "-m", "scsco_fast.kernels.candidates", "--jobs", "1", "--file", str(path)]
+    command = [sys.executable, "-m", "scsco_fast.kernels.bain_attention.candidates", "--jobs", "1", "--file", str(path)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     assert [candidate.fits for candidate in candidates.read(path)] == ["yes", "no"], run.stdout
     assert path.read_text().startswith("# a comment\n")

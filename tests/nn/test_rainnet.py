@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import scsco_fast as sf
 from scsco_fast.cli import main
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
-from scsco_fast.weights import load_model, read_metadata
+from scsco_fast.nn.weights import load_model, read_metadata
 
 EPS = 1e-5
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import scsco_fast as sf
-from scsco_fast.local_affine import extend
 from scsco_fast.nn import unet
+from scsco_fast.nn.local_affine import extend
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
 from scsco_fast.nn.unet import shrink
 

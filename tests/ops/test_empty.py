@@ -8,7 +8,7 @@ from oracle import every_operation, random
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 OPS = torch.ops.scsco_fast
 BACKENDS = ("reference", "eager")

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.eager import bain_attention, region_norm
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 BACKENDS = ("reference", "eager", "eager as on a GPU")

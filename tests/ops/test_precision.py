@@ -14,7 +14,7 @@ from oracle import make_mask, random, run
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 
 pytestmark = pytest.mark.usefixtures("one_thread", "either_product", "exact_shape")
 BACKENDS = ("reference", "eager")

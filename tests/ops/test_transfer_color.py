@@ -5,7 +5,7 @@ import torch
 from oracle import make_mask
 
 import scsco_fast as sf
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.ops._transfer_color import TRANSFERS
 from scsco_fast.reference import color
 
 

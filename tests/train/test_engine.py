@@ -19,14 +19,14 @@ from small_dataset import write_dataset
 from tiny_runs import differing
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.locks import LOCK
+from scsco_fast.nn.weights import load_model, read_metadata
+from scsco_fast.system.locks import LOCK
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import StopSignals, train
 from scsco_fast.train.processes import Processes
 from scsco_fast.train.report import read_rows
 from scsco_fast.train.samples import StepOrder, build_dataset, build_loader, build_preview, build_validation
-from scsco_fast.weights import load_model, read_metadata
 
 Tiny = Callable[..., TrainConfig]
 

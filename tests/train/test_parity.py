@@ -9,10 +9,10 @@ from torch import Tensor
 
 import scsco_fast
 from scsco_fast.data.samples import collate
-from scsco_fast.loss import SCSCoLoss
-from scsco_fast.negatives import WholeBatch, make_negatives
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.style.loss import SCSCoLoss
+from scsco_fast.style.negatives import WholeBatch, make_negatives
+from scsco_fast.style.vgg import VGG16Features
 from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.step import TrainingStep

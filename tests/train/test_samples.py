@@ -8,8 +8,8 @@ import torch
 
 from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
-from scsco_fast.data.synthetic import SyntheticComposites
 from scsco_fast.errors import ScscoError
+from scsco_fast.synthesis.synthetic import SyntheticComposites
 from scsco_fast.train import samples as samples_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes

@@ -11,10 +11,10 @@ import torch
 from oracle import NoReading, NoWaiting
 from torch import Tensor
 
-from scsco_fast.loss import SCSCoLoss
-from scsco_fast.negatives import WholeBatch
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.style.loss import SCSCoLoss
+from scsco_fast.style.negatives import WholeBatch
+from scsco_fast.style.vgg import VGG16Features
 from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.step import RunningMeans, TrainingStep, ema_decay, learning_rate, step_seed

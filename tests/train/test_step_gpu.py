@@ -95,7 +95,7 @@ def test_cuda_graph_replays_with_other_pictures_and_masks() -> None:
 
 def test_new_masks_compile_no_kernel() -> None:
     """The counts are read on the device: Triton's own cache of compiled kernels does not grow with masks."""
-    from scsco_fast.kernels.bain_attention_kernels import bain_attention_fwd_kernel
+    from scsco_fast.kernels.bain_attention.forward import bain_attention_fwd_kernel
 
     def compiled() -> int:
         return sum(len(entry[0]) for entry in bain_attention_fwd_kernel.device_caches.values())

@@ -9,7 +9,7 @@ from oracle import make_mask
 
 import scsco_fast as sf
 from scsco_fast.data.samples import collate
-from scsco_fast.nn.vgg import VGG16Features
+from scsco_fast.style.vgg import VGG16Features
 from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import build_loss

@@ -11,7 +11,8 @@ from oracle import assert_matches, random, run
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.kernels import feature_distances, gram_distances
+from scsco_fast.kernels.feature_distances import launch as feature_distances
+from scsco_fast.kernels.gram_distances import launch as gram_distances
 
 DTYPES = [torch.float32, torch.float16]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")

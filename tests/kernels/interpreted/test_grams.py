@@ -11,7 +11,8 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.eager import cross_gram as eager
-from scsco_fast.kernels import cross_gram, masked_gram
+from scsco_fast.kernels.cross_gram import launch as cross_gram
+from scsco_fast.kernels.masked_gram import launch as masked_gram
 from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16]

@@ -13,7 +13,9 @@ from torch import Tensor
 from scsco_fast.eager import cross_gram as eager_cross_gram
 from scsco_fast.eager import gram_distances as eager_gram_distances
 from scsco_fast.eager import masked_gram as eager_masked_gram
-from scsco_fast.kernels import cross_gram, gram_distances, masked_gram
+from scsco_fast.kernels.cross_gram import launch as cross_gram
+from scsco_fast.kernels.gram_distances import launch as gram_distances
+from scsco_fast.kernels.masked_gram import launch as masked_gram
 from scsco_fast.kernels.rounding import to_tf32
 
 BITS = 10  # of TF32's mantissa

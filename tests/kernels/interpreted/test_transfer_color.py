@@ -10,8 +10,8 @@ from oracle import make_mask
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.kernels import color, transfer_color, transfer_color_kernels
-from scsco_fast.ops.transfer_color import TRANSFERS
+from scsco_fast.kernels.transfer_color import color, transfer_color, transfer_color_kernels
+from scsco_fast.ops._transfer_color import TRANSFERS
 from scsco_fast.reference import color as reference_color
 from scsco_fast.reference import transfer_color as reference
 

@@ -1,0 +1,1 @@
+"""BAIN's attention in Triton: packing, forward, backward, their launcher and their table of configurations."""

@@ -1,0 +1,1 @@
+"""BAIN's output in the attention's own pass, in Triton."""

@@ -1,0 +1,1 @@
+"""The Gram matrix of two feature maps in Triton."""

@@ -1,0 +1,1 @@
+"""The Gram matrix of a foreground in Triton."""

@@ -1,0 +1,1 @@
+"""Region normalisation in Triton."""

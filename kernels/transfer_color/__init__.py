@@ -1,0 +1,1 @@
+"""Colour transfer in Triton."""
