@@ -16,7 +16,7 @@ from scsco_fast.kernels.bain_attention import launch as bain_attention
 from scsco_fast.kernels.bain_attention.table import PATH, Config, Key
 
 SECONDS = 20.0
-TABLE = "bain_attention/table.txt"  # in OUT
+TABLE = "bain_attention_table.txt"  # in OUT, which is flat
 REHEARSED = 2  # candidates of a kernel
 
 

@@ -456,7 +456,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     log = (out / "log.txt").read_text()
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:] + log[-2000:]
     files = sorted(path.name for path in out.iterdir())
-    assert files == sorted([*(f"{stage}.jsonl" for stage in STAGES), "bain_attention/table.txt", "log.txt"])
+    assert files == sorted([*(f"{stage}.jsonl" for stage in STAGES), "bain_attention_table.txt", "log.txt"])
     for stage in STAGES:
         found = ends(read(out / f"{stage}.jsonl"))
         assert found, stage
@@ -464,7 +464,7 @@ def test_rehearsal(tmp_path: Path) -> None:
     measured = [record["row"] for record in read(out / "speed.jsonl") if "row" in record]
     assert {row["backend"] for row in measured} == {"SDPA", "triton"}
     assert all(row["ms"] for row in measured)
-    table = (out / "bain_attention/table.txt").read_text().splitlines()
+    table = (out / "bain_attention_table.txt").read_text().splitlines()
     assert [line.split()[:5] for line in table if " timed " in line] == [["80", "half", "64", "64", "timed"]]
 
 
