@@ -10,8 +10,9 @@ from torch import Tensor
 from scsco_fast.kernels.bain_attention.launch import attend, attend_backward, supports
 from scsco_fast.kernels.bain_attention.pack import Affine
 from scsco_fast.kernels.memory import map_like
+from scsco_fast.kernels.resources import Case
 
-__all__ = ["backward", "forward", "supports"]
+__all__ = ["backward", "compile_cases", "forward", "supports"]
 
 
 def forward(
@@ -72,3 +73,8 @@ def backward(
     grads, d_affine = attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, norm)
     assert d_affine is not None
     return *grads, dx, d_affine
+
+
+def compile_cases() -> list[Case]:
+    """None: the kernels are `bain_attention`'s, whose cases have both epilogues."""
+    return []

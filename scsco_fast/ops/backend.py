@@ -1,10 +1,12 @@
 """Which implementation serves an operation: explicit argument > `use_backend` > SCSCO_BACKEND > automatic choice."""
 
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -16,11 +18,15 @@ logger = logging.getLogger("scsco_fast")
 
 ORDER = ("triton", "cuda", "eager", "reference")
 AUTOMATIC = ("triton", "cuda", "eager")  # what auto tries, in this order; the last serves everything
-# Where a backend's modules are, by the operation's name.
-MODULES = {"triton": "kernels.{}.launch", "cuda": "cuda.{}", "eager": "eager.{}"}
+# Where a backend's modules are, by the operation's name. All have `forward` and `backward` with the same arguments, and
+# results of the same structure. The reference has none: it is plain PyTorch, which autograd differentiates.
+MODULES = {"triton": "scsco_fast.kernels.{}.launch", "cuda": "scsco_fast.cuda.{}", "eager": "scsco_fast.eager.{}"}
+# Where they say what they allocate, in modules that need torch alone: fake tensors are given what that says.
+MEMORY = MODULES | {"triton": "scsco_fast.kernels.{}"}
 
 _override: list[str] = []
 _told: set[str] = set()
+_implements: dict[tuple[str, str], bool] = {}
 
 
 def backends() -> dict[str, str]:
@@ -84,13 +90,35 @@ def choose(requested: str, operation: str, *tensors: Tensor) -> str:
     raise AssertionError("the eager backend serves everything")
 
 
+def is_reference(backend: str) -> bool:
+    """Whether a backend is the reference, whose operations decompose into plain PyTorch."""
+    return backend not in MODULES
+
+
 def implementation(backend: str, operation: str) -> ModuleType:
     """The module that computes `operation` (`forward`, `backward`) for a backend that is not the reference."""
-    return importlib.import_module(f"scsco_fast.{MODULES[backend].format(operation)}")
+    return importlib.import_module(MODULES[backend].format(operation))
+
+
+def memory(backend: str, operation: str) -> ModuleType:
+    """The module that says what the backend's implementation allocates for `operation`, and what it keeps."""
+    return importlib.import_module(MEMORY[backend].format(operation))
+
+
+def implements(backend: str, operation: str) -> bool:
+    """Whether a backend has an implementation of its own of `operation`: a module of that name."""
+    if (backend, operation) not in _implements:
+        package, module = MODULES[backend].format(operation).rsplit(".", 1)
+        found = importlib.util.find_spec(package)
+        folders = found.submodule_search_locations if found is not None else None
+        _implements[backend, operation] = any(Path(folder, f"{module}.py").is_file() for folder in folders or ())
+    return _implements[backend, operation]
 
 
 def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
-    """Why a backend cannot serve these inputs, or None."""
+    """Why a backend cannot serve these inputs, or None; implementations do not ask again."""
+    if not (is_reference(name) or implements(name, operation)):
+        return f"the {name} backend has no kernel of {operation}"
     if name == "cuda":
         return cuda.refusal(operation, *tensors)
     if name != "triton":
@@ -109,7 +137,8 @@ def unavailable(name: str) -> str | None:
 
 # What torch.compiler.assume_constant_result sets, without its import of torch._dynamo (about a second): under
 # torch.compile the answer is asked for once, and the imports and device queries behind it are not traced.
-unavailable.__dict__["_dynamo_marked_constant"] = True
+for _function in (unavailable, implements):
+    _function.__dict__["_dynamo_marked_constant"] = True
 
 
 def _check_name(name: str, where: str) -> None:

@@ -39,6 +39,31 @@ def check_regions(regions_or_mask: Regions | RegionLevel | Tensor, features: Ten
     return level
 
 
+def check_affine(
+    features: Tensor,
+    fg_weight: Tensor | None,
+    fg_bias: Tensor | None,
+    bg_weight: Tensor | None,
+    bg_bias: Tensor | None,
+) -> Tensor:
+    """Gains and offsets (C,) of both regions as one tensor (4, C), float32 or wider; None becomes 1 or 0."""
+    given = {"fg_weight": fg_weight, "fg_bias": fg_bias, "bg_weight": bg_weight, "bg_bias": bg_bias}
+    channels, present = features.shape[1], [parameter for parameter in given.values() if parameter is not None]
+    dtype = accumulate_dtype(features, *present)
+    if not present:
+        affine = features.new_ones((4, channels), dtype=dtype)
+        affine[1::2] = 0
+        return affine
+    rows = []
+    for name, parameter in given.items():
+        if parameter is None:
+            parameter = features.new_full((channels,), float("weight" in name), dtype=dtype)
+        check_same(f"the shape of {name}", tuple(parameter.shape), "the features' channels", (channels,))
+        check_device(name, parameter, "the features are", features.device)
+        rows.append(parameter.to(dtype))
+    return torch.stack(rows)
+
+
 def check_parameters(
     features: Tensor,
     fg_weight: Tensor | None,

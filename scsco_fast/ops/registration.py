@@ -21,7 +21,9 @@ BODIES: dict[str, Callable[..., Any]] = {}  # what an operation runs, by its nam
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
-def register_operation(name: str, differentiable: bool = True) -> Callable[[Callable[..., Any]], Any]:
+def register_operation(
+    name: str, fake: Callable[..., Any] | None = None, differentiable: bool = True
+) -> Callable[[Callable[..., Any]], Any]:
     """Make a function an operation of our namespace, which torch.compile and autograd do not look into; a decorator.
 
     What `torch.library.custom_op` does, but that one imports torch._dynamo when an operation is first called: a second,
@@ -29,6 +31,8 @@ def register_operation(name: str, differentiable: bool = True) -> Callable[[Call
 
     Args:
         name: without the namespace. The schema is read off the function's annotations; nothing is changed in place.
+        fake: takes the same arguments and returns uninitialised results, of which shapes, dtypes and strides are those
+            of the real ones: it allocates with the functions that the implementations allocate with.
         differentiable: whether `torch.library.register_autograd` follows; otherwise a backward through it is an error.
 
     Returns:
@@ -46,6 +50,8 @@ def register_operation(name: str, differentiable: bool = True) -> Callable[[Call
         _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         _library.impl(name, body, "CompositeExplicitAutograd")
         BODIES[name] = body
+        if fake is not None:
+            torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         if not differentiable:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", partial(_refuse, name), lib=_library)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
