@@ -27,7 +27,7 @@ import torch
 
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.photos import load_photos
-from scsco_fast.evaluation.evaluate import evaluate
+from scsco_fast.evaluation import evaluate
 from scsco_fast.evaluation.protocols import protocol_named
 from scsco_fast.evaluation.triplets import Triplets
 from scsco_fast.nn.weights import load_model

@@ -32,7 +32,7 @@ SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*
 # A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
 ORDER = (
     *("errors", "system", "architecture", "reference", "kernels", "cuda", "eager", "regions", "ops", "style", "nn"),
-    *("data", "synthesis", "evaluation", "harmonizing", "export", "demo", "serve", "info"),
+    *("data", "synthesis", "harmonizing", "evaluation", "export", "demo", "serve", "info"),
     *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
 )
 ALONE = ("reference", "kernels", "cuda")

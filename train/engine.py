@@ -22,7 +22,7 @@ import torch
 import scsco_fast
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, collate
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.evaluate import evaluate
+from scsco_fast.evaluation import evaluate
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
 from scsco_fast.nn.efficientnet import load_imagenet
 from scsco_fast.nn.unet import HarmonizationUNet

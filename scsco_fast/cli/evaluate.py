@@ -1,20 +1,18 @@
 """`scsco evaluate`: a method on a data set, and `scsco evaluate compare`: two methods on the same pictures."""
 
 import sys
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
-from scsco_fast.architecture import WORKING_SIZE
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, print_table, progress_bar, read_model, usable_device
 from scsco_fast.errors import ScscoError
 from scsco_fast.system.extras import require
-from scsco_fast.system.locks import writing
 
 if TYPE_CHECKING:
-    from scsco_fast.nn.unet import HarmonizationUNet
+    from scsco_fast.evaluation import Evaluation
+    from scsco_fast.evaluation.resolution import Resolution
 
 
 @dataclass(frozen=True)
@@ -99,52 +97,64 @@ def command(arguments: list[str]) -> int:
     if arguments[:1] == ["compare"]:
         return _compare(arguments[1:])
     options = parse(EvaluateOptions, _gathered(arguments, "--baseline"), "scsco evaluate")
-    _check_evaluated(options)
+    resolution = _check_evaluated(options)
     require("scsco evaluate", "train", "scikit-image")
     check_backend()
-    from scsco_fast.evaluation.evaluate import evaluate
+    from scsco_fast.evaluation import at_full_resolution, default_resolution, evaluate, load_dataset, write_examples
 
     device = usable_device(options.device)
     without = options.model == "none" or options.identity or options.predictions is not None
     model = None if without else read_model(options.model, device)
-    resolution = _resolution(options.resolution, model)
-    if resolution is None and (options.strip is not None or options.save is not None):
-        raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
-    dataset = _dataset(options, resolution)
+    dataset = load_dataset(
+        options.root if options.dataset == "iharmony4" and options.root is not None else options.dataset,
+        protocol=options.protocol,
+        resolution=default_resolution(model) if resolution is None else resolution,
+        split=options.split,
+        subsets=options.subsets,
+        count=options.count,
+        predictions=options.predictions,
+        photos=options.photos,
+        seed=options.seed,
+    )
     with progress_bar() as progress:
         result = evaluate(
-            model if model is None or resolution is not None else _at_full_resolution(model),
+            at_full_resolution(model) if model is not None and resolution == "full" else model,
             dataset,
             protocol=options.protocol,
             baselines=options.baseline,
             untouched=options.untouched,
             repeat=options.repeat,
             csv=options.csv,
-            device="cpu" if resolution is None else device,
+            device=device,
             batch_size=options.batch_size,
             workers=options.workers,
             progress=progress,
             on_bad=lambda sample: print(f"scsco: failed: {sample.name}: {sample.reason}", file=sys.stderr),
         )
+    _print_result(result)
+    if options.json is not None:  # after the tables, which a full disk must not take along
+        result.write_json(options.json)
+    write_examples(model, dataset, strip=options.strip, folder=options.save, count=options.strip_count)
+    for path in (options.csv, options.json, options.strip, options.save):
+        if path is not None:
+            print(f"wrote {path}")
+    return 1 if result.bad_count or result.unpredicted else 0
+
+
+def _print_result(result: "Evaluation") -> None:
     tables = (result.table(), result.methods_table(), result.differences_table(), result.drift_table())
     for table in (*tables, result.published_table()):
         if table is not None:
             print_table(table)
     if result.scored != "identity":
-        print(result.damage() if options.untouched else result.improvement())
-    if options.json is not None:  # after the tables, which a full disk must not take along
-        result.write_json(options.json)
-    _write_examples(model, dataset, options)
-    for path in (options.csv, options.json, options.strip, options.save):
-        if path is not None:
-            print(f"wrote {path}")
+        print(result.damage() if result.untouched else result.improvement())
     if result.unpredicted:
         first = ", ".join(result.unpredicted[:5]) + (", ..." if len(result.unpredicted) > 5 else "")
         print(f"scsco: failed: {len(result.unpredicted)} composites without prediction: {first}", file=sys.stderr)
-    return 1 if result.bad_count or result.unpredicted else 0
 
 
-def _check_evaluated(options: EvaluateOptions) -> None:
+def _check_evaluated(options: EvaluateOptions) -> "Resolution | None":
+    """The resolution, if it is given; ScscoError for options that cannot be used or do not go together."""
     given = [options.model is not None, options.predictions is not None, options.identity]
     if sum(given) > 1:
         raise ScscoError(
@@ -159,6 +169,7 @@ def _check_evaluated(options: EvaluateOptions) -> None:
     if options.dataset == "synthetic" and options.predictions is not None:
         raise ScscoError("--predictions needs --dataset DIR: synthetic composites have no file names to match")
     _check_input(options)
+    return _resolution(options)
 
 
 def _check_input(options: EvaluateOptions) -> None:
@@ -206,70 +217,24 @@ def _gathered(arguments: list[str], option: str) -> list[str]:
     return [*kept, option, *values]
 
 
-def _resolution(given: str | None, model: "HarmonizationUNet | None") -> int | None:
-    """The scored side in pixels; None is full resolution."""
+def _resolution(options: EvaluateOptions) -> "Resolution | None":
+    given = options.resolution
     if given is None:
-        # An affine head's size is that of its transform; pictures are scored at the size that the field compares at.
-        return WORKING_SIZE if model is None or model.head == "affine" else model.working_size
-    if given == "full":
         return None
-    if not given.isdecimal() or int(given) < 1:
-        raise ScscoError(f"--resolution is {given!r}; wanted a number of pixels, such as 256, or full")
-    return int(given)
-
-
-def _at_full_resolution(model: "HarmonizationUNet") -> Any:
-    """The model as `scsco harmonize` applies it to a picture of any size: it works at its own size."""
-    from scsco_fast.harmonizing.masks import CoverageWarning
-    from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
-
-    def run(composite: Any, mask: Any) -> Any:
-        import torch
-
-        pixels = composite[0].permute(1, 2, 0).contiguous().numpy()
-        with warnings.catch_warnings():  # a data set's foregrounds are what they are
-            for category in (CoverageWarning, UnchangedWarning):
-                warnings.simplefilter("ignore", category)
-            changed = harmonize(pixels, mask[0, 0].numpy(), model)
-        return torch.from_numpy(changed).permute(2, 0, 1)[None]
-
-    return run
-
-
-def _dataset(options: EvaluateOptions, resolution: int | None) -> Any:
-    if options.dataset != "synthetic":
-        from scsco_fast.data.iharmony4 import IHarmony4
-        from scsco_fast.evaluation.protocols import protocol_named
-        from scsco_fast.evaluation.triplets import Triplets
-
-        folder = options.root if options.dataset == "iharmony4" else options.dataset
-        found = IHarmony4(str(folder), split=options.split, subsets=options.subsets)
-        members, split = found.members[: options.count], options.split if found.listed else None
-        return Triplets(members, protocol_named(options.protocol), resolution, options.predictions, split)
-    if resolution is None:
+    if given != "full":
+        if not given.isdecimal() or int(given) < 1:
+            raise ScscoError(f"--resolution is {given!r}; wanted a number of pixels, such as 256, or full")
+        return int(given)
+    if options.strip is not None or options.save is not None:
+        raise ScscoError("--strip and --save show pictures of one size; leave them out with --resolution full")
+    if options.dataset == "synthetic":
         raise ScscoError("synthetic composites have no full resolution; give --resolution 256, or --dataset DIR")
-    from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
-
-    photos = load_photos(options.photos, options.split)
-    return SyntheticComposites(photos, size=resolution, length=options.count or 48, seed=options.seed, augment=False)
-
-
-def _write_examples(model: "HarmonizationUNet | None", dataset: Any, options: EvaluateOptions) -> None:
-    from scsco_fast.evaluation.strips import sample_labels, sample_rows, write_samples, write_strip
-
-    if options.strip is None and options.save is None:
-        return
-    rows = sample_rows(model, dataset, options.strip_count)
-    if options.strip is not None:
-        write_strip(rows, sample_labels(model), options.strip)
-    if options.save is not None:
-        with writing(options.save):
-            write_samples(rows, sample_labels(model), options.save)
+    return "full"
 
 
 def _compare(arguments: list[str]) -> int:
     options = parse(CompareOptions, arguments, "scsco evaluate compare", positional=True)
-    from scsco_fast.evaluation.compare import compare
+    from scsco_fast.evaluation import compare
 
     result = compare(options.a, options.b, options.resamples, options.seed)
     print_table(result.table())

@@ -17,8 +17,8 @@ from scsco_fast.data.deep_color import SUFFIXES, DeepPicture, read_deep, write_d
 from scsco_fast.data.images import is_high_depth, open_upright, read_picture, save_image, stored_orientation
 from scsco_fast.data.masks import check_two_sided, read_mask
 from scsco_fast.data.metadata import DroppedWarning, kept_profile
+from scsco_fast.data.strips import write_strip
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.strips import write_strip
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize, has_transparency
 from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings

@@ -20,12 +20,14 @@ from torch.utils.data import Dataset, IterableDataset
 from scsco_fast.cli import main
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation import evaluate as module
 from scsco_fast.evaluation.baselines import BASELINES
-from scsco_fast.evaluation.compare import compare
-from scsco_fast.evaluation.evaluate import Evaluation, Row, evaluate
+from scsco_fast.evaluation.comparison import compare
+from scsco_fast.evaluation.loop import Model, Samples, evaluate
 from scsco_fast.evaluation.metrics import score
+from scsco_fast.evaluation.protocols import protocol_named
 from scsco_fast.evaluation.published import PUBLISHED, TEST_PICTURES
+from scsco_fast.evaluation.results import NAMES_KEPT, Evaluation
+from scsco_fast.evaluation.rows import COLUMNS, Row
 
 
 def sample(
@@ -62,7 +64,7 @@ def halve_the_error(composite: Tensor, mask: Tensor) -> Tensor:
     return composite - 0.05 * mask
 
 
-def measured(model: module.Model | None, dataset: module.Samples, **options: Any) -> tuple[Evaluation, list[Row]]:
+def measured(model: Model | None, dataset: Samples, **options: Any) -> tuple[Evaluation, list[Row]]:
     rows: list[Row] = []
     return evaluate(model, dataset, on_row=rows.append, **options), rows
 
@@ -232,7 +234,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     def fail(*args: object, **options: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scsco_fast.evaluation.evaluate.json.dump", fail)
+    monkeypatch.setattr("scsco_fast.evaluation.tables.json.dump", fail)
     with pytest.raises(ScscoError, match=r"all\.json.*No space left"):
         evaluation.write_json(target)
     assert target.read_text() == "old"
@@ -279,7 +281,7 @@ def test_memory_does_not_grow_with_the_dataset(generator: bool, tmp_path: Path) 
         before = tracemalloc.get_traced_memory()[0]
         evaluation = evaluate(None, dataset, csv=tmp_path / f"{count}.csv", batch_size=16)
         assert (evaluation.pictures, evaluation.bad_count) == (count - count // 10, count // 10)
-        assert len(evaluation.bad) <= module.NAMES_KEPT
+        assert len(evaluation.bad) <= NAMES_KEPT
         return tracemalloc.get_traced_memory()[1] - before
 
     tracemalloc.start()
@@ -313,7 +315,7 @@ def test_table_shows_groups_model_and_composite() -> None:
 
 
 def evaluation_of(subsets: Sequence[str], split: str | None = "test", resolution: str = "256") -> Evaluation:
-    evaluation = Evaluation(module.protocol_named("idih"), resolution, "model", split)
+    evaluation = Evaluation(protocol_named("idih"), resolution, "model", split)
     _, rows = measured(halve_the_error, Listed([sample("a", subset, 3) for subset in subsets]))
     for row in rows:
         evaluation.add(row)
@@ -381,7 +383,7 @@ def test_baselines_are_scored_on_the_same_pictures(tmp_path: Path) -> None:
             assert row.baselines[name] == pytest.approx(wanted, rel=1e-9)
             for metric, value in wanted.items():
                 assert float(line[f"{name.replace('-', '_')}_{metric}"]) == pytest.approx(value, rel=1e-9)
-    assert list(written[0]) == [*module.COLUMNS, *evaluation.extra_columns]
+    assert list(written[0]) == [*COLUMNS, *evaluation.extra_columns]
     group = next(summary for summary in evaluation.summaries() if summary.group == "HCOCO")
     both = [rows[index].baselines["half-mean"]["mse"] for index in (0, 2)]
     assert group.means["half_mean_mse"] == pytest.approx(sum(both) / 2)
@@ -552,7 +554,7 @@ def test_pictures_without_any_error_have_an_infinite_psnr() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused(
-    model: module.Model | None, options: dict[str, Any], message: str, tmp_path: Path
+    model: Model | None, options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ScscoError, match=message):
         evaluate(model, Listed(ITEMS), csv=tmp_path / "rows.csv", **options)

@@ -21,7 +21,7 @@ from PIL import Image
 
 from scsco_fast import cli
 from scsco_fast.data.iharmony4 import IHarmony4
-from scsco_fast.evaluation.evaluate import Row, evaluate
+from scsco_fast.evaluation import Row, evaluate
 from scsco_fast.evaluation.metrics import score
 from scsco_fast.evaluation.protocols import PROTOCOLS, protocol_named, resize_cv2, scored_mask, scored_picture
 from scsco_fast.evaluation.triplets import Triplets

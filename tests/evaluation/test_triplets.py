@@ -14,7 +14,7 @@ from scsco_fast import cli
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.evaluate import Row, evaluate
+from scsco_fast.evaluation import Row, evaluate
 from scsco_fast.evaluation.metrics import score
 from scsco_fast.evaluation.protocols import PROTOCOLS
 from scsco_fast.evaluation.triplets import Triplet, Triplets

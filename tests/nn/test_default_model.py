@@ -10,7 +10,7 @@ from PIL import Image
 
 import scsco_fast as sf
 from scsco_fast import cli, info
-from scsco_fast.evaluation.evaluate import evaluate
+from scsco_fast.evaluation import evaluate
 from scsco_fast.nn import weights
 from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
 from scsco_fast.train.presets import PRESETS

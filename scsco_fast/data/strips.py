@@ -1,18 +1,13 @@
 """Strips: pictures side by side with their labels, one row per example."""
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image, ImageDraw
-from torch.utils.data import Dataset
 
-from scsco_fast.data.images import save_image, tensor_to_image
-from scsco_fast.data.samples import BadSample, Sample
+from scsco_fast.data.images import save_image
 from scsco_fast.errors import ScscoError
-from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.system.files import replacing
 
 _GAP = 6  # pixels between pictures
@@ -55,41 +50,6 @@ def write_strip(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], pat
             save_image(strip, temporary)
         except (KeyError, ValueError) as error:  # an unknown suffix, or a format without colours
             raise ScscoError(f"{path}: a strip cannot be written in the format of this suffix; name a .png") from error
-
-
-def sample_rows(
-    model: HarmonizationUNet | None, dataset: Dataset[Sample | BadSample], count: int
-) -> list[list[np.ndarray]]:
-    """Mask, composite, output and real picture of the first `count` usable samples; without a model no output."""
-    samples = (dataset[index] for index in range(len(dataset)))  # type: ignore[arg-type]
-    good = islice((sample for sample in samples if isinstance(sample, Sample)), count)
-    return [_row(model, sample) for sample in good]
-
-
-def write_samples(rows: Sequence[Sequence[np.ndarray]], labels: Sequence[str], folder: str | Path) -> None:
-    """Write the pictures of `sample_rows` as 00_composite.png, 00_mask.png, 00_output.png, 00_real.png and so on."""
-    names = {"before": "composite", "after": "output"}
-    for index, row in enumerate(rows):
-        for label, picture in zip(labels, row, strict=True):
-            with replacing(Path(folder) / f"{index:02d}_{names.get(label, label)}.png") as temporary:
-                save_image(Image.fromarray(picture), temporary)
-
-
-def _row(model: HarmonizationUNet | None, sample: Sample) -> list[np.ndarray]:
-    output = [] if model is None else [_output(model, sample)]
-    mask = sample.mask.expand(3, -1, -1)
-    return [tensor_to_image(picture) for picture in (mask, sample.composite, *output, sample.real)]
-
-
-def sample_labels(model: HarmonizationUNet | None) -> list[str]:
-    """The labels of `sample_rows`."""
-    return ["mask", "before", *([] if model is None else ["after"]), "real"]
-
-
-def _output(model: HarmonizationUNet, sample: Sample) -> torch.Tensor:
-    device = next(model.parameters()).device
-    with torch.inference_mode():
-        return model(sample.composite[None].to(device), sample.mask[None].to(device))[0]
 
 
 def _reduced(picture: np.ndarray) -> Image.Image:

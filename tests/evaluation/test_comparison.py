@@ -11,10 +11,10 @@ import pytest
 
 from scsco_fast import cli
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.compare import Comparison, compare
-from scsco_fast.evaluation.evaluate import COLUMNS
+from scsco_fast.evaluation.comparison import Comparison, compare
 from scsco_fast.evaluation.metrics import METRICS
 from scsco_fast.evaluation.paired import FEWEST_PICTURES, bootstrap_interval
+from scsco_fast.evaluation.rows import COLUMNS
 
 
 def write_table(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -12,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.evaluate import COLUMNS, cell
 from scsco_fast.evaluation.metrics import METRICS
 from scsco_fast.evaluation.paired import LEVEL, RESAMPLES, Difference, mean_difference
-from scsco_fast.system.files import replacing
+from scsco_fast.evaluation.rows import COLUMNS
+from scsco_fast.evaluation.tables import cell, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,13 +52,9 @@ class Comparison:
             "protocol": self.protocol,
             "resolution": self.resolution,
             "level": LEVEL,
-            "differences": [
-                {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in entry}
-                for entry in (asdict(difference).items() for difference in self.differences)
-            ],
+            "differences": [asdict(difference) for difference in self.differences],
         }
-        with replacing(os.fspath(path)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-            json.dump(content, file, indent=1, allow_nan=False)
+        write_json(content, path)
 
 
 @dataclass(frozen=True)

@@ -1,50 +1,20 @@
-"""Strips hold the pictures that they are given, in order."""
+"""Examples are the first usable samples of a data set, with the model's output for each."""
 
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
 from scsco_fast.data.samples import BadSample, Sample
-from scsco_fast.errors import ScscoError
-from scsco_fast.evaluation.strips import make_strip, sample_labels, sample_rows, write_samples, write_strip
+from scsco_fast.evaluation.examples import sample_labels, sample_rows, write_examples, write_samples
 from scsco_fast.nn.unet import HarmonizationUNet
-
-
-def flat(value: int, height: int = 20, width: int = 30) -> np.ndarray:
-    return np.full((height, width, 3), value, np.uint8)
 
 
 def sample(value: float) -> Sample:
     picture, mask = torch.full((3, 32, 32), value), torch.zeros(1, 32, 32)
     mask[:, 8:16, 8:16] = 1
     return Sample((picture + 0.1 * mask).clamp(0, 1), picture, mask, "name", "subset")
-
-
-def test_pictures_lie_side_by_side_and_rows_below_each_other() -> None:
-    strip = np.asarray(make_strip([[flat(10), flat(20)], [flat(30), flat(40)]], ["a", "b"]))
-    row, column = strip[:, 15, 0], strip[30, :, 0]
-    assert [value for value in (10, 30) if (row == value).sum() == 20] == [10, 30]
-    assert [value for value in (10, 20) if (column == value).sum() == 30] == [10, 20]
-    assert (strip[:15] < 128).any()  # the labels
-
-
-def test_high_pictures_are_reduced() -> None:
-    assert make_strip([[flat(9, 2000, 1000)]], ["a"]).height < 300
-
-
-@pytest.mark.parametrize("rows", [[], [[flat(1)]]])
-def test_rows_must_fit_the_labels(rows: list) -> None:
-    with pytest.raises(ScscoError, match="rows of 2 pictures"):
-        make_strip(rows, ["a", "b"])
-
-
-def test_unknown_format(tmp_path: Path) -> None:
-    with pytest.raises(ScscoError, match=r"strip\.xyz: .*name a \.png"):
-        write_strip([[flat(1)]], ["a"], tmp_path / "strip.xyz")
-    assert not list(tmp_path.iterdir())
 
 
 def test_samples_skip_the_bad_ones(small_model: HarmonizationUNet, tmp_path: Path) -> None:
@@ -64,3 +34,16 @@ def test_samples_skip_the_bad_ones(small_model: HarmonizationUNet, tmp_path: Pat
     assert np.array_equal(np.asarray(Image.open(tmp_path / "00_output.png")), after)
     assert sample_labels(None) == ["mask", "before", "real"]
     assert len(sample_rows(None, dataset, 1)[0]) == 3
+
+
+def test_examples_are_a_strip_and_a_folder(small_model: HarmonizationUNet, tmp_path: Path) -> None:
+    dataset = [BadSample("x", "broken"), sample(0.2), sample(0.5), sample(0.8)]
+    write_examples(small_model, dataset, strip=tmp_path / "strip.png", folder=tmp_path / "examples", count=2)
+    kinds = ("composite", "mask", "output", "real")
+    names = {path.name for path in (tmp_path / "examples").glob("*.png")}
+    assert names == {f"{index:02d}_{kind}.png" for index in range(2) for kind in kinds}
+    columns, rows = Image.open(tmp_path / "strip.png").size
+    assert columns >= 4 * 32
+    assert 2 * 32 <= rows < 3 * 32 + 18
+    write_examples(None, dataset, count=1)  # nothing was asked for
+    assert len(list(tmp_path.iterdir())) == 2
