@@ -1,0 +1,397 @@
+"""What the documentation shows can be done: commands are understood, Python runs, links lead somewhere."""
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import io
+import re
+import runpy
+import sys
+import tomllib
+import warnings
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import pytest
+import tyro
+from pages import PAGES, ROOT, Block, Command, blocks, commands_of
+from torch.distributed.run import get_args_parser as torchrun_parser
+
+from scsco_fast.cli import main
+from scsco_fast.errors import ScscoError
+from scsco_fast.train import PRESETS, TrainConfig
+
+TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}
+COMMANDS = [command for page, text in TEXTS.items() for command in commands_of(page, text)]
+PYTHON = {page: found for page, text in TEXTS.items() if (found := [b for b in blocks(text) if b.is_python])}
+# Why a block of Python may be compiled only, as <!-- not run: REASON --> before it.
+REASONS = (
+    "needs a GPU",
+    "needs iHarmony4",
+    "trains for long",
+    "needs a running server",
+    "needs an exported model",
+)
+PLACEHOLDERS = {"COMMAND": "doctor", "PRESET": "demo"}
+DURATION = re.compile(r"\w+ minutes|quarter of an hour")
+
+
+class Read(BaseException):
+    """A parser has read its options; nothing after it is run."""
+
+    def __init__(self, options: Any) -> None:
+        self.options = options
+
+
+@pytest.fixture
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def check(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
+    """Checks a command without running it: parsers stop as soon as they have read their options."""
+    real_cli, real_parse = tyro.cli, ArgumentParser.parse_args
+
+    def cli(*args: Any, **kwargs: Any) -> Any:
+        raise Read(real_cli(*args, **kwargs))
+
+    def parse_args(self: ArgumentParser, *args: Any, **kwargs: Any) -> Any:
+        options = real_parse(self, *args, **kwargs)
+        raise Read(options)
+
+    def run(command: Command) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(tyro, "cli", cli)
+            patched.setattr(ArgumentParser, "parse_args", parse_args)
+            check_command(command, patched)
+
+    return run
+
+
+def check_command(command: Command, patched: pytest.MonkeyPatch) -> None:
+    arguments = [PLACEHOLDERS.get(word, word) for word in command.words[1:] if word not in ("...", "[OPTIONS]")]
+    if command.program == "scsco":
+        check_scsco(arguments, command.is_whole)
+    elif command.program in ("torchrun", "accelerate"):
+        check_launcher(command.program, arguments, command.is_whole)
+    elif command.program in ("python", "python3"):
+        check_python(arguments, command.is_whole, patched)
+    elif command.program == "make":
+        check_make(arguments)
+    elif command.program == "pip":
+        check_pip(arguments)
+    elif command.program == "pytest":
+        for argument in arguments:
+            assert "/" not in argument or (ROOT / argument).exists(), f"there is no {argument}"
+    described = (ROOT / "docs/environment-variables.md").read_text(encoding="utf-8")
+    for assignment in command.assignments:
+        name = assignment.partition("=")[0]
+        assert not name.startswith("SCSCO_") or f"`{name}`" in described, f"{name} is not in environment-variables.md"
+
+
+def check_scsco(arguments: list[str], is_whole: bool) -> None:
+    """The command's own parser takes the options, and they go together. A sentence may leave out what is needed."""
+    if arguments[0] == "train" and not is_whole and (len(arguments) == 1 or arguments[1].startswith("-")):
+        arguments = ["train", "demo", *arguments[1:]]
+    if arguments[:2] == ["train", "resume"] and len(arguments) > 2:
+        keep_run(Path(arguments[2]))
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+            code = main(arguments)
+    except Read as read:
+        with contextlib.nullcontext() if is_whole else contextlib.suppress(ScscoError):
+            check_values(arguments, read.options)
+        return
+    if not is_whole and "missing" in errors.getvalue().lower():
+        return
+    assert code == 0, errors.getvalue()
+
+
+def check_values(arguments: list[str], options: Any) -> None:
+    """What a command refuses before it touches a file; ScscoError."""
+    if arguments[0] == "evaluate" and arguments[1:2] != ["compare"]:
+        from scsco_fast.cli.evaluate import _check_evaluated
+
+        _check_evaluated(options)
+        kinds = set(get_args(get_type_hints(TrainConfig)["dataset"])) - {"synthetic", "iharmony4"}
+        assert options.dataset not in kinds, f"scsco evaluate reads folders of pictures, not {options.dataset!r}"
+    elif arguments[0] == "harmonize":
+        from scsco_fast.cli.harmonize import _check_harmonized
+
+        _check_harmonized(options)
+    elif arguments[0] == "export":
+        from scsco_fast.export.formats import check
+
+        check(options.output, options.format, options.size)
+    elif arguments[0] == "prepare":
+        assert options.check != (options.output is not None), "wanted either --check or --output"
+
+
+def keep_run(folder: Path) -> None:
+    """A run that `scsco train resume` could continue."""
+    import json
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"config": PRESETS["demo"].to_dict()}))
+
+
+def check_launcher(program: str, arguments: list[str], is_whole: bool) -> None:
+    if program == "accelerate":
+        from accelerate.commands.launch import launch_command_parser
+
+        assert arguments[0] == "launch"
+        parser, arguments = launch_command_parser(), arguments[1:]
+    else:
+        parser = torchrun_parser()
+    if not is_whole and "-m" not in arguments:
+        arguments = [*arguments, "-m", "scsco_fast", "--version"]
+    options = parsed(lambda: parser.parse_args(arguments))
+    assert options.module, "wanted -m scsco_fast"
+    assert options.training_script == "scsco_fast"
+    check_scsco(options.training_script_args, is_whole)
+
+
+def parsed(start: Callable[[], Any]) -> Any:
+    """What an argparse parser reads; it must stop there."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            start()
+    except Read as read:
+        return read.options
+    except SystemExit:
+        pytest.fail(errors.getvalue())
+    pytest.fail("no options were read")
+
+
+def check_python(arguments: list[str], is_whole: bool, patched: pytest.MonkeyPatch) -> None:
+    if arguments[0] == "-c":
+        compile(arguments[1], "-c", "exec")
+    elif arguments[0] != "-m":
+        assert (ROOT / arguments[0]).is_file(), f"there is no {arguments[0]}"
+    elif arguments[1] == "scsco_fast":
+        check_scsco(arguments[2:], is_whole)
+    elif arguments[1] == "pip":
+        check_pip(arguments[2:])
+    else:
+        # In a checkout the folders are importable under their own names too.
+        module = re.sub(r"^(benchmarks|train|kernels)\b", r"scsco_fast.\1", arguments[1])
+        assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
+        if module.startswith("scsco_fast."):
+            patched.setattr(sys, "argv", [module, *arguments[2:]])
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
+                parsed(lambda: runpy.run_module(module, run_name="__main__"))
+
+
+def check_make(arguments: list[str]) -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        if equals:
+            assert re.search(rf"^{name} \?=", makefile, re.MULTILINE), f"the Makefile has no variable {name}"
+        else:
+            assert re.search(rf"^{name}:", makefile, re.MULTILINE), f"the Makefile has no target {name}"
+
+
+def check_pip(arguments: list[str]) -> None:
+    assert arguments[0] in ("install", "uninstall", "wheel", "download"), f"pip has no command {arguments[0]}"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for argument in arguments[1:]:
+        if named := re.fullmatch(r"(?:\.|[./]*scsco-fast)\[([\w,-]+)\]", argument):
+            unknown = set(named[1].split(",")) - set(project["optional-dependencies"])
+            assert not unknown, f"the package has no extra {', '.join(sorted(unknown))}"
+
+
+EXAMPLE = """\
+Text with `scsco doctor --json`, `scsco`, and `scsco harmonize
+--layer`; make it so.
+
+- An item.
+
+    Make of this what you want.
+
+        make test
+
+Text.
+
+    SCSCO_BACKEND=eager scsco doctor   # scsco no-command
+    $ cat a > b && .venv/bin/scsco build --emulated | scsco doctor
+
+```sh
+$ scsco harmonize --image a.png \\
+      --mask b.png
+scsco: printed
+$ git clone x; python3 -m venv y
+```
+
+<!-- not run: needs a GPU -->
+
+```python
+import scsco_fast as sf
+```
+
+    from scsco_fast import ops
+    scsco = ops
+"""
+
+
+def test_commands_and_python_are_found() -> None:
+    found = [(command.line, *command.words) for command in commands_of(ROOT / "docs/a.md", EXAMPLE)]
+    assert sorted(found) == [
+        (1, "scsco", "doctor", "--json"),
+        (1, "scsco", "harmonize", "--layer"),
+        (8, "make", "test"),
+        (13, ".venv/bin/scsco", "build", "--emulated"),
+        (13, "scsco", "doctor"),
+        (16, "scsco", "harmonize", "--image", "a.png", "--mask", "b.png"),
+        (19, "python3", "-m", "venv", "y"),
+    ]
+    assert [(b.line, b.comment) for b in blocks(EXAMPLE) if b.is_python] == [(25, "not run: needs a GPU"), (28, "")]
+
+
+def test_commands_outside_of_consoles_are_found() -> None:
+    (command,) = commands_of(ROOT / "docs/a.md", "    SCSCO_BACKEND=eager scsco doctor --json > a  # or build\n")
+    assert (command.words, command.assignments) == (("scsco", "doctor", "--json"), ("SCSCO_BACKEND=eager",))
+    with pytest.raises(ValueError, match="No closing quotation"):
+        commands_of(ROOT / "docs/a.md", "    make test ARGS='-k\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("scsco harmonise --image a.png", "'harmonise' is no command"),
+        ("scsco harmonize --image a.png --mask b.png --output c.png --blur 3", "--blur"),
+        ("scsco harmonize --image a.png --mask b.png", "--output"),
+        ("scsco harmonize --image a.png --output b.png", "no mask"),
+        ("scsco harmonize --image a.png --mask b.png --output c.png --keep hue", "hue"),
+        ("scsco evaluate --dataset packed", "not 'packed'"),
+        ("scsco evaluate --dataset a --root b", "--root belongs to"),
+        ("scsco evaluate --resolution full", "no full resolution"),
+        ("scsco evaluate compare a.csv", "missing"),
+        ("scsco train papers", "is no preset"),
+        ("scsco train demo --steps many", "many"),
+        ("scsco train demo --accumulate 3", "divisor"),
+        ("scsco export --format onnx --output a.pt2", "suffix"),
+        ("scsco prepare a", "--check"),
+        ("torchrun --nproc-per-node 2 -m scsco_fast train demo --blur", "--blur"),
+        ("torchrun --processes 2 -m scsco_fast train demo", "--processes"),
+        ("python -m scsco_fast.benchmark", "no module"),
+        ("python -m scsco_fast.benchmarks --suite tpu", "invalid choice: 'tpu'"),
+        ("python tests/no_such_file.py", "there is no"),
+        ("pytest tests/no_such_folder", "there is no"),
+        ("make tests", "no target tests"),
+        ("make demo PYTON=python3", "no variable PYTON"),
+        ('pip install -e ".[gpu]"', "no extra gpu"),
+        ("SCSCO_BAKEND=eager scsco doctor", "SCSCO_BAKEND is not in"),
+    ],
+)
+def test_wrong_commands_are_refused(line: str, reason: str, check: Callable[[Command], None]) -> None:
+    (command,) = commands_of(ROOT / "docs/a.md", f"    {line}\n")
+    with pytest.raises((AssertionError, ScscoError, pytest.fail.Exception), match=re.escape(reason)):
+        check(command)
+
+
+@pytest.mark.parametrize("name", ["sf.nn.BAIN", "sf.Regions(mask).levels", "loss.SCSCoLoss", "sf"])
+def test_names_of_the_package_are_known(name: str) -> None:
+    check_names(Block(1, "python", ("import scsco_fast as sf", "from scsco_fast.style import loss", name)))
+
+
+@pytest.mark.parametrize("line", ["sf.nn.BAEN", "from scsco_fast.nn import BAEN", "import scsco_fast.gone"])
+def test_names_that_do_not_exist_are_refused(line: str) -> None:
+    with pytest.raises(AssertionError, match="there is no scsco_fast"):
+        check_names(Block(1, "python", ("import scsco_fast as sf", line)))
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_commands_are_understood(command: Command, check: Callable[[Command], None]) -> None:
+    check(command)
+
+
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_runs(page: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = io.StringIO()
+    namespace: dict[str, Any] = {"__name__": "page"}
+    for block in PYTHON[page]:
+        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+        if block.comment.startswith("not run: "):
+            assert block.comment.removeprefix("not run: ") in REASONS
+            check_names(block)
+            continue
+        with contextlib.redirect_stdout(output), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*RANDOM", UserWarning)  # the pages say weights="random"
+            exec(code, namespace)
+        for shown in re.findall(r"^print\(.*\)  # ([(\[{'\d].*)$", block.text, re.MULTILINE):
+            assert shown in output.getvalue().splitlines()
+
+
+def check_names(block: Block) -> None:
+    for name in package_names(ast.parse(block.text)):
+        assert exists(name), f"there is no {name}"
+
+
+def package_names(tree: ast.AST) -> Iterator[str]:
+    """What a block imports from this package, and the attributes that it takes of that: scsco_fast.nn.BAIN."""
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            ours = [alias for alias in node.names if alias.name.split(".")[0] == "scsco_fast"]
+            yield from (alias.name for alias in ours)
+            known |= {alias.asname or "scsco_fast": alias.name if alias.asname else "scsco_fast" for alias in ours}
+        elif isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "scsco_fast":
+            known |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+    yield from known.values()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            first, _, rest = ast.unparse(node).partition(".")
+            if first in known and re.fullmatch(r"[\w.]+", rest):
+                yield f"{known[first]}.{rest}"
+
+
+def exists(name: str) -> bool:
+    """Whether a dotted name is a module, or an attribute in one; attributes of values that are made are not known."""
+    first, *rest = name.split(".")
+    found: Any = importlib.import_module(first)
+    for part in rest:
+        if hasattr(found, part):
+            found = getattr(found, part)
+            continue
+        try:
+            found = importlib.import_module(f"{found.__name__}.{part}")
+        except (ImportError, AttributeError):
+            return False
+    return True
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXTS[page]):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_durations_agree() -> None:
+    """What the Makefile's help says of how long a target takes is what the pages and `scsco bench --help` say."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lines = [line for text in TEXTS.values() for line in text.splitlines()]
+    for target, alias in (("demo", "make demo"), ("bench", "--suite cpu")):
+        (wanted,) = [line for line in makefile.splitlines() if line.startswith(f"\t@echo 'make {target} ")]
+        stated = [DURATION.search(line) for line in lines if f"make {target}" in line or alias in line]
+        said = {found[0] for found in stated if found}
+        assert said == set(DURATION.findall(wanted))
+    assert f"cpu: a {said.pop()};" in (ROOT / "scsco_fast/cli/bench.py").read_text(encoding="utf-8")
+
+
+def test_the_formula_of_bain_stands_in_one_page() -> None:
+    found = [
+        page.relative_to(ROOT).as_posix()
+        for page, text in TEXTS.items()
+        for line in text.splitlines()
+        if "softmax" in line and "sqrt" in line
+    ]
+    assert found == ["docs/method.md"]
