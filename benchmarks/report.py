@@ -75,10 +75,13 @@ def under_best_ceilings(rows: Sequence[Row]) -> list[Row]:
 HEAD = """\
 # Performance
 
-Written by `scsco bench --report` from the rows in `benchmarks/results`; edited by nobody. [Benchmarks](benchmarks.md)
-says how they are measured and what they cannot show. Times are medians, with the 20 % and 80 % quantiles in brackets.
-"Slower" is a row's median over that of the fastest of its case; **fastest** may be somebody else's, and is marked all
-the same. Shares are of the best ceilings that were measured on the device."""
+`scsco bench --report` writes this page from the rows in `benchmarks/results`; do not edit it.
+[Benchmarks](benchmarks.md) explains how the rows are measured and what they cannot show.
+
+- Times are medians, with the 20 % and 80 % quantiles in brackets.
+- "Slower" is the median of a row divided by that of the fastest row of its case. **fastest** marks the fastest row even
+  where it is not this project's.
+- "Of the ceiling" is a share of the best bandwidth or matmul rate that was measured on the device."""
 
 
 def kind_of(row: Row) -> str:
