@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from scsco_fast.kernels.launch import case
+from scsco_fast.kernels.launch import COMPUTE, case, pointers
 from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.rounding import to_tf32
 
@@ -20,6 +20,21 @@ class Tile(NamedTuple):
     block_k: int
     warps: int
     stages: int
+
+
+@triton.jit
+def matrix_block(tile, columns, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """Rows and columns of the tile-th block of a matrix that has `columns` blocks side by side."""
+    m = tile // columns * BLOCK_M + tl.arange(0, BLOCK_M)
+    return m, tile % columns * BLOCK_N + tl.arange(0, BLOCK_N)
+
+
+@triton.jit
+def map_block(BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The program's image, and the channels and pixels of its block of a feature map; `map_grid` gives the grid."""
+    m = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    return tl.program_id(2).to(tl.int64), m, n
 
 
 @triton.jit
@@ -92,10 +107,10 @@ def product_with_features(
 
 
 @triton.jit
-def store_features(out_ptr, out, m, n, rows, pixels):
-    """Write [channels m, pixels n] of one contiguous map (C, N)."""
-    at = m.to(tl.int64)[:, None] * pixels + n[None, :]
-    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=(m < rows)[:, None] & (n < pixels)[None, :])
+def store_block(out_ptr, out, m, n, rows, columns):
+    """Write [rows m, columns n] of one contiguous matrix: a Gram matrix, or a feature map (C, N)."""
+    at = m.to(tl.int64)[:, None] * columns + n[None, :]
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=(m < rows)[:, None] & (n < columns)[None, :])
 
 
 # Of the products that give a Gram matrix: channels x channels, summed over pixels.
@@ -136,6 +151,16 @@ def launch_options(tile: Tile) -> dict[str, int]:
     return {"num_warps": tile.warps, "num_stages": tile.stages, "maxnreg": min(255, 2048 // tile.warps)}
 
 
+def blocks_of(tile: Tile) -> dict[str, int]:
+    """What a kernel takes of a tile: its blocks and `launch_options`."""
+    return {"BLOCK_M": tile.block_m, "BLOCK_N": tile.block_n, "BLOCK_K": tile.block_k, **launch_options(tile)}
+
+
+def map_grid(tile: Tile, channels: int, pixels: int, batch: int) -> tuple[int, int, int]:
+    """The programs of a kernel that computes feature maps (B, C, N) in blocks, each `map_block`'s."""
+    return triton.cdiv(pixels, tile.block_n), triton.cdiv(channels, tile.block_m), batch
+
+
 def dot_precision(precision: str) -> str:
     """`input_precision` of `tl.dot`; it means nothing for half operands."""
     return "ieee" if precision == "half" else precision
@@ -146,6 +171,31 @@ def typed(precision: str) -> tuple[tuple[torch.dtype, str], ...]:
     if precision == "half":
         return (torch.float16, "fp16"), (torch.bfloat16, "bf16")
     return ((torch.float32, "fp32"),)
+
+
+def table_cases(
+    kernel: Any,
+    table: dict[tuple[str, int], Tile],
+    operands: str,
+    types: dict[str, str],
+    flags: dict[str, Any],
+    form: str = "",
+) -> list[Case]:
+    """`product_cases` of every tile of a table for every dtype that it serves.
+
+    Args:
+        operands: names of the pointers to maps in that dtype: "f b" of `f_ptr` and `b_ptr`.
+        types: of the other arguments that are no 32-bit integers.
+        flags: further constants of the kernel.
+        form: ends the labels.
+    """
+    cases = []
+    for (kind, width), tile in table.items():
+        for dtype, name in typed(kind):
+            constants = {"COMPUTE": COMPUTE[dtype], "PRECISION": dot_precision(kind), **flags}
+            label = f"C<={width} {name if kind == 'half' else kind}{form}"
+            cases += product_cases(label, kernel, types | pointers(operands, name), constants, tile, kind)
+    return cases
 
 
 def product_cases(

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels.launch import case, empty, pointers
+from scsco_fast.kernels.launch import case, empty, pointers, split
 from scsco_fast.kernels.resources import Case
 
 MOST = 256  # parts of one sum
@@ -18,6 +18,12 @@ def sum_parts_kernel(part_ptr, out_ptr, parts, BLOCK: tl.constexpr):
     index = tl.arange(0, BLOCK)
     part = tl.load(part_ptr + row * parts + index, mask=index < parts, other=0.0)
     tl.store(out_ptr + row, tl.sum(part, 0))
+
+
+def shares(programs: int, blocks: int, wanted: int, most: int, least_blocks: int = 1) -> tuple[int, int]:
+    """Into how many parts a sum over `blocks` blocks is cut (`split`), and how many blocks each but the last has."""
+    each = triton.cdiv(blocks, split(programs, blocks, wanted, most, least_blocks))
+    return triton.cdiv(blocks, each), each
 
 
 def sum_parts(parts: Tensor) -> Tensor:

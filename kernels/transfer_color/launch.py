@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels import refusal
-from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, require, rows, split
+from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, rows
 from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.sums import shares
 from scsco_fast.kernels.transfer_color.forward import (
     AFFINE,
     BINS,
@@ -31,14 +31,8 @@ WARPS = 4
 MATCH_WARPS = 16  # of the histogram's last kernel: with 4 or 8, one of the two compilers spills 8 bytes
 
 
-def supports(source: Tensor, reference: Tensor) -> str | None:
-    """Why `forward` cannot serve the images, or None."""
-    return refusal("transfer_color", source, reference)
-
-
 def forward(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str) -> Tensor:
     """Source with its masked pixels recoloured, (B, 3, H, W) in its dtype."""
-    require(supports(source, reference))
     out = torch.empty_like(source, memory_format=torch.contiguous_format)
     if source.shape[0] == 0:
         return out
@@ -87,8 +81,7 @@ def _sizes(image: Tensor, mask: Tensor) -> tuple[int, ...]:
 def _splits(image: Tensor, mask: Tensor) -> tuple[int, int]:
     """Into how many splits the pixels are cut, and how many blocks each has."""
     blocks, batch = _grid(image, mask)
-    each = triton.cdiv(blocks, split(batch, blocks, PROGRAMS, SPLITS.value))
-    return triton.cdiv(blocks, each), each
+    return shares(batch, blocks, PROGRAMS, SPLITS.value)
 
 
 def _moments(image: Tensor, mask: Tensor, lab: bool) -> Tensor:

@@ -2,19 +2,12 @@
 
 from torch import Tensor
 
-from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import common_dtype, require, rows, tf32
+from scsco_fast.cuda.launch import common_dtype, rows, tf32
 from scsco_fast.cuda.library import operations
-
-
-def supports(a: Tensor, b: Tensor) -> str | None:
-    """Why `forward` cannot serve the maps, or None."""
-    return refusal("cross_gram", a, b)
 
 
 def forward(a: Tensor, b: Tensor) -> Tensor:
     """a b^T / (H W): (B, Ca, Cb), float32."""
-    require(supports(a, b))
     dtype = common_dtype(a, b)
     parts: Tensor = operations().cross_gram_forward(rows(a.to(dtype)), rows(b.to(dtype)), tf32(a))
     return parts[0] if parts.shape[0] == 1 else parts.sum(0)

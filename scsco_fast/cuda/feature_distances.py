@@ -3,24 +3,17 @@
 import torch
 from torch import Tensor
 
-from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import require, rows
+from scsco_fast.cuda.launch import rows
 from scsco_fast.cuda.library import operations
-
-
-def supports(anchor: Tensor, others: Tensor) -> str | None:
-    """Why `forward` cannot serve the maps, or None."""
-    return refusal("feature_distances", anchor, others)
 
 
 def forward(anchor: Tensor, others: Tensor) -> Tensor:
     """mean |f - o_j|: (B, J), float32."""
-    require(supports(anchor, others))
     parts = operations().feature_distances_forward(*_maps(anchor, others))
     return parts.sum(2) / anchor.shape[1:].numel()
 
 
-def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool) -> tuple[Tensor, ...]:
     """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     scaled = (grad / anchor.shape[1:].numel()).contiguous()
     d_anchor, d_others = operations().feature_distances_backward(scaled, *_maps(anchor, others))

@@ -3,25 +3,23 @@
 import torch
 from torch import Tensor
 
-from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import common_dtype, require, rows, tf32
+from scsco_fast.cuda.launch import common_dtype, rows, tf32
 from scsco_fast.cuda.library import operations
 
 
-def supports(anchor: Tensor, background: Tensor, others: Tensor) -> str | None:
-    """Why `forward` cannot serve the maps, or None."""
-    return refusal("gram_distances", anchor, background, others)
+def empty_signs(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
+    """No element: the backward computes the signs of the products anew."""
+    return torch.empty(0, dtype=torch.int8, device=anchor.device)
 
 
-def forward(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
-    """mean |(f - o_j) b^T| / (H W): (B, J), float32."""
-    require(supports(anchor, background, others))
+def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+    """mean |(f - o_j) b^T| / (H W): (B, J), float32; and `empty_signs`."""
     parts: Tensor = operations().gram_distances_forward(*_operands(anchor, background, others), tf32(anchor))
-    return parts.sum(2) * (2 / _size(anchor, background))
+    return parts.sum(2) * (2 / _size(anchor, background)), empty_signs(anchor, background, others)
 
 
 def backward(
-    grad: Tensor, anchor: Tensor, background: Tensor, others: Tensor, anchor_only: bool = False
+    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, anchor_only: bool
 ) -> tuple[Tensor, ...]:
     """With s_j = g_j sign((f - o_j) b^T) / n: df = sum_j s_j b, do_j = -s_j b, db = sum_j s_j^T (f - o_j).
 

@@ -2,19 +2,12 @@
 
 from torch import Tensor
 
-from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import mask_rows, require, rows, tf32
+from scsco_fast.cuda.launch import mask_rows, rows, tf32
 from scsco_fast.cuda.library import operations
-
-
-def supports(features: Tensor) -> str | None:
-    """Why `forward` cannot serve the features, or None."""
-    return refusal("masked_gram", features)
 
 
 def forward(features: Tensor, foreground: Tensor | None) -> Tensor:
     """F_m F_m^T / (H W): (B, C, C), float32."""
-    require(supports(features))
     gram: Tensor = operations().masked_gram_forward(rows(features), _optional(foreground), tf32(features))
     return gram
 

@@ -17,7 +17,7 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
     return distances
 
 
-def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool = False) -> tuple[Tensor, ...]:
+def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool) -> tuple[Tensor, ...]:
     """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
     f = anchor.to(grad.dtype)
     scaled = grad / math.prod(anchor.shape[1:])

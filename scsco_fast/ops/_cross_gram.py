@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_device, check_map, check_same
 from scsco_fast.ops.registration import (
     empty_like,
@@ -43,7 +43,7 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
     check_same("batch and size of b", b.shape[:1] + b.shape[2:], "a", a.shape[:1] + a.shape[2:])
     check_device("b", b, "a is", a.device)
     chosen = choose(backend, "cross_gram", a, b)
-    if chosen == "reference":
+    if is_reference(chosen):
         return torch.ops.scsco_fast.cross_gram_reference(a, b)
     return _cross_gram(a, b, chosen)
 
@@ -51,24 +51,22 @@ def cross_gram(a: Tensor, b: Tensor, backend: str = "auto") -> Tensor:
 register_reference("cross_gram_reference(Tensor a, Tensor b) -> Tensor", reference.cross_gram)
 
 
-@register_operation("cross_gram")
+def _fake(a: Tensor, b: Tensor, backend: str) -> Tensor:
+    return a.new_empty((a.shape[0], a.shape[1], b.shape[1]), dtype=statistics_dtype(a, b))
+
+
+@register_operation("cross_gram", _fake)
 def _cross_gram(a: Tensor, b: Tensor, backend: str) -> Tensor:
     return implementation(backend, "cross_gram").forward(a, b)
 
 
-@torch.library.register_fake(_cross_gram)
-def _(a: Tensor, b: Tensor, backend: str) -> Tensor:
-    return a.new_empty((a.shape[0], a.shape[1], b.shape[1]), dtype=statistics_dtype(a, b))
+def _fake_backward(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    return empty_like(a), empty_like(b)
 
 
-@register_operation("cross_gram_backward", differentiable=False)
+@register_operation("cross_gram_backward", _fake_backward, differentiable=False)
 def _cross_gram_backward(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     return implementation(backend, "cross_gram").backward(grad, a, b)
-
-
-@torch.library.register_fake(_cross_gram_backward)
-def _(grad: Tensor, a: Tensor, b: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    return empty_like(a), empty_like(b)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

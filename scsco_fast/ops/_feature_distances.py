@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_device, check_map, check_same
 from scsco_fast.ops.registration import (
     empty_like,
@@ -43,7 +43,7 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
     check_same("the shape of each of others", others.shape[:1] + others.shape[2:], "anchor", anchor.shape)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, "feature_distances", anchor, others)
-    if chosen == "reference":
+    if is_reference(chosen):
         return torch.ops.scsco_fast.feature_distances_reference(anchor, others)
     return _feature_distances(anchor, others, chosen)
 
@@ -51,27 +51,25 @@ def feature_distances(anchor: Tensor, others: Tensor, backend: str = "auto") -> 
 register_reference("feature_distances_reference(Tensor anchor, Tensor others) -> Tensor", reference.feature_distances)
 
 
-@register_operation("feature_distances")
+def _fake(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
+    return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, others))
+
+
+@register_operation("feature_distances", _fake)
 def _feature_distances(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
     return implementation(backend, "feature_distances").forward(anchor, others)
 
 
-@torch.library.register_fake(_feature_distances)
-def _(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
-    return anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, others))
+def _fake_backward(grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool) -> list[Tensor]:
+    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, others))]
 
 
-@register_operation("feature_distances_backward", differentiable=False)
+@register_operation("feature_distances_backward", _fake_backward, differentiable=False)
 def _feature_distances_backward(
     grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
     """Gradients of anchor and others; of the anchor alone where the others need none, as in training."""
     return list(implementation(backend, "feature_distances").backward(grad, anchor, others, anchor_only))
-
-
-@torch.library.register_fake(_feature_distances_backward)
-def _(grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool) -> list[Tensor]:
-    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, others))]
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

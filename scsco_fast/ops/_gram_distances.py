@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference, memory
 from scsco_fast.ops.checks import check_device, check_map, check_same
 from scsco_fast.ops.registration import (
     empty_like,
@@ -52,7 +52,7 @@ def gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: 
     check_device("background", background, "anchor is", anchor.device)
     check_device("others", others, "anchor is", anchor.device)
     chosen = choose(backend, "gram_distances", anchor, background, others)
-    if chosen == "reference":
+    if is_reference(chosen):
         return torch.ops.scsco_fast.gram_distances_reference(anchor, background, others)
     return _gram_distances(anchor, background, others, chosen)[0]
 
@@ -62,35 +62,30 @@ register_reference(
 )
 
 
-# All but the compiled kernels keep the signs of the products for the backward; those compute them anew.
-@register_operation("gram_distances")
+def _fake(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    distances = anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, background, others))
+    return distances, memory(backend, "gram_distances").empty_signs(anchor, background, others)
+
+
+@register_operation("gram_distances", _fake)
 def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    found = implementation(backend, "gram_distances").forward(anchor, background, others)
-    return (found, torch.empty(0, dtype=torch.int8, device=anchor.device)) if backend == "cuda" else found
+    """The distances, and the signs of the products: kept for the backward, empty where it computes them anew."""
+    return implementation(backend, "gram_distances").forward(anchor, background, others)
 
 
-@torch.library.register_fake(_gram_distances)
-def _(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
-    signs = (0,) if backend == "cuda" else (*others.shape[:2], anchor.shape[1], background.shape[1])
-    dtype = statistics_dtype(anchor, background, others)
-    return anchor.new_empty(others.shape[:2], dtype=dtype), anchor.new_empty(signs, dtype=torch.int8)
+def _fake_backward(
+    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
+) -> list[Tensor]:
+    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, background, others))]
 
 
-@register_operation("gram_distances_backward", differentiable=False)
+@register_operation("gram_distances_backward", _fake_backward, differentiable=False)
 def _gram_distances_backward(
     grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
     """Gradients of anchor, background and others; of the anchor alone where the others need none, as in training."""
-    known = () if backend == "cuda" else (signs,)
-    room = implementation(backend, "gram_distances")
-    return list(room.backward(grad, *known, anchor, background, others, anchor_only))
-
-
-@torch.library.register_fake(_gram_distances_backward)
-def _(
-    grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
-) -> list[Tensor]:
-    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, background, others))]
+    module = implementation(backend, "gram_distances")
+    return list(module.backward(grad, signs, anchor, background, others, anchor_only))
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

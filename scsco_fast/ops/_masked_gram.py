@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_map, check_regions
 from scsco_fast.ops.registration import (
     empty_like,
@@ -44,7 +44,7 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
     check_map("features", features)
     foreground = None if mask is None else check_regions(mask, features).foreground
     chosen = choose(backend, "masked_gram", features)
-    if chosen == "reference":
+    if is_reference(chosen):
         return torch.ops.scsco_fast.masked_gram_reference(features, foreground)
     return _masked_gram(features, foreground, chosen)
 
@@ -52,25 +52,23 @@ def masked_gram(features: Tensor, mask: Regions | RegionLevel | Tensor | None = 
 register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -> Tensor", reference.masked_gram)
 
 
-@register_operation("masked_gram")
-def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
-    return implementation(backend, "masked_gram").forward(features, foreground)
-
-
-@torch.library.register_fake(_masked_gram)
-def _(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
+def _fake(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     batch, channels = features.shape[:2]
     return features.new_empty((batch, channels, channels), dtype=statistics_dtype(features))
 
 
-@register_operation("masked_gram_backward", differentiable=False)
+@register_operation("masked_gram", _fake)
+def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
+    return implementation(backend, "masked_gram").forward(features, foreground)
+
+
+def _fake_backward(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
+    return empty_like(features)
+
+
+@register_operation("masked_gram_backward", _fake_backward, differentiable=False)
 def _masked_gram_backward(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
     return implementation(backend, "masked_gram").backward(grad, features, foreground)
-
-
-@torch.library.register_fake(_masked_gram_backward)
-def _(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
-    return empty_like(features)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
 from scsco_fast.ops.registration import empty_like, register_operation, register_reference
 from scsco_fast.reference import transfer_color as reference_backend
@@ -63,7 +63,7 @@ def transfer_color(
     inside = _region(mask, source)
     there = _region(reference_mask, reference)
     chosen = choose(backend, "transfer_color", source, reference)
-    if chosen == "reference":
+    if is_reference(chosen):
         return torch.ops.scsco_fast.transfer_color_reference(source, reference, inside, there, method)
     return _transfer_color(source, reference, inside, there, method, chosen)
 
@@ -82,13 +82,12 @@ register_reference(
 )
 
 
-@register_operation("transfer_color", differentiable=False)
+def _fake(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str) -> Tensor:
+    return empty_like(source)
+
+
+@register_operation("transfer_color", _fake, differentiable=False)
 def _transfer_color(
     source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str
 ) -> Tensor:
     return implementation(backend, "transfer_color").forward(source, reference, mask, reference_mask, method)
-
-
-@torch.library.register_fake(_transfer_color)
-def _(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str) -> Tensor:
-    return empty_like(source)

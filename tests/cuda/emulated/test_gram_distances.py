@@ -13,6 +13,7 @@ from torch import Tensor
 import scsco_fast as sf
 from scsco_fast.cuda import gram_distances
 from scsco_fast.cuda.library import operations
+from scsco_fast.ops.backend import refusal
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
@@ -44,6 +45,15 @@ def check(*tensors: Tensor) -> None:
         allowed = 2 * (float((theirs.double() - exact).abs().max()) + band * float(exact.abs().max()))
         error = float((ours.double() - exact).abs().max())
         assert error <= allowed, f"result {index} is off by {error:.3g}, allowed {allowed:.3g}"
+
+
+def distances_of(*tensors: Tensor) -> Tensor:
+    return gram_distances.forward(*tensors)[0]
+
+
+def gradients_of(grad: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+    _, signs = gram_distances.forward(*tensors)
+    return gram_distances.backward(grad, signs, *tensors, False)
 
 
 def channels_last(tensor: Tensor) -> Tensor:
@@ -152,8 +162,8 @@ def test_gradients_of_any_size(scale: float) -> None:
     """The gradient of a distance meets float32 sums, never float16: scaled by a power of two it scales every bit."""
     tensors = maps(1, 3, 8, 16, (4, 6), torch.float32)
     grad = random(1, 3, dtype=torch.float32)
-    plain = gram_distances.backward(grad, *tensors)
-    scaled = gram_distances.backward(grad * scale, *tensors)
+    plain = gradients_of(grad, *tensors)
+    scaled = gradients_of(grad * scale, *tensors)
     assert all(torch.equal(a * scale, b) for a, b in zip(plain, scaled, strict=True))
 
 
@@ -162,7 +172,7 @@ def test_small_gradients_reach_float16_features() -> None:
     anchor, background, others = maps(1, 2, 3, 4, (4, 6), torch.float16)
     grad = torch.full((1, 2), 1e-4)
     background *= 4000
-    got = gram_distances.backward(grad, anchor, background, others)
+    got = gradients_of(grad, anchor, background, others)
     signs = torch.einsum(
         "bjcn,bdn->bjcd", (anchor.unsqueeze(1) - others).float().flatten(3), background.float().flatten(2)
     )
@@ -188,7 +198,7 @@ def test_tf32(channels: tuple[int, int], layout: Callable[[Tensor], Tensor], mon
     grad, results = random(2, 2, dtype=torch.float32), []
     for on in (True, False):
         monkeypatch.setattr(gram_distances, "tf32", lambda _, on=on: on)
-        results.append((gram_distances.forward(*tensors), *gram_distances.backward(grad, *tensors)))
+        results.append((distances_of(*tensors), *gradients_of(grad, *tensors)))
     for rounded, exact in zip(*results, strict=True):
         error = float((rounded - exact).abs().max() / exact.abs().max())
         assert 2**-22 < error < 2**-10
@@ -205,9 +215,9 @@ def test_tf32_is_rounded_and_not_cut(
     anchor, background = (layout(torch.full((1, channels, 2, 2), scale * number)) for scale in (2, 1))
     others = torch.zeros_like(anchor)[:, None]
     grad = torch.full((1, 1), 4.0 * channels)
-    distance = gram_distances.forward(anchor, background, others)
+    distance = distances_of(anchor, background, others)
     torch.testing.assert_close(distance, torch.full((1, 1), 2 * rounded**2), rtol=2**-20, atol=0)
-    d_anchor, d_background, d_others = gram_distances.backward(grad, anchor, background, others)
+    d_anchor, d_background, d_others = gradients_of(grad, anchor, background, others)
     assert (d_anchor == rounded).all()
     assert (d_others == -rounded).all()
     assert (d_background == 2 * rounded).all()
@@ -223,7 +233,7 @@ def test_registered_op_passes_opcheck() -> None:
 def test_the_same_bits_every_time(dtype: torch.dtype) -> None:
     tensors = maps(2, 3, 72, 70, (6, 8), dtype)
     grad = random(2, 3, dtype=torch.float32)
-    results = [(gram_distances.forward(*tensors), *gram_distances.backward(grad, *tensors)) for _ in range(2)]
+    results = [(distances_of(*tensors), *gradients_of(grad, *tensors)) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
@@ -240,16 +250,16 @@ def test_addresses_pass_2_to_the_31(width: int, tmp_path: Path) -> None:
         ((others[0], background, near[None]), (others[0], background, far[None])),
         ((background, near, background[None] + 1), (background, far, background[None] + 1)),
     ):
-        assert torch.equal(gram_distances.forward(*plain), gram_distances.forward(*moved))
-        pairs = zip(gram_distances.backward(grad, *plain), gram_distances.backward(grad, *moved), strict=True)
+        assert torch.equal(distances_of(*plain), distances_of(*moved))
+        pairs = zip(gradients_of(grad, *plain), gradients_of(grad, *moved), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_what_is_not_served_is_named() -> None:
     tensors = maps(1, 1, 2, 2, (1, 2), torch.float64)
-    assert "float64" in str(gram_distances.supports(*tensors))
-    with pytest.raises(ValueError, match="float64"):
-        gram_distances.forward(*tensors)
+    assert "float64" in str(refusal("cuda", "gram_distances", *tensors))
+    with pytest.raises(RuntimeError, match="float64"):
+        sf.ops.gram_distances(*tensors, backend="cuda")
 
 
 def test_the_library_checks_what_it_is_given() -> None:

@@ -14,6 +14,7 @@ from scsco_fast.cuda import cross_gram, masked_gram
 from scsco_fast.cuda.library import operations
 from scsco_fast.eager import cross_gram as eager_cross
 from scsco_fast.eager import masked_gram as eager_masked
+from scsco_fast.ops.backend import refusal
 from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -271,10 +272,10 @@ def test_addresses_pass_2_to_the_31(width: int, tmp_path: Path) -> None:
 
 def test_what_is_not_served_is_named() -> None:
     a = random(1, 2, 1, 2)
-    assert "float64" in str(masked_gram.supports(a))
-    for call in (lambda: masked_gram.forward(a, None), lambda: cross_gram.forward(a, a)):
-        with pytest.raises(ValueError, match="float64"):
-            call()
+    assert "float64" in str(refusal("cuda", "masked_gram", a))
+    for operation, tensors in ((sf.ops.masked_gram, [a]), (sf.ops.cross_gram, [a, a])):
+        with pytest.raises(RuntimeError, match="float64"):
+            operation(*tensors, backend="cuda")
 
 
 def test_the_library_checks_what_it_is_given() -> None:

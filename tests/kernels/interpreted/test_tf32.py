@@ -103,13 +103,13 @@ def cases() -> dict[str, tuple[Callable[[], Tensor], Callable[[Callable[[Tensor]
             lambda operand: 2 * eager_cross_gram.forward(operand(half), operand(b.double())).abs().mean((1, 2))[None],
         ),
         "gram_distances backward, features": (
-            lambda: gram_distances.backward(distance, signs(), a, b, others)[0],
+            lambda: gram_distances.backward(distance, signs(), a, b, others, False)[0],
             lambda operand: eager_gram_distances.backward(
                 distance.double(), signs(), a.double(), operand(b.double()), others.double(), True
             )[0],
         ),
         "gram_distances backward, background": (
-            lambda: gram_distances.backward(distance, signs(), a, b, others)[1],
+            lambda: gram_distances.backward(distance, signs(), a, b, others, False)[1],
             lambda operand: eager_cross_gram.backward(signs()[:, 0].double() / (3 * 4), 2 * operand(half), b.double())[
                 1
             ],

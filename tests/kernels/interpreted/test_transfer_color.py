@@ -10,8 +10,10 @@ from oracle import make_mask
 from torch import Tensor
 
 import scsco_fast as sf
-from scsco_fast.kernels.transfer_color import color, transfer_color, transfer_color_kernels
+from scsco_fast.kernels.transfer_color import color, forward
+from scsco_fast.kernels.transfer_color import launch as transfer_color
 from scsco_fast.ops._transfer_color import TRANSFERS
+from scsco_fast.ops.backend import refusal
 from scsco_fast.reference import color as reference_color
 from scsco_fast.reference import transfer_color as reference
 
@@ -117,10 +119,9 @@ def test_addresses_pass_2_to_the_31(method: str, tmp_path: Path) -> None:
 
 def test_float64_is_not_served() -> None:
     source, example = (t.double() for t in pictures())
-    masks = [make_mask("full", 2, *t.shape[2:]) > 0.5 for t in (source, example)]
-    assert "float64" in str(transfer_color.supports(source, example))
-    with pytest.raises(ValueError, match="float64"):
-        transfer_color.forward(source, example, *masks, "gaussian")
+    assert "float64" in str(refusal("triton", "transfer_color", source, example))
+    with pytest.raises(RuntimeError, match="float64"):
+        sf.ops.transfer_color(source, example, "gaussian", backend="triton")
 
 
 def test_the_constants_are_the_project_s() -> None:
@@ -130,6 +131,6 @@ def test_the_constants_are_the_project_s() -> None:
     assert (color.WHITE_X.value, 1.0, color.WHITE_Z.value) == reference_color._WHITE
     assert (color.EPSILON.value, color.KAPPA.value) == (reference_color._EPSILON, reference_color._KAPPA)
     assert color.CHROMA.value == reference_color._GREY
-    assert transfer_color_kernels.LAB_FLOOR.value == reference.LAB_FLOOR
-    assert transfer_color_kernels.RGB_RIDGE.value == reference.RGB_RIDGE
-    assert transfer_color_kernels.BINS.value == reference.BINS
+    assert forward.LAB_FLOOR.value == reference.LAB_FLOOR
+    assert forward.RGB_RIDGE.value == reference.RGB_RIDGE
+    assert forward.BINS.value == reference.BINS
