@@ -9,13 +9,17 @@ ARGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 SCSCO := $(BIN)/scsco
+# A process for each core; a file's tests share what they build, so they stay in one process.
+PARALLEL := -n auto --maxprocesses 8 --dist loadfile
+FAST := tests/ops tests/nn tests/style tests/test_regions.py tests/test_packaging.py
 
-.PHONY: help demo test lint docs bench clean build/typed
+.PHONY: help demo test test-fast lint docs bench clean build/typed
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo    install, train the demo preset, evaluate it, harmonize a picture (about five minutes on two cores)'
 	@echo 'make test    install, run the tests'
+	@echo 'make test-fast   install, run the tests of the operations and networks: what a change to one operation needs'
 	@echo 'make lint    install, run ruff and mypy'
 	@echo 'make docs    install, build the documentation: build/site/index.html'
 	@echo 'make bench   install, run the benchmarks of this machine: a quarter of an hour on a CPU'
@@ -51,7 +55,11 @@ demo: $(VENV)/.installed-train
 	@echo 'model and last checkpoint:           $(DEMO)/model.safetensors, $(DEMO)/checkpoints/last.pt'
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+# What a change to one operation needs; the other tests of it are the kernels' in interpreted and emulated form.
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest $(PARALLEL) -m 'not slow' $(FAST) $(ARGS)
 
 # mypy and mkdocs see kernels/, train/ and benchmarks/ under their installed names only if they lie in the package's folder:
 # a tree of links.

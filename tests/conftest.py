@@ -1,4 +1,7 @@
-"""Skips `gpu` tests where there is no GPU, keeps torch to two threads, and gives the tests small networks."""
+"""Skips `gpu` tests where there is no GPU, shares the cores among test processes, and gives the tests small networks."""
+
+import os
+import signal
 
 import pytest
 import torch
@@ -7,7 +10,11 @@ from scsco_fast.nn.unet import HarmonizationUNet
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    torch.set_num_threads(min(2, torch.get_num_threads()))
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(min(2, max(1, torch.get_num_threads() // processes)))
+    # A shell that starts the suite in the background has it ignore SIGINT, and so would every program that tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
