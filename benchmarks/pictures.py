@@ -17,10 +17,11 @@ from PIL import Image, ImageOps
 from scsco_fast.data.images import read_picture, tensor_to_image
 from scsco_fast.data.photos import builtin_files, segmented_photo
 from scsco_fast.data.samples import Sample
-from scsco_fast.evaluation.strips import write_strip
+from scsco_fast.data.strips import write_strip
 from scsco_fast.ops._transfer_color import TRANSFERS, transfer_color
 from scsco_fast.style.photometric import random_curve
-from scsco_fast.synthesis.synthesize import FAMILIES, synthesize
+from scsco_fast.synthesis import synthesize
+from scsco_fast.synthesis.recipes import FAMILIES
 from scsco_fast.synthesis.synthetic import SyntheticComposites
 
 SHOWN = ("astronaut", "chelsea", "coffee")

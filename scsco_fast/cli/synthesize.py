@@ -45,7 +45,7 @@ def command(arguments: list[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         arguments = ["--photos", *arguments]
     options = parse(SynthesizeOptions, arguments, "scsco synthesize")
-    from scsco_fast.synthesis.synthesize import synthesize
+    from scsco_fast.synthesis import synthesize
 
     with progress_bar("synthesizing") as progress:
         result = synthesize(

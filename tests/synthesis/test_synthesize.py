@@ -21,9 +21,10 @@ from scsco_fast import cli
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.samples import Sample
 from scsco_fast.errors import ScscoError
+from scsco_fast.synthesis import synthesize
 from scsco_fast.synthesis.distribution_transfer import distribution_transfer, rotations
 from scsco_fast.synthesis.realism import RULES, Measures, broken_rule, measure
-from scsco_fast.synthesis.synthesize import FAMILIES, recolour, synthesize
+from scsco_fast.synthesis.recipes import FAMILIES, recolour
 
 COUNT = 12
 
@@ -174,7 +175,7 @@ def test_repeating_a_finished_one_removes_what_a_killed_run_left(
 
 RUN = """
 import sys
-from scsco_fast.synthesis.synthesize import synthesize
+from scsco_fast.synthesis import synthesize
 synthesize(sys.argv[1], sys.argv[2], count=12, progress=lambda done, total: print(done, flush=True))
 """
 
@@ -215,13 +216,13 @@ def test_killed_twenty_times(photographs: Path, dataset: Path, tmp_path: Path) -
 def test_a_torn_log_and_lost_files_are_made_again(
     photographs: Path, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scsco_fast.synthesis import synthesize as module
+    from scsco_fast.synthesis import dataset as module
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "_write_lists", stop)
+        patch.setattr(module, "write_lists", stop)
         with pytest.raises(KeyboardInterrupt):
             synthesize(photographs, tmp_path / "out", count=COUNT)
     subset = tmp_path / "out/Synthetic"
@@ -235,7 +236,7 @@ def test_a_torn_log_and_lost_files_are_made_again(
 def test_other_photographs_or_settings_do_not_mix(
     photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from scsco_fast.synthesis import synthesize as module
+    from scsco_fast.synthesis import dataset as module
 
     folder = tmp_path / "photographs"
     for seed in range(3):

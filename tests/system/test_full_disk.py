@@ -10,7 +10,7 @@ from small_dataset import write_dataset
 
 from scsco_fast.cli import main
 from scsco_fast.errors import ScscoError
-from scsco_fast.synthesis.synthesize import _add_to_log
+from scsco_fast.synthesis.journal import add_to_log
 
 
 @pytest.fixture(scope="module")
@@ -65,4 +65,4 @@ def test_the_log_of_composites_says_what_to_do(tmp_path: Path) -> None:
         full_disk(10),
         pytest.raises(ScscoError, match=r"log: cannot be written \(.*\); make room, and run the same"),
     ):
-        _add_to_log(tmp_path / "log", "a line of more than that\n")
+        add_to_log(tmp_path / "log", "a line of more than that\n")
