@@ -29,7 +29,7 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.kernels import gate as gate_of_kernels
 from scsco_fast.ops._transfer_color import TRANSFERS
 from scsco_fast.system.files import replacing
-from scsco_fast.train.engine import build_model
+from scsco_fast.train.build import build_model
 from scsco_fast.train.presets import PRESETS
 from scsco_fast.train.step import TrainingStep
 

@@ -22,7 +22,6 @@ as the object of each, augmented as in training: "synthetic" is `SyntheticCompos
 import argparse
 import csv
 import dataclasses
-import platform
 import tempfile
 import time
 from collections.abc import Iterator
@@ -44,6 +43,7 @@ from scsco_fast.data.workers import default_workers
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.synthesis.composer import ComposedComposites, build_store
 from scsco_fast.synthesis.synthetic import SyntheticComposites
+from scsco_fast.system.environment import cpu_name
 from scsco_fast.system.files import replacing
 from scsco_fast.train import PRESETS
 from scsco_fast.train.processes import Processes
@@ -186,14 +186,6 @@ def row(reader: str, processes: int, images: int, elapsed: float, device: str, r
     ratio = None if raw is None else speed / raw
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     return Row(reader, processes, images, speed, ratio, name, default_workers(), cpu_name(), str(torch.__version__))
-
-
-def cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.processor())
 
 
 def make_pictures(root: Path, pictures: int, side: int) -> None:

@@ -28,7 +28,7 @@ import torch
 from PIL import Image, features
 
 from scsco_fast.benchmarks.harmonize import pictures
-from scsco_fast.train.engine import git_revision
+from scsco_fast.system.environment import git_revision
 
 SIZES = ((1152, 864), (4000, 3000))  # 1 and 12 megapixels
 SMOKE_SIZES = ((96, 64),)

@@ -34,7 +34,7 @@ import scsco_fast as sf
 from scsco_fast.benchmarks.timing import reset_resident_peak, resident
 from scsco_fast.data.masks import read_mask
 from scsco_fast.harmonizing.files import read_image, write_image
-from scsco_fast.train.engine import git_revision
+from scsco_fast.system.environment import git_revision
 from scsco_fast.train.presets import PRESETS
 
 SIZES = ((256, 171), (1024, 683), (2048, 1365), (6000, 4000))  # width, height

@@ -7,7 +7,6 @@ the same key (and device) can be compared; `MEASURED` is what came out.
 
 import csv
 import json
-import platform
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 
 from scsco_fast.errors import ScscoError
+from scsco_fast.system.environment import cpu_name, git_revision
 
 RESULTS = Path(__file__).parent / "results"
 MODES = ("forward", "backward", "forward+backward", "step")
@@ -119,7 +119,7 @@ def machine(device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "git": revision(),
+        "git": git_revision(short=True),
         "device": torch.cuda.get_device_name() if on_gpu else cpu_name(),
         "threads": torch.get_num_threads(),
         "driver": driver() if on_gpu else "none",
@@ -130,23 +130,13 @@ def machine(device: str) -> dict[str, Any]:
 
 
 @cache
-def revision() -> str:
-    """Of this checkout, with a + where tracked files are changed; "unknown" outside of one."""
-    described = _output("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude=*")
-    return described or "unknown"
-
-
-@cache
-def cpu_name() -> str:
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-@cache
 def driver() -> str:
-    lines = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()
-    return lines[0] if lines else "unknown"
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return (done.stdout.splitlines() or ["unknown"])[0].strip()
 
 
 @cache
@@ -156,14 +146,6 @@ def triton_version() -> str:
     except ImportError:
         return "none"
     return triton.__version__
-
-
-def _output(*command: str) -> str:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except OSError:
-        return ""
-    return done.stdout.strip() if done.returncode == 0 else ""
 
 
 def append(rows: Sequence[Row], path: Path) -> None:

@@ -148,7 +148,7 @@ class Worker:
     """A model that trains as a variant says."""
 
     def __init__(self, config: TrainConfig) -> None:
-        from scsco_fast.train.engine import build_loss
+        from scsco_fast.train.build import build_loss
 
         torch.manual_seed(config.seed)
         model = sf.HarmonizationUNet(**config.architecture())

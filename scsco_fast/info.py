@@ -1,12 +1,12 @@
 """`scsco doctor`: what this installation can do, what it cannot, and why."""
 
-import importlib.metadata
 import os
 import platform
 import sys
 
 import torch
 
+from scsco_fast.system.environment import cpu_name, version
 from scsco_fast.system.extras import PACKAGES, install_line
 
 REQUIRED = ("torch", "numpy", "pillow", "safetensors", "tifffile", "filelock", "tyro", "rich")
@@ -61,14 +61,6 @@ def problems(report: dict[str, dict[str, str]]) -> list[str]:
     return missing if usable else [*missing, "no backend can be used"]
 
 
-def version(package: str) -> str:
-    """Installed version of a distribution, or "missing"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "missing"
-
-
 def _versions() -> dict[str, str]:
     return {
         "scsco-fast": version("scsco-fast"),
@@ -87,7 +79,7 @@ def _driver() -> str:
 
 
 def _devices() -> dict[str, str]:
-    devices = {"cpu": f"{torch.get_num_threads()} threads, {platform.processor() or platform.machine()}"}
+    devices = {"cpu": f"{torch.get_num_threads()} threads, {cpu_name()}"}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         memory = facts.total_memory / 2**30

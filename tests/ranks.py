@@ -12,16 +12,16 @@ from typing import Any
 SECONDS = 240
 
 
-def launch(scenario: str, folder: Path, world: int = 2, seconds: float = SECONDS) -> list[str]:
-    """Run a scenario of this file on `world` processes; their outputs. None outlives the time limit."""
+def launch(scenario: str, folder: Path, world_size: int = 2, seconds: float = SECONDS) -> list[str]:
+    """Run a scenario of this file on `world_size` processes; their outputs. None outlives the time limit."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    common = {"WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-    outputs = [folder / f"{scenario}_{rank}.txt" for rank in range(world)]
+    common = {"WORLD_SIZE": world_size, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    outputs = [folder / f"{scenario}_{rank}.txt" for rank in range(world_size)]
     processes = []
     for rank, output in enumerate(outputs):
-        variables = {**common, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world}
+        variables = {**common, "RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
         with output.open("wb") as file:
             command = [sys.executable, str(Path(__file__)), scenario, str(folder)]
             environment = {**os.environ, **{name: str(value) for name, value in variables.items()}}
@@ -32,7 +32,7 @@ def launch(scenario: str, folder: Path, world: int = 2, seconds: float = SECONDS
         for process in processes:
             process.kill()
     texts = [output.read_text() for output in outputs]
-    assert codes == [0] * world, "\n".join(texts)
+    assert codes == [0] * world_size, "\n".join(texts)
     return texts
 
 

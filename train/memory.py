@@ -1,10 +1,12 @@
-"""Memory that training on a CPU frees and takes again in every step."""
+"""The memory of a training: how much it takes, and what glibc is to do with what a step on a CPU frees."""
 
 import ctypes
 import platform
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+import torch
 
 # Of mallopt, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -3, -4
@@ -50,3 +52,12 @@ def _leave(libc: ctypes.CDLL) -> None:
             for name, value in _AFTERWARDS.items():
                 libc.mallopt(name, value)
             libc.malloc_trim(0)
+
+
+def peak_mib(device: torch.device) -> float:
+    """The most memory in use so far: tensors of the GPU, or this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10  # Linux counts KiB

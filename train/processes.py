@@ -1,4 +1,4 @@
-"""The processes of a run: their shares of a batch, and what they tell each other."""
+"""The processes of a run, and what they exchange; the methods have the names of torch.distributed."""
 
 import atexit
 import os
@@ -19,27 +19,27 @@ class Processes:
 
     Attributes:
         rank: number of this process, from 0.
-        world: how many there are.
+        world_size: how many there are.
         device: the device that the launcher's environment gives this process; None: the configuration decides.
     """
 
     rank = 0
-    world = 1
+    world_size = 1
     device: torch.device | None = None
 
-    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+    def all_gather_integers(self, numbers: Sequence[int]) -> list[list[int]]:
         """Every process's `numbers` (as many on each), from host to host: no device is waited for."""
         return [list(numbers)]
 
-    def objects(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """Every process's `value`, by rank."""
         return [value]
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         """The sum of every process's `values`, on the device."""
         return values
 
-    def rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+    def gather_rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
         """Every process's rows in one tensor, of which process r has counts[r]; stays on the device."""
         return tensor
 
@@ -47,19 +47,22 @@ class Processes:
         """The module whose backward averages gradients over the processes."""
         return module
 
-    def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         """Within it, backward only adds to this process's own gradients."""
         return nullcontext()
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """A `ScscoError` of the block on any process is raised on all, so that none waits for one that has left."""
+        """Every process runs the block; a `ScscoError` on any of them is then raised on all.
+
+        Without it the others would wait for ever, at their next exchange, for the process that has left.
+        """
         error: ScscoError | None = None
         try:
             yield
         except ScscoError as raised:
             error = raised
-        messages = self.objects(None if error is None else str(error))
+        messages = self.all_gather_object(None if error is None else str(error))
         if error is not None:
             raise error
         for message in messages:
@@ -68,7 +71,7 @@ class Processes:
 
     def agree(self, value: Any, what: str) -> None:
         """Refuse to go on where processes have different values, as without a shared file system."""
-        values = self.objects(value)
+        values = self.all_gather_object(value)
         if any(other != values[0] for other in values):
             found = ", ".join(f"{rank}: {other}" for rank, other in enumerate(values))
             raise ScscoError(f"processes have a different {what} ({found}); they need one file system and one command")
@@ -97,29 +100,29 @@ class LaunchedProcesses(Processes):
             raise ScscoError(
                 f"the processes of this run cannot reach each other ({reason}); see the launcher"
             ) from error
-        self.rank, self.world = self.accelerator.process_index, self.accelerator.num_processes
+        self.rank, self.world_size = self.accelerator.process_index, self.accelerator.num_processes
         self.device = self.accelerator.device
 
-    def tell(self, numbers: Sequence[int]) -> list[list[int]]:
+    def all_gather_integers(self, numbers: Sequence[int]) -> list[list[int]]:
         import torch.distributed as dist
 
         own = torch.tensor(numbers, dtype=torch.int64)
-        found = [torch.empty_like(own) for _ in range(self.world)]
+        found = [torch.empty_like(own) for _ in range(self.world_size)]
         dist.all_gather(found, own, group=self.hosts)
         return [row.tolist() for row in found]
 
-    def objects(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
-        found: list[Any] = [None] * self.world
+        found: list[Any] = [None] * self.world_size
         dist.all_gather_object(found, value, group=self.hosts)
         return found
 
-    def sum(self, values: Tensor) -> Tensor:
+    def all_reduce(self, values: Tensor) -> Tensor:
         total: Tensor = self.accelerator.reduce(values, reduction="sum")
         return total
 
-    def rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
+    def gather_rows(self, tensor: Tensor, counts: Sequence[int]) -> Tensor:
         largest = max(counts)
         padded = tensor.new_zeros((largest, *tensor.shape[1:]))
         padded[: len(tensor)] = tensor
@@ -140,7 +143,7 @@ class LaunchedProcesses(Processes):
             wrapped: nn.Module = self.accelerator.prepare_model(module, device_placement=False)
         return wrapped
 
-    def unsynchronised(self, module: nn.Module) -> AbstractContextManager[None]:
+    def no_sync(self, module: nn.Module) -> AbstractContextManager[None]:
         return self.accelerator.no_sync(module)
 
 
@@ -152,7 +155,7 @@ def start_processes(device: str = "auto") -> Processes:
 
     Examples:
         >>> processes = start_processes("cpu")
-        >>> processes.rank, processes.world
+        >>> processes.rank, processes.world_size
         (0, 1)
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:

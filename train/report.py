@@ -12,7 +12,7 @@ from torch import Tensor
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.system.files import write_durably
-from scsco_fast.train.clock import PHASES
+from scsco_fast.train.timer import PHASES
 
 COLUMNS = (
     "step",

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from scsco_fast.synthesis.composer import ComposedComposites, build_store
 from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
+from scsco_fast.train.signals import ignore_signals
 
 _LOOKED_AT = 64  # samples of iHarmony4, spread over the list
 
@@ -120,8 +120,7 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
     """A few unseen composites, the same at every step, for the pictures in TensorBoard."""
     samples: Samples
     if config.dataset == "iharmony4":
-        assert config.root is not None
-        samples = IHarmony4(config.root, _preview_split(config.root), config.size, config.subsets)
+        samples = _preview_part(config)
     elif config.dataset == "packed":
         splits = {folder.name for folder in stores(config.root or "")}
         samples = packed_dataset(config, "test" if "test" in splits else "train")
@@ -131,10 +130,18 @@ def build_preview(config: TrainConfig, count: int = 4) -> Batch:
     return collate([samples[index] for index in range(min(count, len(samples)))])
 
 
-def _preview_split(root: str) -> str:
-    """ "test", or "train" where no composite is listed for testing."""
-    listed = listed_splits(root)
-    return "test" if not listed or ("test" in listed and find_layout(root, "test").members) else "train"
+def _preview_part(config: TrainConfig) -> IHarmony4:
+    """The test part of iHarmony4, or the training part where no composite is listed for testing."""
+    assert config.root is not None  # checked by TrainConfig
+    listed = listed_splits(config.root)
+    if not listed or "test" in listed:
+        try:
+            return IHarmony4(config.root, "test", config.size, config.subsets)
+        except ScscoError:
+            # An empty list is no mistake; the folders are listed again only to tell it from one.
+            if not listed or find_layout(config.root, "test").members:
+                raise
+    return IHarmony4(config.root, "train", config.size, config.subsets)
 
 
 def fingerprint(samples: object) -> str | None:
@@ -187,7 +194,7 @@ class StepOrder(Sampler[list[int]]):
     order or (`shuffle`) of an order that depends on (seed, epoch) alone. Its index is epoch * n + sample: the data
     sets take that as the same sample in a new crop.
 
-    `world` processes share a step in order: this one, number `rank`, has the `rank`-th of as many equal pieces.
+    `world_size` processes share a step in order: this one, number `rank`, has the `rank`-th of as many equal pieces.
     """
 
     def __init__(
@@ -200,11 +207,11 @@ class StepOrder(Sampler[list[int]]):
         shuffle: bool,
         seed: int,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ) -> None:
         self.length, self.batch_size, self.first, self.steps = length, batch_size, first, steps
         self.shuffle, self.seed = shuffle, seed
-        share = batch_size // world
+        share = batch_size // world_size
         self.rows = range(rank * share, (rank + 1) * share)
 
     def __len__(self) -> int:
@@ -229,9 +236,9 @@ def build_loader(
     """This process's shares of the batches of the steps from `first` on, in order."""
     workers = config.workers
     if workers is None:
-        workers = loader_workers(device.type, int(os.environ.get("LOCAL_WORLD_SIZE", processes.world)))
+        workers = loader_workers(device.type, int(os.environ.get("LOCAL_WORLD_SIZE", processes.world_size)))
     if isinstance(samples, ComposedComposites):
-        share = config.batch_size // processes.world
+        share = config.batch_size // processes.world_size
         rows = range(processes.rank * share, (processes.rank + 1) * share)
         # On a GPU the host only launches, and a thread's launches would break the capture of a CUDA graph.
         threaded = workers > 0 and device.type == "cpu"
@@ -244,7 +251,7 @@ def build_loader(
         shuffle=config.dataset != "synthetic",
         seed=config.seed,
         rank=processes.rank,
-        world=processes.world,
+        world_size=processes.world_size,
     )
     if isinstance(samples, PackedDataset):
         return read_ahead(samples, order, pin_memory=device.type == "cuda")
@@ -253,14 +260,8 @@ def build_loader(
         batch_sampler=order,
         collate_fn=collate,
         num_workers=workers,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_signals,
         pin_memory=device.type == "cuda",
         # Its own generator: the default one, which dropout draws from, must not move with the number of loaders made.
         generator=torch.Generator(),
     )
-
-
-def _ignore_signals(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach the whole process group; the training process answers for all."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)

@@ -17,11 +17,11 @@ from scsco_fast.regions import foreground_boxes
 from scsco_fast.style.negatives import WholeBatch
 from scsco_fast.system.extras import require
 from scsco_fast.system.files import write_durably
+from scsco_fast.train.build import AUTOCAST, build_model, resolve
 from scsco_fast.train.config import TrainConfig
-from scsco_fast.train.engine import build_model, resolve
 from scsco_fast.train.processes import Processes
 from scsco_fast.train.samples import Samples, build_dataset, build_loader
-from scsco_fast.train.step import AUTOCAST, TrainingStep
+from scsco_fast.train.step import TrainingStep
 
 STEPS = 20
 FLOAT32 = torch.finfo(torch.float32).eps

@@ -24,13 +24,14 @@ import torch
 torch.set_num_threads(1)  # no threads yet, so a fork is safe
 import rich.console, rich.progress, safetensors.torch, torch._dynamo, torch.utils.tensorboard
 from tiny_runs import Pictures
+from scsco_fast.system.environment import versions
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.report import Report
 from scsco_fast.train.config import TrainConfig
 
 config, kills = TrainConfig.from_json(sys.argv[1]), int(sys.argv[2])
 folder = Path(config.output)
-engine.versions()  # asks git once
+versions()  # asks git once
 Report.draw = lambda self: None  # a quarter of a second, in which most kills would fall
 
 

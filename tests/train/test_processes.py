@@ -85,7 +85,7 @@ def test_resumed_run_of_two_processes_is_the_same_run(two: tuple[Path, list[str]
 @pytest.mark.slow
 def test_three_processes_resume_bit_for_bit_where_deterministic(tmp_path: Path) -> None:
     """Otherwise DDP's buckets, sorted anew after the first step of each piece, change the order of a sum of three."""
-    outputs = launch("three", tmp_path, world=3)
+    outputs = launch("three", tmp_path, world_size=3)
     assert "last.pt at step 2" in outputs[0]
     assert differing(last(tmp_path / "whole")["training"], last(tmp_path / "stopped")["training"]) == []
 
@@ -139,8 +139,8 @@ def test_signal_to_one_process_saves_and_ends_all(tmp_path: Path, number: signal
 
 def test_shares_of_processes_are_the_batch() -> None:
     whole = list(StepOrder(10, 6, 2, 9, shuffle=True, seed=3))
-    for world in (1, 2, 3, 6):
-        shares = [StepOrder(10, 6, 2, 9, shuffle=True, seed=3, rank=rank, world=world) for rank in range(world)]
+    for size in (1, 2, 3, 6):
+        shares = [StepOrder(10, 6, 2, 9, shuffle=True, seed=3, rank=rank, world_size=size) for rank in range(size)]
         assert [[index for share in step for index in share] for step in zip(*shares, strict=True)] == whole
 
 
@@ -148,9 +148,9 @@ def test_without_a_launcher_the_process_is_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     processes = start_processes()
     rows = torch.ones(2, 3)
-    assert (processes.rank, processes.world, processes.tell([3])) == (0, 1, [[3]])
-    assert processes.rows(rows, [2]) is rows
-    assert processes.sum(rows) is rows
+    assert (processes.rank, processes.world_size, processes.all_gather_integers([3])) == (0, 1, [[3]])
+    assert processes.gather_rows(rows, [2]) is rows
+    assert processes.all_reduce(rows) is rows
     with pytest.raises(ScscoError, match="mine"), processes.together():
         raise ScscoError("mine")
 

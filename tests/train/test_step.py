@@ -17,7 +17,9 @@ from scsco_fast.style.negatives import WholeBatch
 from scsco_fast.style.vgg import VGG16Features
 from scsco_fast.train import step as step_module
 from scsco_fast.train.config import TrainConfig
-from scsco_fast.train.step import RunningMeans, TrainingStep, ema_decay, learning_rate, step_seed
+from scsco_fast.train.means import RunningMeans
+from scsco_fast.train.schedules import ema_decay, learning_rate, step_seed
+from scsco_fast.train.step import TrainingStep
 
 Tiny = Callable[..., TrainConfig]
 
@@ -255,5 +257,6 @@ def test_a_process_without_images_adds_nothing(tiny: Tiny) -> None:
     step = TrainingStep(HarmonizationUNet(**config.architecture()).train(), SCSCoLoss(encoder, negatives=4), config)
     composite, real, mask = batch()
     for index in range(8):  # every family of negatives comes up
-        step._pass((composite[:0], real[:0], mask[:0], None), WholeBatch(real, mask, 0), 0, 0.0, index)
+        part = step._prepare((composite[:0], real[:0], mask[:0], None), WholeBatch(real, mask, 0), 0, index)
+        step._pass(part, 0.0)
     assert all((parameter.grad == 0).all() for parameter in step.parameters)

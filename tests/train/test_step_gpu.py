@@ -9,8 +9,8 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast import kernels
+from scsco_fast.train.build import build_model
 from scsco_fast.train.config import TrainConfig
-from scsco_fast.train.engine import build_model
 from scsco_fast.train.step import TrainingStep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore:VGG-16 has RANDOM weights")]

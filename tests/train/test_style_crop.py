@@ -11,8 +11,8 @@ import scsco_fast as sf
 from scsco_fast.data.samples import collate
 from scsco_fast.style.vgg import VGG16Features
 from scsco_fast.train import step as step_module
+from scsco_fast.train.build import build_loss
 from scsco_fast.train.config import TrainConfig
-from scsco_fast.train.engine import build_loss
 from scsco_fast.train.step import TrainingStep
 
 pytestmark = pytest.mark.filterwarnings("ignore:VGG-16 has RANDOM weights")

@@ -1,22 +1,25 @@
 """Where the time of the steps goes."""
 
 import time
-from typing import Any
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 PHASES = ("data", "forward", "backward", "optimizer")
 
 
-class Clock:
+class StepTimer:
     """Adds up the time of each of `PHASES`. On a GPU it records CUDA events, which only `read` waits for.
 
     Examples:
-        >>> clock = Clock(torch.device("cpu"))
-        >>> clock.start()
-        >>> clock.mark("forward")
-        >>> clock.end_step()
-        >>> sorted(clock.read())
+        >>> timer = StepTimer(torch.device("cpu"))
+        >>> timer.start()
+        >>> timer.mark("forward")
+        >>> timer.end_step()
+        >>> sorted(timer.read())
         ['backward', 'data', 'forward', 'optimizer']
     """
 
@@ -25,10 +28,15 @@ class Clock:
         self._marks: list[tuple[str, Any]] = []
         self._waited = 0.0
         self._steps = 0
+        self._paused = False
 
-    def waited(self, seconds: float) -> None:
-        """The host waited so long for a batch."""
-        self._waited += seconds
+    def waiting(self, batches: Iterable[T]) -> Iterator[T]:
+        """The batches; how long the host waits for each is the time of "data"."""
+        since = time.perf_counter()
+        for batch in batches:
+            self._waited += time.perf_counter() - since
+            yield batch
+            since = time.perf_counter()
 
     def start(self) -> None:
         """A step begins on the device."""
@@ -36,7 +44,17 @@ class Clock:
 
     def mark(self, phase: str) -> None:
         """What was given to the device since the last mark belongs to `phase`."""
-        self._marks.append((phase, self._now()))
+        if not self._paused:
+            self._marks.append((phase, self._now()))
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Marks within the block are ignored: an event recorded while a CUDA graph is captured would be the graph's."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
 
     def end_step(self) -> None:
         self._steps += 1

@@ -1,0 +1,75 @@
+"""What may go wrong in a run without ending it: samples that cannot be used, and steps that are not finite."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from scsco_fast.data.samples import BadSample
+from scsco_fast.errors import ScscoError
+from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.processes import Processes
+
+NAMED = 8  # samples that a message names
+
+
+class Failures:
+    """Names each failure once, and ends the run with a `ScscoError` where there are too many.
+
+    Args:
+        config: `bad_sample_limit` and `non_finite_limit`.
+        processes: those of the run; all of them see the same failures.
+        samples: how many the data set has.
+        bad: name and reason of each sample that could not be used so far.
+        say: takes each warning.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        processes: Processes,
+        samples: int,
+        bad: dict[str, str],
+        say: Callable[[str], object],
+    ) -> None:
+        self.config, self.processes, self.samples, self.bad, self.say = config, processes, samples, bad, say
+        self.skipped = 0
+        self.names: dict[int, list[str]] = {}  # this process's samples in each step since the losses were read
+
+    def note_bad(self, samples: Sequence[BadSample]) -> None:
+        """Warn of each bad sample that is new."""
+        for sample in samples:
+            if sample.name in self.bad:
+                continue
+            self.bad[sample.name] = sample.reason
+            self.say(f"warning: skipped {sample.name}: {sample.reason}")
+            if len(self.bad) >= self.samples:
+                raise ScscoError(
+                    f"none of the {self.samples} samples can be used, the last is {sample.name}: {sample.reason}; "
+                    "repair the data (see scsco prepare --check)"
+                )
+            if len(self.bad) > self.config.bad_sample_limit:
+                raise ScscoError(
+                    f"{len(self.bad)} samples cannot be used (bad_sample_limit {self.config.bad_sample_limit}), "
+                    f"the last is {sample.name}: {sample.reason}; repair the data or raise the limit"
+                )
+
+    def note_skipped(self, state: Mapping[str, Any]) -> None:
+        """Warn of the last step that was skipped, if any was since the losses were read, with its samples.
+
+        Args:
+            state: what `TrainingStep.read` found.
+        """
+        before, self.skipped = self.skipped, state["skipped"]
+        own, self.names = self.names.get(state["last_skipped"], []), {}
+        if self.skipped <= before:
+            return
+        names = self.processes.all_gather_object(own)
+        wrong = [name for rank in state["culprits"] or range(len(names)) for name in names[rank]]
+        named = ", ".join(wrong[:NAMED]) + (" ..." if len(wrong) > NAMED else "")
+        where = f"step {state['last_skipped'] + 1}: the loss or gradient was not finite"
+        limit = self.config.non_finite_limit
+        if state["in_a_row"] >= limit:
+            raise ScscoError(
+                f"{where} for {state['in_a_row']} steps in a row (non_finite_limit {limit}), there with the samples "
+                f"{named}; look at these, lower lr or use precision float32"
+            )
+        self.say(f"warning: {where} with the samples {named}; skipped, {state['skipped']} steps in all")
