@@ -1,4 +1,4 @@
-"""What is installed, what importing it costs, and who imports whom."""
+"""What is installed, and what importing it costs."""
 
 import ast
 import importlib.metadata
@@ -10,71 +10,22 @@ import sys
 import tarfile
 import tomllib
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
+from sources import FOLDERS, ROOT, SOURCES, installed_name
 
 import scsco_fast
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = {
-    "scsco_fast": "scsco_fast",
-    "kernels": "scsco_fast.kernels",
-    "train": "scsco_fast.train",
-    "benchmarks": "scsco_fast.benchmarks",
-}
-SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
-
-# A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
-ORDER = (
-    *("errors", "system", "architecture", "reference", "kernels", "cuda", "eager", "regions", "ops", "style", "nn"),
-    *("data", "synthesis", "harmonizing", "evaluation", "export", "demo", "serve", "info"),
-    *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
-)
-ALONE = ("reference", "kernels", "cuda")
-TOP_LEVEL = {"torch", "numpy", "PIL", "scsco_fast"}
 # Not before they are used; and not before anything is computed.
 LAZY = (
     *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
     *("h5py", "accelerate", "gradio", "onnx", "filelock"),
 )
 HEAVY = ("torch", "numpy", "PIL", *LAZY)
-
-
-def installed_name(path: Path) -> str:
-    folder, *rest = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join([FOLDERS[folder], *(part for part in rest if part != "__init__")])
-
-
-def component(module: str) -> str:
-    """The part of the project that a module belongs to: ops for scsco_fast.ops.backend."""
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else parts[0]
-
-
-def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Modules that a file imports, anywhere in it; for `from scsco_fast import x` that is scsco_fast.x if it is one."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "relative imports hide who imports whom"
-            for alias in node.names:
-                part = node.module == "scsco_fast" and alias.name in ORDER
-                yield f"{node.module}.{alias.name}" if part else str(node.module)
-
-
-def at_top_level(tree: ast.Module) -> Iterator[ast.stmt]:
-    """Statements that run on import, `if TYPE_CHECKING` left out."""
-    for node in tree.body:
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
-        if not isinstance(node, ast.FunctionDef | ast.ClassDef):
-            yield node
 
 
 def run_python(code: str) -> str:
@@ -87,28 +38,6 @@ def pinned() -> dict[str, Version]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
     pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name): Version(version) for name, version in pairs}
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=installed_name)
-def test_imports_go_down_only(path: Path) -> None:
-    name = installed_name(path)
-    own = component(name)
-    assert own in ORDER, f"{name} has no place in ORDER yet"
-    for target in imports_of(ast.parse(path.read_text())):
-        if target.split(".")[0] != "scsco_fast" or component(target) == own or own == "scsco_fast" == target:
-            continue
-        assert own not in ALONE, f"{name} imports {target}, but {own}/ knows nothing of the project"
-        assert ORDER.index(component(target)) < ORDER.index(own), f"{name} imports {target}, which stands above it"
-
-
-@pytest.mark.parametrize("path", SOURCES, ids=installed_name)
-def test_heavy_packages_are_imported_where_they_are_used(path: Path) -> None:
-    name = installed_name(path)
-    allowed = TOP_LEVEL | ({"triton"} if component(name) == "kernels" else set())
-    for statement in at_top_level(ast.parse(path.read_text())):
-        for target in imports_of(statement):
-            package = target.split(".")[0]
-            assert package in allowed or package in sys.stdlib_module_names, f"{name} imports {target} at the top"
 
 
 def test_importing_is_light() -> None:
