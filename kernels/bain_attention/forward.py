@@ -150,8 +150,7 @@ def bain_attention_fwd_kernel(
     mean_ptr,  # (B, C, N), or BAIN's output where NORM
     std_ptr,  # (B, C, N), None where NORM
     x_ptr,  # (B, C, N) normalised map where NORM
-    fg_weight_ptr,  # (C,) where NORM
-    fg_bias_ptr,
+    affine_ptr,  # (4, C) where NORM: gain and offset of the foreground, of the background
     stride_yb,  # of mean and std
     stride_yc,
     stride_yn,
@@ -226,7 +225,7 @@ def bain_attention_fwd_kernel(
             _store_moments(
                 *(mean + tl.load(scalars_ptr + n_pixels + few)[None, :], variance, mean_ptr + image * stride_yb),
                 *(std_ptr if NORM else std_ptr + image * stride_yb, x_ptr + image * stride_xb if NORM else x_ptr),
-                *(fg_weight_ptr, fg_bias_ptr, pixel, few, is_query, n_channels, stride_yc, stride_yn, stride_xc),
+                *(affine_ptr, pixel, few, is_query, n_channels, stride_yc, stride_yn, stride_xc),
                 *(stride_xn, tl.cast(eps, tl.float32), NORM, LAST),
             )
 
@@ -238,8 +237,7 @@ def _store_moments(
     mean_ptr,
     std_ptr,
     x_ptr,
-    fg_weight_ptr,
-    fg_bias_ptr,
+    affine_ptr,
     pixel,
     channel,
     is_query,
@@ -256,8 +254,8 @@ def _store_moments(
     std = tl.sqrt_rn(tl.maximum(variance, 0.0) + eps)
     if NORM:
         x = load_map(x_ptr, pixel, channel, is_query, n_channels, stride_xc, stride_xn, LAST)
-        gain = tl.load(fg_weight_ptr + channel, mask=channel < n_channels, other=0.0).to(tl.float32)[None, :]
-        bias = tl.load(fg_bias_ptr + channel, mask=channel < n_channels, other=0.0).to(tl.float32)[None, :]
+        gain = tl.load(affine_ptr + channel, mask=channel < n_channels, other=0.0)[None, :]
+        bias = tl.load(affine_ptr + n_channels + channel, mask=channel < n_channels, other=0.0)[None, :]
         mean = (std * x + mean) * gain + bias
     else:
         store_map(std_ptr, std, pixel, channel, is_query, n_channels, stride_yc, stride_yn, LAST)
@@ -275,8 +273,7 @@ def bain_attention_fwd_merge_kernel(
     mean_ptr,  # these as in bain_attention_fwd_kernel
     std_ptr,
     x_ptr,
-    fg_weight_ptr,
-    fg_bias_ptr,
+    affine_ptr,
     stride_yb,
     stride_yc,
     stride_yn,
@@ -328,7 +325,7 @@ def bain_attention_fwd_merge_kernel(
     tl.store(target, paired(first, variance), mask=is_query[:, None])
     _store_moments(
         *(first + pivot, variance, mean_ptr + image * stride_yb, std_ptr if NORM else std_ptr + image * stride_yb),
-        *(x_ptr + image * stride_xb if NORM else x_ptr, fg_weight_ptr, fg_bias_ptr),
+        *(x_ptr + image * stride_xb if NORM else x_ptr, affine_ptr),
         *(tl.load(order_ptr + base + place, mask=is_query, other=0), channel, is_query, n_channels, stride_yc),
         *(stride_yn, stride_xc, stride_xn, tl.cast(eps, tl.float32), NORM, LAST),
     )

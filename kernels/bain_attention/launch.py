@@ -17,7 +17,7 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels import refusal
+from scsco_fast.kernels.bain_attention import allocate, allocate_gradients, key_width, value_width
 from scsco_fast.kernels.bain_attention.backward import (
     bain_attention_bwd_dkv_kernel,
     bain_attention_bwd_dq_kernel,
@@ -29,7 +29,6 @@ from scsco_fast.kernels.bain_attention.forward import (
 )
 from scsco_fast.kernels.bain_attention.pack import (
     ALL_REGISTERS,
-    Affine,
     argument_type,
     bain_attention_moments_kernel,
     bain_attention_pack_kernel,
@@ -45,13 +44,13 @@ from scsco_fast.kernels.bain_attention.pack_gradients import BLOCK_P as GRADIENT
 from scsco_fast.kernels.bain_attention.pack_gradients import (
     NORM_BLOCK_P,
     NORM_WARPS,
+    NormGradient,
     bain_attention_bwd_pack_kernel,
     bain_attention_bwd_range_kernel,
     pack_gradients,
 )
 from scsco_fast.kernels.bain_attention.table import CHANNELS, KEYS, TABLE, Config
 from scsco_fast.kernels.launch import common_dtype, on_device, precision, rows
-from scsco_fast.kernels.memory import allocate, key_width, map_like, value_width
 from scsco_fast.kernels.resources import ARCHITECTURES, CLASSES, Case
 
 PROGRAMS = 264  # wanted of the forward: two for each of an H100's 132 SMs
@@ -60,11 +59,6 @@ SPLIT_KEYS = 512  # at least, in each split: below, the merge costs more than it
 MERGE_BLOCK_P, MERGE_WARPS = 32, 4
 
 Saved = tuple[Tensor, Tensor, Tensor]
-
-
-def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
-    """Why the kernels cannot serve these inputs, in one line; None if they can."""
-    return refusal("bain_attention", value, query, key)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,9 +106,6 @@ def plan(sm: int, kind: str, channels: int, keys: int) -> Plan:
 
 
 def _plan(query: Tensor, key: Tensor, value: Tensor) -> Plan:
-    reason = supports(query, key, value)
-    if reason is not None:
-        raise ValueError(f"bain_attention: {reason}")
     return plan(architecture(value.device), precision(common_dtype(query, key)), value.shape[1], query.shape[1])
 
 
@@ -142,13 +133,11 @@ def forward(
     centred in float32 and then rounded to that dtype. float32 ones follow `torch.get_float32_matmul_precision()`.
 
     Returns:
-        mean, std, in the memory format of value, and what `scsco_fast.kernels.memory` describes.
-
-    Raises:
-        ValueError: `supports` has a reason.
+        mean, std, in the memory format of value, and the buffers that `scsco_fast.kernels.bain_attention` describes.
     """
-    mean, std = map_like(value), map_like(value)
-    return mean, std, *attend(query, key, value, order, counts, scale, eps, (mean, std), None)
+    results = mean, std, *saved = allocate(query, key, value)
+    attend(query, key, value, order, counts, scale, eps, (mean, std), tuple(saved), None)
+    return results
 
 
 def attend(
@@ -160,13 +149,14 @@ def attend(
     scale: float,
     eps: float,
     outputs: tuple[Tensor, Tensor | None],
-    norm: tuple[Tensor, Affine] | None,
-) -> Saved:
-    """Write mean and std into `outputs`, or BAIN's output where its normalised map and affine are given."""
+    saved: Saved,
+    norm: tuple[Tensor, Tensor] | None,
+) -> None:
+    """Fill `saved` and `outputs`: mean and std, or with `norm`, the normalised map and the affine, BAIN's output."""
     chosen = _plan(query, key, value)
-    saved = packed, moments, scalars = allocate(query, key, value)
+    packed, moments, scalars = saved
     if not moments.numel():
-        return saved
+        return
     batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
     config = chosen.configs["fwd"]
     with on_device(value):
@@ -178,8 +168,8 @@ def attend(
         if splits > 1:
             part, part_lse = (scalars.new_empty(shape) for shape in (moments.shape, order.shape))
         y, std = rows(outputs[0]), None if outputs[1] is None else rows(outputs[1])
-        x, weights = (None, (None, None)) if norm is None else (rows(norm[0]), norm[1][:2])
-        maps = (order, counts, y, std, x, *weights, *y.stride(), *((0, 0, 0) if x is None else x.stride()))
+        x, affine = (None, None) if norm is None else (rows(norm[0]), norm[1])
+        maps = (order, counts, y, std, x, affine, *y.stride(), *((0, 0, 0) if x is None else x.stride()))
         flags = {"NORM": norm is not None, "LAST": channels_last(y)}
         bain_attention_fwd_kernel[(triton.cdiv(pixels, config.block_m), columns * splits, batch)](
             *(packed, moments.view(packed.dtype), moments, scalars, part, part_lse, *maps),
@@ -197,7 +187,6 @@ def attend(
                 num_warps=MERGE_WARPS,
                 **flags,
             )
-    return saved
 
 
 def backward(
@@ -218,8 +207,10 @@ def backward(
 
     Of query, key and value only shapes and dtypes are read.
     """
+    results = allocate_gradients(grad_mean, query, key, value)
     saved = (packed, moments, scalars)
-    return attend_backward((grad_mean, grad_std), query, key, value, order, counts, saved, scale, eps, None)[0]
+    attend_backward((grad_mean, grad_std), query, key, value, order, counts, saved, scale, eps, results, None)
+    return results
 
 
 def attend_backward(
@@ -232,20 +223,22 @@ def attend_backward(
     saved: Saved,
     scale: float,
     eps: float,
-    norm: tuple[Tensor, Tensor, Tensor] | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
-    """Gradients of query, key and value; `grads`, `norm` and the second result are those of `pack_gradients`."""
+    results: tuple[Tensor, Tensor, Tensor],
+    norm: NormGradient | None,
+) -> None:
+    """Fill `results`, the gradients of query, key and value; `grads` and `norm` are those of `pack_gradients`."""
     chosen = _plan(query, key, value)
     packed, moments, scalars = saved
-    d_query, d_key, d_value = (map_like(t, layout=grads[0]) for t in (query, key, value))
+    d_query, d_key, d_value = results
     if not moments.numel():
-        return (d_query, d_key, d_value), None if norm is None else scalars.new_zeros((4, value.shape[1]))
+        if norm is not None:
+            norm.d_affine.zero_()
+        return
     batch, channels = value.shape[:2]
     keys, pixels = query.shape[1], order.shape[1]
     with on_device(moments):
         order, counts = order.contiguous(), counts.contiguous()
-        rows_of_grads, d_affine = pack_gradients(grads, order, counts, saved, eps, chosen.tf32, norm)
-        grad_rows, delta, span = rows_of_grads
+        grad_rows, delta, span = pack_gradients(grads, order, counts, saved, eps, chosen.tf32, norm)
         shared = (packed, moments.view(packed.dtype), moments, grad_rows, scalars, delta, span, order, counts)
         dq, dk, dv = rows(d_query), rows(d_key), rows(d_value)
         flags = {"SCALED": packed.dtype == torch.float16, "LAST": channels_last(dv)}
@@ -265,7 +258,6 @@ def attend_backward(
                 DK="k" in name,
                 DV="v" in name,
             )
-    return (d_query, d_key, d_value), d_affine
 
 
 def compile_cases() -> list[Case]:
@@ -296,7 +288,7 @@ def _case(chosen: Plan, name: str, sm: int, label: str, dtype: str, norm: bool =
     warps, stages = constants.pop("num_warps"), constants.pop("num_stages")
     constants |= {"NORM": norm, "SPLIT": split, "SCALED": dtype == "fp16", "DK": "k" in name, "DV": "v" in name}
     constants |= {"NEGATE": False, "LAST": False}
-    absent = {"std_ptr": norm, "x_ptr": not norm, "fg_weight_ptr": not norm, "fg_bias_ptr": not norm}
+    absent = {"std_ptr": norm, "x_ptr": not norm, "affine_ptr": not norm}
     absent |= {"part_ptr": not split, "part_lse_ptr": not split, "splits": not split}
     absent |= {"d_key_ptr": "k" not in name, "d_value_ptr": "v" not in name}
     usual = chosen.key_width == 64 and (chosen.kind == "half" or chosen.width == 64)
@@ -348,8 +340,7 @@ def _packing_cases() -> Iterator[Case]:
         flags = {"NORM": norm, "LAST": last, "SCALED": dtype == "fp16", "TF32": dtype == "fp32", "NEGATE": False}
         for fused in (False, True) if kernel is bain_attention_pack_kernel else (False,):
             constants = {**sizes, **flags, "BLOCK_P": block_p, "FUSED": fused}
-            absent = dict.fromkeys(("x_ptr", "dx_ptr", "sum_ptr", "bg_weight_ptr", "bg_bias_ptr"), not norm)
-            absent |= dict.fromkeys(("fg_weight_ptr", "fg_bias_ptr"), not norm)
+            absent = dict.fromkeys(("x_ptr", "dx_ptr", "sum_ptr", "affine_ptr"), not norm)
             absent |= {"std_ptr": norm, "sums_ptr": fused, "largest_ptr": dtype == "fp32"}
             words = (dtype, "norm" if norm else "", "channels last" if last else "", "fused" if fused else "")
             label = " ".join(word for word in words if word)

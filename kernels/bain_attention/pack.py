@@ -1,9 +1,9 @@
 """Maps (B, C, H, W) of any layout into the packed rows that the attention kernels read.
 
 `order` lists an image's pixels foreground first, background last; a row stands at its pixel's place in it. So every
-block of rows is one contiguous read and the ragged ends are a comparison with a count. `scsco_fast.kernels.memory` says
-what lies where. Rows that are no query and no key are never written and hold anything; columns past the channels are
-zeros.
+block of rows is one contiguous read and the ragged ends are a comparison with a count. What lies where is said in
+`scsco_fast.kernels.bain_attention`. Rows that are no query and no key are never written and hold anything; columns past
+the channels are zeros.
 
 Values are centred by the background's mean and divided by a power of two near four standard deviations, per image and
 channel: without the former bfloat16 loses the variance once |mean| / std passes 3, without the latter the squares of
@@ -12,7 +12,6 @@ are one ordinary attention with 2C columns, and one thread holds both of a chann
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 import triton
@@ -181,11 +180,11 @@ def _merged_sums(sums_ptr, channels, n_channels, SPLITS: tl.constexpr):
 
 
 @triton.jit
-def region_affine(fg_ptr, bg_ptr, channels, n_channels, is_fg):
-    """The foreground's or the background's number of each channel, [pixels, channels]."""
+def region_affine(ptr, channels, n_channels, is_fg):
+    """The foreground's or, two rows below, the background's number of each channel, [pixels, channels]."""
     mask = channels < n_channels
-    fg = tl.load(fg_ptr + channels, mask=mask, other=0.0).to(tl.float32)
-    bg = tl.load(bg_ptr + channels, mask=mask, other=0.0).to(tl.float32)
+    fg = tl.load(ptr + channels, mask=mask, other=0.0)
+    bg = tl.load(ptr + 2 * n_channels + channels, mask=mask, other=0.0)
     return tl.where(is_fg[:, None], fg[None, :], bg[None, :])
 
 
@@ -195,10 +194,7 @@ def bain_attention_pack_kernel(
     k_ptr,  # (B, D, N)
     v_ptr,  # (B, C, N)
     x_ptr,  # (B, C, N) normalised map where NORM
-    fg_weight_ptr,  # (C,) gains and offsets of BAIN where NORM
-    fg_bias_ptr,
-    bg_weight_ptr,
-    bg_bias_ptr,
+    affine_ptr,  # (4, C) where NORM: gain and offset of the foreground, of the background
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     sums_ptr,  # (B, 2, SPLITS, C), None where FUSED
@@ -285,8 +281,8 @@ def bain_attention_pack_kernel(
             counted = is_fg | is_key
             x_ptr += image * stride_xb
             x = load_map(x_ptr, pixels, channels, other & counted, n_channels, stride_xc, stride_xn, LAST)
-            gain = region_affine(fg_weight_ptr, bg_weight_ptr, channels, n_channels, is_fg)
-            bias = region_affine(fg_bias_ptr, bg_bias_ptr, channels, n_channels, is_fg)
+            gain = region_affine(affine_ptr, channels, n_channels, is_fg)
+            bias = region_affine(affine_ptr + n_channels, channels, n_channels, is_fg)
             y = tl.where(counted[:, None], x * gain + bias, 0.0)
             store_map(mean_ptr, y, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
         else:
@@ -294,15 +290,6 @@ def bain_attention_pack_kernel(
             std_ptr += image * stride_yb
             store_map(mean_ptr, zero, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
             store_map(std_ptr, zero + 1.0, pixels, channels, other, n_channels, stride_yc, stride_yn, LAST)
-
-
-class Affine(NamedTuple):
-    """BAIN's gains and offsets, (C,) each."""
-
-    fg_weight: Tensor
-    fg_bias: Tensor
-    bg_weight: Tensor
-    bg_bias: Tensor
 
 
 def pack(
@@ -313,14 +300,14 @@ def pack(
     counts: Tensor,
     saved: tuple[Tensor, Tensor, Tensor],
     outputs: tuple[Tensor, Tensor | None],
-    norm: tuple[Tensor, Affine] | None,
+    norm: tuple[Tensor, Tensor] | None,
     negate: bool,
     tf32: bool,
 ) -> None:
     """Fill `saved` with rows and scalars, and `outputs`, mean and std or BAIN's output, where no pixel asks.
 
     Args:
-        norm: the normalised map and BAIN's affine; None: `outputs` are mean and std.
+        norm: the normalised map and BAIN's affine (4, C), contiguous, float32; None: `outputs` are mean and std.
         negate: queries change sign.
         tf32: float32 rows are rounded to TF32.
     """
@@ -338,7 +325,7 @@ def pack(
         )
     blocks = triton.cdiv(key_columns, BLOCK_C) + triton.cdiv(columns, BLOCK_C)
     bain_attention_pack_kernel[(triton.cdiv(pixels, BLOCK_P), blocks, batch)](
-        *(q, k, v, x, *((None,) * 4 if norm is None else norm[1]), order, counts, sums),
+        *(q, k, v, x, None if norm is None else norm[1], order, counts, sums),
         *(packed, moments.view(packed.dtype), moments, scalars, y, None if outputs[1] is None else rows(outputs[1])),
         *(*q.stride(), *k.stride(), *v.stride(), *((0, 0, 0) if x is None else x.stride()), *y.stride()),
         *(headroom_of(pixels), pixels, q.shape[1], channels),
@@ -363,10 +350,7 @@ def channels_last(rows: Tensor) -> bool:
     return rows.stride(1) == 1 and rows.stride(2) != 1
 
 
-FLOAT32_POINTERS = (
-    *("sums", "moments", "scalars", "part", "part_lse", "delta", "span", "largest", "sum"),
-    *("fg_weight", "fg_bias", "bg_weight", "bg_bias"),
-)
+FLOAT32_POINTERS = (*("sums", "moments", "scalars", "part", "part_lse", "delta", "span", "largest", "sum", "affine"),)
 
 
 def argument_type(argument: str, dtype: str) -> str:

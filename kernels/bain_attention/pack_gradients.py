@@ -3,6 +3,8 @@
 With BAIN's affine, the same pass gives the gradients of the normalised map and of the affine: it reads what they need.
 """
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -48,7 +50,7 @@ def _moment_gradients(d_mean, d_std, first, variance, unit, eps):
 def bain_attention_bwd_range_kernel(
     d_mean_ptr,  # these as in bain_attention_bwd_pack_kernel
     d_std_ptr,
-    fg_weight_ptr,
+    affine_ptr,
     moments_ptr,
     scalars_ptr,
     order_ptr,
@@ -90,7 +92,7 @@ def bain_attention_bwd_range_kernel(
         d_mean = load_map(d_mean_ptr, pixels, channels, keep, n_channels, stride_mc, stride_mn, LAST)
         d_std = load_map(d_std_ptr, pixels, channels, keep, n_channels, stride_sc, stride_sn, LAST)
         if NORM:
-            gain = tl.load(fg_weight_ptr + channels, mask=channels < n_channels, other=0.0).to(tl.float32)
+            gain = tl.load(affine_ptr + channels, mask=channels < n_channels, other=0.0)
             d_mean *= gain[None, :]
             d_std *= d_mean
         da, db = _moment_gradients(d_mean, d_std, first, variance, unit, tl.cast(eps, tl.float32))
@@ -116,8 +118,7 @@ def _span(largest_ptr, image, n_largest, BLOCK_L: tl.constexpr):
 def bain_attention_bwd_pack_kernel(
     d_mean_ptr,  # (B, C, N), or the gradient of BAIN's output where NORM
     d_std_ptr,  # (B, C, N), or the normalised map where NORM
-    fg_weight_ptr,  # (C,) where NORM
-    bg_weight_ptr,
+    affine_ptr,  # (4, C) where NORM
     moments_ptr,  # (B, N, 2 WIDTH)
     scalars_ptr,  # (B, N + 2 WIDTH)
     largest_ptr,  # (B, N_LARGEST)
@@ -127,7 +128,7 @@ def bain_attention_bwd_pack_kernel(
     delta_ptr,  # (B, N)
     span_ptr,  # (B,)
     dx_ptr,  # (B, C, N) gradient of the normalised map where NORM
-    sum_ptr,  # (B, blocks, 4, C) sums for fg_weight, fg_bias, bg_weight, bg_bias where NORM
+    sum_ptr,  # (B, blocks, 4, C) sums for the affine's gradient where NORM
     stride_mb,
     stride_mc,
     stride_mn,
@@ -182,7 +183,7 @@ def bain_attention_bwd_pack_kernel(
         if NORM:
             grad, x = d_mean, d_std
             in_fg, in_bg = is_fg[:, None], is_bg[:, None]
-            gain = region_affine(fg_weight_ptr, bg_weight_ptr, channels, n_channels, is_fg)
+            gain = region_affine(affine_ptr, channels, n_channels, is_fg)
             pivot = tl.load(scalars_ptr + n_pixels + channels, mask=channels < WIDTH, other=0.0)[None, :]
             # Without background, foreground pixels keep mean 0 and std 1.
             std = tl.where(is_query[:, None], tl.sqrt_rn(tl.maximum(variance, 0.0) + eps), 1.0)
@@ -211,6 +212,14 @@ def bain_attention_bwd_pack_kernel(
     tl.store(delta_ptr + row, delta, mask=is_query)
 
 
+class NormGradient(NamedTuple):
+    """What the backward of BAIN's output takes beside the attention's."""
+
+    affine: Tensor  # (4, C), contiguous, float32
+    d_normalised: Tensor  # (B, C, H, W), written
+    d_affine: Tensor  # (4, C), written
+
+
 def pack_gradients(
     grads: tuple[Tensor, Tensor],
     order: Tensor,
@@ -218,14 +227,13 @@ def pack_gradients(
     saved: tuple[Tensor, Tensor, Tensor],
     eps: float,
     tf32: bool,
-    norm: tuple[Tensor, Tensor, Tensor] | None,
-) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    norm: NormGradient | None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of both moments of every query as rows, what the softmax's backward subtracts, and the rows' unit.
 
     Args:
         grads: gradients of mean and std, or with `norm` of BAIN's output, and the normalised map.
-        norm: the gains of foreground and background (C,), and the map (B, C, H, W) that receives the gradient of the
-            normalised one; then the affine's gradients (4, C) are the second result.
+        norm: BAIN's affine, and what receives the gradients of the normalised map and of the affine.
     """
     packed, moments, scalars = saved
     first, second = rows(grads[0]), rows(grads[1])
@@ -236,13 +244,13 @@ def pack_gradients(
     delta, span = scalars.new_empty((batch, pixels)), scalars.new_empty(batch)
     blocks = triton.cdiv(channels, BLOCK_C)
     largest = scalars.new_empty((batch, blocks * SPLITS)) if scaled else None
-    fg_weight, bg_weight, dx = (None, None, None) if norm is None else (*norm[:2], rows(norm[2]))
+    affine, dx = (None, None) if norm is None else (norm.affine, rows(norm.d_normalised))
     strides = (*first.stride(), *second.stride())
     tiles = {"WIDTH": columns, "NORM": norm is not None, "BLOCK_C": BLOCK_C, "LAST": channels_last(first)}
     tiles |= {"num_stages": STAGES}
     if largest is not None:
         bain_attention_bwd_range_kernel[(SPLITS, blocks, batch)](
-            *(first, second, fg_weight, moments, scalars, order, counts, largest, *strides, eps, pixels, channels),
+            *(first, second, affine, moments, scalars, order, counts, largest, *strides, eps, pixels, channels),
             SPLITS=SPLITS,
             BLOCK_P=BLOCK_P,
             num_warps=WARPS,
@@ -253,7 +261,7 @@ def pack_gradients(
     sums = None if norm is None else scalars.new_empty((batch, programs, 4, channels))
     n_largest = 0 if largest is None else largest.shape[1]
     bain_attention_bwd_pack_kernel[(programs, batch)](
-        *(first, second, fg_weight, bg_weight, moments, scalars, largest, order, counts, half_rows, delta, span),
+        *(first, second, affine, moments, scalars, largest, order, counts, half_rows, delta, span),
         *(dx, sums, *strides, *((0, 0, 0) if dx is None else dx.stride()), eps, pixels, channels, n_largest),
         SCALED=scaled,
         TF32=tf32,
@@ -262,4 +270,6 @@ def pack_gradients(
         num_warps=warps,
         **tiles,
     )
-    return (half_rows, delta, span), None if sums is None else sums.sum((0, 1))
+    if norm is not None:
+        torch.sum(sums, (0, 1), out=norm.d_affine)
+    return half_rows, delta, span

@@ -5,14 +5,13 @@ foreground's. In the backward the pass that packs the gradients of mean and devi
 output, and gives the gradients of the normalised map and of the affine as well.
 """
 
+import torch
 from torch import Tensor
 
-from scsco_fast.kernels.bain_attention.launch import attend, attend_backward, supports
-from scsco_fast.kernels.bain_attention.pack import Affine
-from scsco_fast.kernels.memory import map_like
+from scsco_fast.kernels.bain_attention.launch import attend, attend_backward
+from scsco_fast.kernels.bain_attention.pack_gradients import NormGradient
+from scsco_fast.kernels.bain_norm import allocate, allocate_gradients
 from scsco_fast.kernels.resources import Case
-
-__all__ = ["backward", "compile_cases", "forward", "supports"]
 
 
 def forward(
@@ -22,10 +21,7 @@ def forward(
     normalised: Tensor,
     order: Tensor,
     counts: Tensor,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
+    affine: Tensor,
     scale: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -37,14 +33,11 @@ def forward(
 
     Args:
         normalised: (B, C, H, W) of any layout, each pixel normalised by its own region's moments.
-        fg_weight, fg_bias, bg_weight, bg_bias: (C,) gains and offsets.
-
-    Raises:
-        ValueError: `supports` has a reason.
+        affine: (4, C), the rows fg_weight, fg_bias, bg_weight and bg_bias.
     """
-    y = map_like(normalised)
-    affine = Affine(*(p.contiguous() for p in (fg_weight, fg_bias, bg_weight, bg_bias)))
-    return y, *attend(query, key, value, order, counts, scale, eps, (y, None), (normalised, affine))
+    results = y, *saved = allocate(query, key, value, normalised)
+    attend(query, key, value, order, counts, scale, eps, (y, None), tuple(saved), (normalised, _read(affine)))
+    return results
 
 
 def backward(
@@ -55,24 +48,26 @@ def backward(
     normalised: Tensor,
     order: Tensor,
     counts: Tensor,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
+    affine: Tensor,
     packed: Tensor,
     moments: Tensor,
     scalars: Tensor,
     scale: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of query, key, value and normalised, and (4, C) float32 of fg_weight, fg_bias, bg_weight, bg_bias.
+    """Gradients of query, key, value and normalised, and of affine (4, C) in float32.
 
     Of query, key and value only shapes and dtypes are read.
     """
-    dx = map_like(normalised)
-    norm = (fg_weight.contiguous(), bg_weight.contiguous(), dx)
-    saved = (packed, moments, scalars)
-    grads, d_affine = attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, norm)
-    assert d_affine is not None
-    return *grads, dx, d_affine
+    results = *grads, d_normalised, d_affine = allocate_gradients(grad, query, key, value, normalised)
+    norm, saved = NormGradient(_read(affine), d_normalised, d_affine), (packed, moments, scalars)
+    attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, tuple(grads), norm)
+    return results
+
+
+def _read(affine: Tensor) -> Tensor:
+    """As the kernels read it."""
+    return affine.to(torch.float32).contiguous()
 
 
 def compile_cases() -> list[Case]:

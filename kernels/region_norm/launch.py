@@ -12,19 +12,19 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels import refusal
-from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, require, rows, split
-from scsco_fast.kernels.region_norm.plane import (
-    region_norm_bwd_plane_kernel,
-    region_norm_bwd_tile_kernel,
-    region_norm_fwd_plane_kernel,
-    region_norm_fwd_tile_kernel,
-)
-from scsco_fast.kernels.region_norm.split import (
+from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, rows, split
+from scsco_fast.kernels.region_norm import allocate, allocate_gradients
+from scsco_fast.kernels.region_norm.backward import (
     region_norm_bwd_dx_kernel,
+    region_norm_bwd_plane_kernel,
     region_norm_bwd_sums_kernel,
+    region_norm_bwd_tile_kernel,
+)
+from scsco_fast.kernels.region_norm.forward import (
     region_norm_fwd_apply_kernel,
     region_norm_fwd_moments_kernel,
+    region_norm_fwd_plane_kernel,
+    region_norm_fwd_tile_kernel,
 )
 from scsco_fast.kernels.resources import Case
 
@@ -103,55 +103,30 @@ def _options(warps: int) -> dict[str, Any]:
     return {"num_warps": warps, "maxnreg": min(255, 2048 // warps)}
 
 
-def supports(x: Tensor) -> str | None:
-    """Why `forward` cannot serve x, or None."""
-    return refusal("region_norm", x)
-
-
 def forward(
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    eps: float,
-    adapt: bool,
+    x: Tensor, foreground: Tensor, valid: Tensor | None, affine: Tensor, eps: float, adapt: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output (B, C, H, W) in the dtype of x, and mean and deviation (B, C, 2) of foreground and background."""
-    require(supports(x))
-    batch, channels = x.shape[:2]
-    y = torch.empty_like(x, memory_format=torch.contiguous_format)
-    mean, std = (empty((batch, channels, 2), x) for _ in range(2))
-    if batch == 0:
-        return y, mean, std
-    x_rows, fg, ok = rows(x), mask_rows(foreground), mask_rows(foreground if valid is None else valid)
-    plan = _plan(x_rows)
-    strides = (*x_rows.stride(), *fg.stride(), *ok.stride())
-    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
-    parameters = (fg_weight, fg_bias, bg_weight, bg_bias)
-    stepped = tuple(p.stride(0) for p in parameters)
-    flags = {"EPS": eps, "ADAPT": adapt, "HAS_VALID": valid is not None}
+    results = allocate(x)
+    if not len(x):
+        return results
+    x_rows, masks, plan = rows(x), _masks(foreground, valid), _plan(rows(x))
+    inputs, outputs = (x_rows, *masks), (_read(affine), *results)
+    sizes = (x.shape[1], x_rows.shape[2])
+    has_valid = {"HAS_VALID": valid is not None}
+    flags = {"EPS": eps, "ADAPT": adapt, **has_valid}
     with on_device(x):
-        if plan.form != "split":
-            kernel = region_norm_fwd_tile_kernel if plan.form == "tile" else region_norm_fwd_plane_kernel
-            kernel[plan.grid](
-                *(x_rows, fg, ok, *parameters, y, mean, std, *strides, *stepped, *sizes), **flags, **plan.meta
-            )
-            return y, mean, std
-        counts, moments = empty((batch, plan.parts, 2), x), empty((batch, plan.parts, 4, channels), x)
-        sizes += (plan.parts, plan.blocks)
-        blocks = {key: value for key, value in plan.meta.items() if key != "SPLITS"}
-        region_norm_fwd_moments_kernel[plan.grid](
-            x_rows, fg, ok, counts, moments, *strides, *sizes, HAS_VALID=valid is not None, **blocks
-        )
-        region_norm_fwd_apply_kernel[plan.grid](
-            *(x_rows, fg, ok, counts, moments, *parameters, y, mean, std, *strides, *stepped, *sizes),
-            **flags,
-            **plan.meta,
-        )
-    return y, mean, std
+        if plan.form == "tile":
+            region_norm_fwd_tile_kernel[plan.grid](*inputs, *outputs, *x_rows.stride(), *sizes, **flags, **plan.meta)
+        elif plan.form == "plane":
+            strides = x_rows.stride()[:2]
+            region_norm_fwd_plane_kernel[plan.grid](*inputs, *outputs, *strides, *sizes, **flags, **plan.meta)
+        else:
+            parts, sizes = _parts(x, plan), (*sizes, plan.parts, plan.blocks)
+            last = (*x_rows.stride(), *sizes)
+            region_norm_fwd_moments_kernel[plan.grid](*inputs, *parts, *last, **has_valid, **_no_splits(plan))
+            region_norm_fwd_apply_kernel[plan.grid](*inputs, *parts, *outputs, *last, **flags, **plan.meta)
+    return results
 
 
 def backward(
@@ -159,42 +134,55 @@ def backward(
     x: Tensor,
     foreground: Tensor,
     valid: Tensor | None,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
+    affine: Tensor,
     mean: Tensor,
     std: Tensor,
     adapt: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, and of fg_weight, fg_bias, bg_weight and bg_bias as (4, C) in float32."""
-    batch, channels = x.shape[:2]
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
-    parameters = empty((batch, 4, channels), x)
-    if batch == 0:
-        return dx, parameters.sum(0)
-    x_rows, dy, fg = rows(x), rows(grad), mask_rows(foreground)
-    ok = fg if valid is None else mask_rows(valid)
-    plan = _plan(x_rows)
-    strides = (*dy.stride(), *x_rows.stride(), *fg.stride(), *ok.stride())
-    sizes: tuple[int, ...] = (channels, x_rows.shape[2])
-    stepped = (fg_weight.stride(0), bg_weight.stride(0))
-    inputs = (dy, x_rows, fg, ok, mean.contiguous(), std.contiguous())
-    outputs = (fg_weight, bg_weight, dx, parameters)
-    flags = {"ADAPT": adapt, "HAS_VALID": valid is not None}
+    """Gradients of x, and of affine (4, C) in float32."""
+    dx, d_affine = allocate_gradients(x)
+    if not len(x):
+        return dx, d_affine.zero_()
+    x_rows, dy, plan = rows(x), rows(grad), _plan(rows(x))
+    inputs = (dy, x_rows, *_masks(foreground, valid), mean.contiguous(), std.contiguous())
+    of_images = empty((len(x), *d_affine.shape), x)
+    outputs = (_read(affine), dx, of_images)
+    sizes = (x.shape[1], x_rows.shape[2])
+    has_valid = {"HAS_VALID": valid is not None}
+    flags = {"ADAPT": adapt, **has_valid}
     with on_device(x):
-        if plan.form != "split":
-            kernel = region_norm_bwd_tile_kernel if plan.form == "tile" else region_norm_bwd_plane_kernel
-            kernel[plan.grid](*inputs, *outputs, *strides, *stepped, *sizes, **flags, **plan.meta)
-            return dx, parameters.sum(0)
-        counts, sums = empty((batch, plan.parts, 2), x), empty((batch, plan.parts, 4, channels), x)
-        sizes += (plan.parts, plan.blocks)
-        blocks = {key: value for key, value in plan.meta.items() if key != "SPLITS"}
-        region_norm_bwd_sums_kernel[plan.grid](
-            *inputs, counts, sums, *strides, *sizes, HAS_VALID=valid is not None, **blocks
-        )
-        region_norm_bwd_dx_kernel[plan.grid](
-            *inputs, counts, sums, *outputs, *strides, *stepped, *sizes, **flags, **plan.meta
-        )
-    return dx, parameters.sum(0)
+        last = (*x_rows.stride(), *dy.stride(), *sizes)
+        if plan.form == "tile":
+            region_norm_bwd_tile_kernel[plan.grid](*inputs, *outputs, *last, **flags, **plan.meta)
+        elif plan.form == "plane":
+            last = (*x_rows.stride()[:2], *dy.stride(), *sizes)
+            region_norm_bwd_plane_kernel[plan.grid](*inputs, *outputs, *last, **flags, **plan.meta)
+        else:
+            parts, last = _parts(x, plan), (*last, plan.parts, plan.blocks)
+            region_norm_bwd_sums_kernel[plan.grid](*inputs, *parts, *last, **has_valid, **_no_splits(plan))
+            region_norm_bwd_dx_kernel[plan.grid](*inputs, *parts, *outputs, *last, **flags, **plan.meta)
+    return dx, torch.sum(of_images, 0, out=d_affine)
+
+
+def _masks(foreground: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Contiguous bytes (B, N); the kernels do not read the second where there is none."""
+    fg = mask_rows(foreground).contiguous()
+    return fg, fg if valid is None else mask_rows(valid).contiguous()
+
+
+def _read(affine: Tensor) -> Tensor:
+    """As the kernels read it."""
+    return affine.to(torch.float32).contiguous()
+
+
+def _parts(x: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """Memory for each part's numbers of pixels, (B, parts, 2), and four sums for each channel, (B, parts, 4, C)."""
+    batch, channels = x.shape[:2]
+    return empty((batch, plan.parts, 2), x), empty((batch, plan.parts, 4, channels), x)
+
+
+def _no_splits(plan: Plan) -> dict[str, Any]:
+    return {key: value for key, value in plan.meta.items() if key != "SPLITS"}
 
 
 def compile_cases() -> list[Case]:
@@ -217,10 +205,9 @@ def compile_cases() -> list[Case]:
 
 
 def _cases(kernels: tuple[Any, ...], label: str, dtype: str, meta: dict[str, Any]) -> list[Case]:
-    ones = {"stride_xc" if "channels last" in label else "stride_xn": 1, "stride_gn": 1, "stride_fn": 1, "stride_vn": 1}
-    ones |= {"stride_fw": 1, "stride_fo": 1, "stride_bw": 1, "stride_bo": 1}
+    ones = {"stride_xc" if "channels last" in label else "stride_xn": 1, "stride_gn": 1}
     constants = ones | {"EPS": 1e-5, "ADAPT": True, "HAS_VALID": True} | meta
     types = pointers("x y grad dx", dtype) | pointers("fg valid", "u8")
-    types |= pointers("count moment sum mean std parameter fg_weight fg_bias bg_weight bg_bias")
+    types |= pointers("count moment sum mean std affine d_affine")
     made = [case(label, kernel, types, constants, meta["num_warps"]) for kernel in kernels]
     return [dataclasses.replace(found, options={"maxnreg": meta["maxnreg"]}) for found in made]

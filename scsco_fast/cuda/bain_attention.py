@@ -3,14 +3,26 @@
 import torch
 from torch import Tensor
 
-from scsco_fast.cuda import refusal
-from scsco_fast.cuda.launch import require, rows, tf32
+from scsco_fast.cuda.launch import rows, tf32
 from scsco_fast.cuda.library import operations
 
 
-def supports(query: Tensor, key: Tensor, value: Tensor) -> str | None:
-    """Why the kernels cannot serve these inputs, in one line; None if they can."""
-    return refusal("bain_attention", value, query, key)
+def allocate(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """What `forward` returns, uninitialised, as the library allocates it."""
+    (batch, channels), pixels = value.shape[:2], value.shape[2] * value.shape[3]
+    first = value.new_empty((batch, pixels, channels), dtype=torch.float32)
+    saved = first, torch.empty_like(first), first.new_empty((batch, pixels))
+    return value.new_empty(value.shape), value.new_empty(value.shape), *saved
+
+
+def allocate_gradients(grad: Tensor, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `backward` returns, uninitialised."""
+    return query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
+
+
+def kept(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the backward is given of the maps: all that they hold."""
+    return query, key, value
 
 
 def forward(
@@ -24,11 +36,7 @@ def forward(
     Returns:
         mean, std, first (B, N, C): sum_j A_ij (v_j - pivot), variance (B, N, C) before the clamp, and lse (B, N), the
         logits' log-sum-exp; the last three by pixel, 0 outside the foreground.
-
-    Raises:
-        ValueError: `supports` has a reason.
     """
-    require(supports(query, key, value))
     mean, std, *saved = operations().bain_attention_forward(
         *_inputs(query, key, value, order, counts), scale, eps, tf32(value)
     )

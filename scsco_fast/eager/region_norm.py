@@ -10,17 +10,12 @@ from scsco_fast.eager.dtypes import accumulate_dtype
 
 
 def forward(
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    eps: float,
-    adapt: bool,
+    x: Tensor, foreground: Tensor, valid: Tensor | None, affine: Tensor, eps: float, adapt: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Output (B, C, H, W) in the dtype of x, and mean and deviation (B, C, 2) of foreground and background."""
+    """Output (B, C, H, W) in the dtype of x, and mean and deviation (B, C, 2) of foreground and background.
+
+    The rows of `affine` (4, C) are fg_weight, fg_bias, bg_weight and bg_bias.
+    """
     dtype = accumulate_dtype(x)
     rows = x.to(dtype).flatten(2)  # (B, C, N)
     fg, members, count = _regions(foreground, valid, dtype)
@@ -31,7 +26,7 @@ def forward(
     variance = _region_sums(centred.square(), members) / size
     std = torch.where(count > 0, torch.sqrt(variance + eps), 1)
 
-    gain, bias = _gains(std, mean, fg_weight, fg_bias, bg_weight, bg_bias, adapt)
+    gain, bias = _gains(std, mean, affine, adapt)
     y = centred.mul_(_by_region(fg, gain)).add_(_by_region(fg, bias))
     return _zero_excluded(y, valid).reshape(x.shape).to(x.dtype), mean, std
 
@@ -41,13 +36,12 @@ def backward(
     x: Tensor,
     foreground: Tensor,
     valid: Tensor | None,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
+    affine: Tensor,
     mean: Tensor,
     std: Tensor,
     adapt: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of x, and of fg_weight, fg_bias, bg_weight and bg_bias as (4, C) in float32 or wider.
+    """Gradients of x, and of affine (4, C) in float32 or wider.
 
     With xh = (x - mu_r) / sigma_r of the pixel's own region r, S_r = sum of dy and T_r = sum of dy xh over r, and the
     slope s_r = dy-to-dxh factor / sigma_r (the foreground's holds sigma_b where it adapts):
@@ -65,13 +59,13 @@ def backward(
 
     sum_dy = _region_sums(dy, members)  # (B, C, 2)
     sum_dy_xh = _region_sums(dy * normalised, members)
-    w_f, w_b = fg_weight.to(dtype).reshape(1, -1), bg_weight.to(dtype).reshape(1, -1)
+    w_f, _, w_b, _ = affine.to(dtype).unsqueeze(1)  # (1, C) each
     mu_b, sigma_b = mean[..., 1], std[..., 1]
     inner = sigma_b if adapt else torch.ones_like(sigma_b)
     d_fg_weight = inner * sum_dy_xh[..., 0] + (mu_b * sum_dy[..., 0] if adapt else 0)
     has_foreground = count[..., 0] > 0  # (B, 1); without one nothing passes between the regions, not even 0 * NaN
     d_fg_weight = torch.where(has_foreground, d_fg_weight, 0)
-    d_parameters = torch.stack([d_fg_weight, sum_dy[..., 0], sum_dy_xh[..., 1], sum_dy[..., 1]]).sum(dim=1)
+    d_affine = torch.stack([d_fg_weight, sum_dy[..., 0], sum_dy_xh[..., 1], sum_dy[..., 1]]).sum(dim=1)
 
     size = count.clamp(min=1)
     slope = torch.stack([w_f * inner, w_b.expand_as(inner)], dim=2) / std
@@ -83,7 +77,7 @@ def backward(
         share = torch.where(has_foreground, w_f / size[..., 1], 0).unsqueeze(2)
         through = normalised.mul_(share * sum_dy_xh[..., :1]).add_(share * sum_dy[..., :1])
         dx += through.masked_fill_(members[:, 1:] == 0, 0)
-    return dx.reshape(x.shape).to(x.dtype), d_parameters
+    return dx.reshape(x.shape).to(x.dtype), d_affine
 
 
 def _by_region(fg: Tensor, pair: Tensor) -> Tensor:
@@ -123,11 +117,9 @@ def _sums_apart(rows: Tensor, members: Tensor) -> Tensor:
     return torch.stack([torch.where(region, rows, 0).sum(dim=2) for region in regions], dim=2)
 
 
-def _gains(
-    std: Tensor, mean: Tensor, fg_weight: Tensor, fg_bias: Tensor, bg_weight: Tensor, bg_bias: Tensor, adapt: bool
-) -> tuple[Tensor, Tensor]:
+def _gains(std: Tensor, mean: Tensor, affine: Tensor, adapt: bool) -> tuple[Tensor, Tensor]:
     """Per image, channel and region: y = gain * (x - mean) + bias; two (B, C, 2) tensors."""
-    w_f, b_f, w_b, b_b = (p.to(std.dtype).reshape(1, -1) for p in (fg_weight, fg_bias, bg_weight, bg_bias))
+    w_f, b_f, w_b, b_b = affine.to(std.dtype).unsqueeze(1)  # (1, C) each
     gain_b = (w_b / std[..., 1]).expand_as(std[..., 1])
     bias_b = b_b.expand_as(gain_b)
     if adapt:

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scsco_fast.export.formats import Format, check
-from scsco_fast.nn.norm import BAIN, COSINE_SCALE
+from scsco_fast.nn.norm import BAIN
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.ops import region_norm, use_backend
-from scsco_fast.reference.bain_norm import bain_norm as affine
+from scsco_fast.reference.bain_norm import bain_norm
 from scsco_fast.reference.region_norm import region_norm as reference_region_norm
 from scsco_fast.regions import RegionLevel, Regions, level_of
 from scsco_fast.system.files import replacing
@@ -110,13 +109,9 @@ class _LoopedBAIN(BAIN):
     def forward(self, x: Tensor, mask: Regions | RegionLevel | Tensor) -> Tensor:
         level = level_of(mask, x.shape[-2], x.shape[-1])
         normalised = region_norm(x, level, eps=self.eps, adapt=False)
-        query, key, scale = self.query(normalised), self.key(normalised), self.key_channels**-0.5
-        if self.cosine:
-            query, key, scale = F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
+        query, key, scale = self.logit_operands(normalised)
         mean, std = self._moments(query * scale, key, self.value(x), level)
-        gain_f, gain_b = 1 + self.foreground_gamma, 1 + self.background_gamma
-        parameters = (gain_f, self.foreground_beta, gain_b, self.background_beta)
-        return affine(normalised, mean, std, level.foreground, level.valid, *parameters)
+        return bain_norm(normalised, mean, std, level.foreground, level.valid, torch.stack(self.affine()))
 
     def _moments(self, query: Tensor, key: Tensor, value: Tensor, level: RegionLevel) -> tuple[Tensor, Tensor]:
         """`bain_attention`'s mean and deviation; the formulas are `scsco_fast.reference.bain_attention`'s."""

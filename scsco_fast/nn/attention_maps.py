@@ -4,10 +4,9 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scsco_fast.nn.norm import BAIN, COSINE_SCALE
+from scsco_fast.nn.norm import BAIN
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, RegionLevel, Regions, level_of
@@ -38,9 +37,8 @@ def attention_map(bain: BAIN, x: Tensor, mask: Regions | RegionLevel | Tensor, p
     """
     level = level_of(mask, x.shape[-2], x.shape[-1])
     normalised = region_norm(x, level, eps=bain.eps, adapt=False)
-    query, key, scale = bain.query(normalised).float(), bain.key(normalised).float(), bain.key_channels**-0.5
-    if bain.cosine:
-        query, key, scale = F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
+    query, key, scale = bain.logit_operands(normalised)
+    query, key = query.float(), key.float()
     chosen = query[torch.arange(len(x), device=x.device), :, points[:, 0], points[:, 1]]  # (B, D)
     logits = scale * torch.einsum("bd,bdhw->bhw", chosen, key)
     background = level.background.squeeze(1)

@@ -43,8 +43,12 @@ class RAIN(nn.Module):
 
     def forward(self, x: Tensor, mask: Regions | RegionLevel | Tensor) -> Tensor:
         """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
+        return region_norm(x, mask, *self.affine(), self.eps)
+
+    def affine(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Gain and offset of the foreground, gain and offset of the background, (C,) each: the gains are 1 + gamma."""
         gain_f, gain_b = 1 + self.foreground_gamma, 1 + self.background_gamma
-        return region_norm(x, mask, gain_f, self.foreground_beta, gain_b, self.background_beta, self.eps)
+        return gain_f, self.foreground_beta, gain_b, self.background_beta
 
     def extra_repr(self) -> str:
         return f"{self.channels}, eps={self.eps}"
@@ -74,8 +78,7 @@ class ReleasedRAIN(RAIN):
         level = level_of(mask, x.shape[-2], x.shape[-1])
         mean_f, std_f = self._moments(x, level.foreground)
         mean_b, std_b = self._moments(x, level.background)
-        gains = (1 + self.foreground_gamma, self.foreground_beta, 1 + self.background_gamma, self.background_beta)
-        gain_f, bias_f, gain_b, bias_b = (parameter.reshape(1, -1, 1, 1) for parameter in gains)
+        gain_f, bias_f, gain_b, bias_b = (parameter.reshape(1, -1, 1, 1) for parameter in self.affine())
         inside = ((x - mean_f) / std_f * std_b + mean_b) * gain_f + bias_f
         y = torch.where(level.foreground, inside, (x - mean_b) / std_b * gain_b + bias_b).to(x.dtype)
         return y if level.valid is None else torch.where(level.valid, y, 0)
@@ -137,12 +140,15 @@ class BAIN(RAIN):
         """Normalise `x` (B, C, H, W) by `mask`: `Regions`, or (B, 1, H', W') of any resolution with 1 = foreground."""
         level = level_of(mask, x.shape[-2], x.shape[-1])
         normalised = region_norm(x, level, eps=self.eps, adapt=False)
-        query, key, scale = self.query(normalised), self.key(normalised), None
+        query, key, scale = self.logit_operands(normalised)
+        return bain_norm(query, key, self.value(x), normalised, level, *self.affine(), scale, self.eps)
+
+    def logit_operands(self, normalised: Tensor) -> tuple[Tensor, Tensor, float]:
+        """q and k (B, D, H, W) and the scale: the logits are scale * q_i . k_j."""
+        query, key = self.query(normalised), self.key(normalised)
         if self.cosine:
-            query, key, scale = F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
-        gain_f, gain_b = 1 + self.foreground_gamma, 1 + self.background_gamma
-        parameters = (gain_f, self.foreground_beta, gain_b, self.background_beta)
-        return bain_norm(query, key, self.value(x), normalised, level, *parameters, scale, self.eps)
+            return F.normalize(query, dim=1), F.normalize(key, dim=1), COSINE_SCALE
+        return query, key, self.key_channels**-0.5
 
     def extra_repr(self) -> str:
         return f"{self.channels}, key_channels={self.key_channels}, eps={self.eps}, cosine={self.cosine}"

@@ -5,16 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.kernels import memory as triton_memory
-from scsco_fast.ops.backend import choose, implementation
+from scsco_fast.ops.backend import choose, implementation, is_reference, memory
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import (
-    autocasts,
-    empty_like,
-    register_operation,
-    register_reference,
-    statistics_dtype,
-)
+from scsco_fast.ops.registration import autocasts, register_operation, register_reference
 from scsco_fast.reference import bain_attention as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -63,7 +56,7 @@ def bain_attention(
     level = check_attention(query, key, value, regions_or_mask)
     query, key, scale = logit_operands(query, key, scale)
     chosen = choose(backend, "bain_attention", value, query, key)
-    if chosen == "reference":
+    if is_reference(chosen):
         function = torch.ops.scsco_fast.bain_attention_reference
         return function(query, key, value, level.foreground, level.valid, scale, eps)
     mean, std, *_ = _bain_attention(query, key, value, level.order, level.counts, scale, eps, chosen)
@@ -98,32 +91,24 @@ register_reference(
 )
 
 
-@register_operation("bain_attention")
+def _fake(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return memory(rest[-1], "bain_attention").allocate(query, key, value)
+
+
+@register_operation("bain_attention", _fake)
 def _bain_attention(
     query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    module = implementation(backend, "bain_attention")
-    return module.forward(query, key, value, order, counts, scale, eps)
+    return implementation(backend, "bain_attention").forward(query, key, value, order, counts, scale, eps)
 
 
-@torch.library.register_fake(_bain_attention)
-def _(
-    query: Tensor, key: Tensor, value: Tensor, order: Tensor, counts: Tensor, scale: float, eps: float, backend: str
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    if backend == "triton":
-        mean, std = triton_memory.map_like(value), triton_memory.map_like(value)
-        return mean, std, *triton_memory.allocate(query, key, value)
-    batch, channels, pixels = value.shape[0], value.shape[1], order.shape[1]
-    dtype = statistics_dtype(query, key, value)
-    if backend == "eager":
-        shapes: list[tuple[int, ...]] = [(batch, 2 * channels, pixels), (0,), (0,)]
-    else:
-        shapes = [(batch, pixels, channels), (batch, pixels, channels), (batch, pixels)]
-    saved_0, saved_1, saved_2 = (value.new_empty(shape, dtype=dtype) for shape in shapes)
-    return empty_like(value), empty_like(value), saved_0, saved_1, saved_2
+def _fake_backward(
+    grad: Tensor, _: Tensor, query: Tensor, key: Tensor, value: Tensor, *rest: Any
+) -> tuple[Tensor, ...]:
+    return memory(rest[-1], "bain_attention").allocate_gradients(grad, query, key, value)
 
 
-@register_operation("bain_attention_backward", differentiable=False)
+@register_operation("bain_attention_backward", _fake_backward, differentiable=False)
 def _bain_attention_backward(
     grad_mean: Tensor,
     grad_std: Tensor,
@@ -139,45 +124,15 @@ def _bain_attention_backward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    module = implementation(backend, "bain_attention")
     saved = (query, key, value, order, counts, saved_0, saved_1, saved_2)
-    return module.backward(grad_mean, grad_std, *saved, scale, eps)
-
-
-@torch.library.register_fake(_bain_attention_backward)
-def _(
-    grad_mean: Tensor,
-    grad_std: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    order: Tensor,
-    counts: Tensor,
-    saved_0: Tensor,
-    saved_1: Tensor,
-    saved_2: Tensor,
-    scale: float,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    if backend == "triton":
-        d_query, d_key, d_value = (triton_memory.map_like(t, layout=grad_mean) for t in (query, key, value))
-        return d_query, d_key, d_value
-    return empty_like(query), empty_like(key), empty_like(value)
-
-
-def shapes_only(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of these shapes and dtypes with one element each: what a backward keeps of maps that it does not read."""
-    return tuple(tensor.new_empty(1).expand(tensor.shape) for tensor in tensors)
+    return implementation(backend, "bain_attention").backward(grad_mean, grad_std, *saved, scale, eps)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     query, key, value, order, counts, ctx.scale, ctx.eps, ctx.backend = inputs
-    _, _, *saved = output
-    if ctx.backend == "triton":  # what it saves holds them as rows
-        query, key, value = shapes_only(query, key, value)
+    maps = memory(ctx.backend, "bain_attention").kept(query, key, value)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, key, value, order, counts, *saved)
+    ctx.save_for_backward(*maps, order, counts, *output[2:])
 
 
 def _backward(ctx: Any, grad_mean: Tensor | None, grad_std: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:

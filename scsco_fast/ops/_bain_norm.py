@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.kernels import memory as triton_memory
-from scsco_fast.ops._bain_attention import bain_attention, check_attention, logit_operands, shapes_only
-from scsco_fast.ops.backend import choose, implementation
-from scsco_fast.ops.checks import check_device, check_map, check_parameters, check_same
+from scsco_fast.ops._bain_attention import bain_attention, check_attention, logit_operands
+from scsco_fast.ops.backend import choose, implementation, implements, is_compiled, memory
+from scsco_fast.ops.checks import check_affine, check_device, check_map, check_same
 from scsco_fast.ops.registration import register_operation, statistics_dtype
-from scsco_fast.reference.bain_norm import bain_norm as affine
+from scsco_fast.reference.bain_norm import bain_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
 
 
@@ -68,21 +67,40 @@ def bain_norm(
     check_map("normalised", normalised)
     check_same("the shape of normalised", tuple(normalised.shape), "value", tuple(value.shape))
     check_device("normalised", normalised, "value is", value.device)
-    parameters = check_parameters(value, fg_weight, fg_bias, bg_weight, bg_bias)
+    affine = check_affine(value, fg_weight, fg_bias, bg_weight, bg_bias)
     chosen = choose(backend, "bain_attention", value, query, key, normalised)
-    if chosen != "triton":
-        dtype = statistics_dtype(value, normalised)
-        # The compiled kernels read a value of 16 bits in half the time.
-        value = value if chosen == "cuda" else value.to(dtype)
-        mean, std = bain_attention(query, key, value, level, scale, eps, chosen)
-        y = affine(normalised.to(dtype), mean.to(dtype), std.to(dtype), level.foreground, level.valid, *parameters)
-        return y.to(normalised.dtype)
+    if not implements(chosen, "bain_norm"):
+        return _composed(query, key, value, normalised, level, affine, scale, eps, chosen)
     query, key, scale = logit_operands(query, key, scale)
-    regions = (level.order, level.counts)
-    return _bain_norm(query, key, value, normalised, *regions, *parameters, scale, eps, chosen)[0]
+    maps = (query, key, value, normalised)
+    return _bain_norm(*maps, level.order, level.counts, affine, scale, eps, chosen)[0]
 
 
-@register_operation("bain_norm")
+def _composed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    normalised: Tensor,
+    level: RegionLevel,
+    affine: Tensor,
+    scale: float | None,
+    eps: float,
+    backend: str,
+) -> Tensor:
+    """The attention's maps first, then the formula, for backends without one pass for both."""
+    dtype = statistics_dtype(value, normalised)
+    if not is_compiled(backend):
+        value = value.to(dtype)
+    mean, std = bain_attention(query, key, value, level, scale, eps, backend)
+    y = reference(normalised.to(dtype), mean.to(dtype), std.to(dtype), level.foreground, level.valid, affine)
+    return y.to(normalised.dtype)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, normalised: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return memory(rest[-1], "bain_norm").allocate(query, key, value, normalised)
+
+
+@register_operation("bain_norm", _fake)
 def _bain_norm(
     query: Tensor,
     key: Tensor,
@@ -90,39 +108,20 @@ def _bain_norm(
     normalised: Tensor,
     order: Tensor,
     counts: Tensor,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
+    affine: Tensor,
     scale: float,
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    module = implementation(backend, "bain_norm")
-    parameters = (fg_weight, fg_bias, bg_weight, bg_bias)
-    return module.forward(query, key, value, normalised, order, counts, *parameters, scale, eps)
+    maps = (query, key, value, normalised)
+    return implementation(backend, "bain_norm").forward(*maps, order, counts, affine, scale, eps)
 
 
-@torch.library.register_fake(_bain_norm)
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    normalised: Tensor,
-    order: Tensor,
-    counts: Tensor,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    scale: float,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return triton_memory.map_like(normalised), *triton_memory.allocate(query, key, value)
+def _fake_backward(grad: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    return memory(rest[-1], "bain_norm").allocate_gradients(grad, *rest[:4])
 
 
-@register_operation("bain_norm_backward", differentiable=False)
+@register_operation("bain_norm_backward", _fake_backward, differentiable=False)
 def _bain_norm_backward(
     grad: Tensor,
     query: Tensor,
@@ -131,8 +130,7 @@ def _bain_norm_backward(
     normalised: Tensor,
     order: Tensor,
     counts: Tensor,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
+    affine: Tensor,
     saved_0: Tensor,
     saved_1: Tensor,
     saved_2: Tensor,
@@ -140,44 +138,22 @@ def _bain_norm_backward(
     eps: float,
     backend: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    module = implementation(backend, "bain_norm")
-    maps, saved = (query, key, value, normalised), (saved_0, saved_1, saved_2)
-    return module.backward(grad, *maps, order, counts, fg_weight, bg_weight, *saved, scale, eps)
-
-
-@torch.library.register_fake(_bain_norm_backward)
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    normalised: Tensor,
-    order: Tensor,
-    counts: Tensor,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
-    saved_0: Tensor,
-    saved_1: Tensor,
-    saved_2: Tensor,
-    scale: float,
-    eps: float,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dq, dk, dv = (triton_memory.map_like(tensor, layout=grad) for tensor in (query, key, value))
-    return dq, dk, dv, triton_memory.map_like(normalised), value.new_empty((4, value.shape[1]), dtype=torch.float32)
+    saved = (query, key, value, normalised, order, counts, affine, saved_0, saved_1, saved_2)
+    return implementation(backend, "bain_norm").backward(grad, *saved, scale, eps)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    query, key, value, *tensors, fg_weight, _, bg_weight, _, ctx.scale, ctx.eps, ctx.backend = inputs
+    query, key, value, *tensors, ctx.scale, ctx.eps, ctx.backend = inputs
+    maps = memory(ctx.backend, "bain_norm").kept(query, key, value)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*shapes_only(query, key, value), *tensors, fg_weight, bg_weight, *output[1:])
+    ctx.save_for_backward(*maps, *tensors, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 13
-    *maps, d_parameters = _bain_norm_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
-    return *maps, None, None, *d_parameters.unbind(), None, None, None
+        return (None,) * 10
+    *maps, d_affine = _bain_norm_backward(grad, *ctx.saved_tensors, ctx.scale, ctx.eps, ctx.backend)
+    return *maps, None, None, d_affine, None, None, None
 
 
 torch.library.register_autograd(_bain_norm, _backward, setup_context=_setup_context)

@@ -5,14 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scsco_fast.ops.backend import choose, implementation
-from scsco_fast.ops.checks import check_map, check_parameters, check_regions
-from scsco_fast.ops.registration import (
-    empty_like,
-    register_operation,
-    register_reference,
-    statistics_dtype,
-)
+from scsco_fast.kernels.region_norm import allocate, allocate_gradients
+from scsco_fast.ops.backend import choose, implementation, is_reference
+from scsco_fast.ops.checks import check_affine, check_map, check_regions
+from scsco_fast.ops.registration import register_operation, register_reference, statistics_dtype
 from scsco_fast.reference import region_norm as reference
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -64,102 +60,62 @@ def region_norm(
     """
     check_map("x", x)
     level = check_regions(regions_or_mask, x)
-    parameters = check_parameters(x, fg_weight, fg_bias, bg_weight, bg_bias)
+    affine = check_affine(x, fg_weight, fg_bias, bg_weight, bg_bias)
     chosen = choose(backend, "region_norm", x)
-    if chosen == "reference":
+    if is_reference(chosen):
         function = torch.ops.scsco_fast.region_norm_reference
-        return function(x, level.foreground, level.valid, *parameters, eps, adapt)
-    return _region_norm(x, level.foreground, level.valid, *parameters, eps, adapt, chosen)[0]
+        return function(x, level.foreground, level.valid, affine, eps, adapt)
+    return _region_norm(x, level.foreground, level.valid, affine, eps, adapt, chosen)[0]
 
 
 register_reference(
-    "region_norm_reference(Tensor x, Tensor foreground, Tensor? valid, Tensor fg_weight, Tensor fg_bias, "
-    "Tensor bg_weight, Tensor bg_bias, float eps, bool adapt) -> Tensor",
+    "region_norm_reference(Tensor x, Tensor foreground, Tensor? valid, Tensor affine, float eps, bool adapt) -> Tensor",
     reference.region_norm,
     like=0,
 )
 
 
-@register_operation("region_norm")
+def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return allocate(x, statistics_dtype(x))
+
+
+@register_operation("region_norm", _fake)
 def _region_norm(
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    eps: float,
-    adapt: bool,
-    backend: str,
+    x: Tensor, foreground: Tensor, valid: Tensor | None, affine: Tensor, eps: float, adapt: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    module = implementation(backend, "region_norm")
-    return module.forward(x, foreground, valid, fg_weight, fg_bias, bg_weight, bg_bias, eps, adapt)
+    return implementation(backend, "region_norm").forward(x, foreground, valid, affine, eps, adapt)
 
 
-@torch.library.register_fake(_region_norm)
-def _(
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    eps: float,
-    adapt: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor, Tensor]:
-    moments = x.new_empty((x.shape[0], x.shape[1], 2), dtype=statistics_dtype(x))
-    return empty_like(x), moments, torch.empty_like(moments)
+def _fake_backward(grad: Tensor, x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return allocate_gradients(x, statistics_dtype(x))
 
 
-@register_operation("region_norm_backward", differentiable=False)
+@register_operation("region_norm_backward", _fake_backward, differentiable=False)
 def _region_norm_backward(
     grad: Tensor,
     x: Tensor,
     foreground: Tensor,
     valid: Tensor | None,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
+    affine: Tensor,
     mean: Tensor,
     std: Tensor,
     adapt: bool,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    module = implementation(backend, "region_norm")
-    return module.backward(grad, x, foreground, valid, fg_weight, bg_weight, mean, std, adapt)
-
-
-@torch.library.register_fake(_region_norm_backward)
-def _(
-    grad: Tensor,
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    bg_weight: Tensor,
-    mean: Tensor,
-    std: Tensor,
-    adapt: bool,
-    backend: str,
-) -> tuple[Tensor, Tensor]:
-    return empty_like(x), mean.new_empty((4, x.shape[1]))
+    return implementation(backend, "region_norm").backward(grad, x, foreground, valid, affine, mean, std, adapt)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, foreground, valid, fg_weight, _, bg_weight, _, _, ctx.adapt, ctx.backend = inputs
-    _, mean, std = output
+    *tensors, _, ctx.adapt, ctx.backend = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, foreground, valid, fg_weight, bg_weight, mean, std)
+    ctx.save_for_backward(*tensors, *output[1:])
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
-        return (None,) * 10
-    dx, d_parameters = _region_norm_backward(grad, *ctx.saved_tensors, ctx.adapt, ctx.backend)
-    d_fg_weight, d_fg_bias, d_bg_weight, d_bg_bias = d_parameters.unbind()
-    return dx, None, None, d_fg_weight, d_fg_bias, d_bg_weight, d_bg_bias, None, None, None
+        return (None,) * 7
+    dx, d_affine = _region_norm_backward(grad, *ctx.saved_tensors, ctx.adapt, ctx.backend)
+    return dx, None, None, d_affine, None, None, None
 
 
 torch.library.register_autograd(_region_norm, _backward, setup_context=_setup_context)

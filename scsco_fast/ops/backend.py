@@ -95,6 +95,11 @@ def is_reference(backend: str) -> bool:
     return backend not in MODULES
 
 
+def is_compiled(backend: str) -> bool:
+    """Whether a backend runs kernels, which read 16-bit maps in half the time; others make 32-bit copies of them."""
+    return backend in ("triton", "cuda")
+
+
 def implementation(backend: str, operation: str) -> ModuleType:
     """The module that computes `operation` (`forward`, `backward`) for a backend that is not the reference."""
     return importlib.import_module(MODULES[backend].format(operation))
@@ -106,7 +111,9 @@ def memory(backend: str, operation: str) -> ModuleType:
 
 
 def implements(backend: str, operation: str) -> bool:
-    """Whether a backend has an implementation of its own of `operation`: a module of that name."""
+    """Whether a backend has a module of its own for `operation`; the reference has none."""
+    if is_reference(backend):
+        return False
     if (backend, operation) not in _implements:
         package, module = MODULES[backend].format(operation).rsplit(".", 1)
         found = importlib.util.find_spec(package)

@@ -62,24 +62,3 @@ def check_affine(
         check_device(name, parameter, "the features are", features.device)
         rows.append(parameter.to(dtype))
     return torch.stack(rows)
-
-
-def check_parameters(
-    features: Tensor,
-    fg_weight: Tensor | None,
-    fg_bias: Tensor | None,
-    bg_weight: Tensor | None,
-    bg_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gains and offsets (C,) of both regions; None becomes 1 or 0."""
-    given = {"fg_weight": fg_weight, "fg_bias": fg_bias, "bg_weight": bg_weight, "bg_bias": bg_bias}
-    channels, dtype = features.shape[1], accumulate_dtype(features)
-    checked = []
-    for name, parameter in given.items():
-        if parameter is None:
-            parameter = features.new_full((channels,), float("weight" in name), dtype=dtype)
-        check_same(f"the shape of {name}", tuple(parameter.shape), "the features' channels", (channels,))
-        check_device(name, parameter, "the features are", features.device)
-        checked.append(parameter)
-    fg_weight, fg_bias, bg_weight, bg_bias = checked
-    return fg_weight, fg_bias, bg_weight, bg_bias

@@ -16,18 +16,10 @@ def moments(x: Tensor, region: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return mean, torch.where(count > 0, torch.sqrt(variance + eps), torch.ones_like(variance))
 
 
-def region_norm(
-    x: Tensor,
-    foreground: Tensor,
-    valid: Tensor | None,
-    fg_weight: Tensor,
-    fg_bias: Tensor,
-    bg_weight: Tensor,
-    bg_bias: Tensor,
-    eps: float,
-    adapt: bool,
-) -> Tensor:
+def region_norm(x: Tensor, foreground: Tensor, valid: Tensor | None, affine: Tensor, eps: float, adapt: bool) -> Tensor:
     """See `scsco_fast.ops.region_norm`; `foreground` and `valid` are (B, 1, H, W) bool at the size of `x`.
+
+    The rows of `affine` (4, C) are fg_weight, fg_bias, bg_weight and bg_bias.
 
     Each region is set apart before anything is computed of it: autograd multiplies what a later `where` leaves out
     by 0, which spoils the other region's gradient if it is NaN.
@@ -38,11 +30,7 @@ def region_norm(
     mean_b, std_b = moments(outside, background, eps)
     own = (inside - mean_f) / std_f
     normalised = torch.where(foreground, own * std_b + mean_b if adapt else own, (outside - mean_b) / std_b)
-    gain = torch.where(foreground, per_channel(fg_weight), per_channel(bg_weight))
-    bias = torch.where(foreground, per_channel(fg_bias), per_channel(bg_bias))
+    fg_weight, fg_bias, bg_weight, bg_bias = affine.reshape(4, 1, -1, 1, 1)
+    gain, bias = torch.where(foreground, fg_weight, bg_weight), torch.where(foreground, fg_bias, bg_bias)
     y = normalised * gain + bias
     return y if valid is None else torch.where(valid, y, 0)
-
-
-def per_channel(parameter: Tensor) -> Tensor:
-    return parameter.reshape(1, -1, 1, 1)

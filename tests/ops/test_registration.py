@@ -20,10 +20,10 @@ def arguments(name: str) -> tuple:
     level = sf.Regions(make_mask("random", 2, 4, 5), make_mask("random", 2, 4, 5, seed=4)).at(4, 5)
     x, query, key = (random(2, 3, 4, 5, seed=s, dtype=torch.float32).requires_grad_() for s in range(3))
     others = random(2, 3, 3, 4, 5, seed=5, dtype=torch.float32).requires_grad_()
-    weights = [random(3, seed=s, dtype=torch.float32).requires_grad_() for s in range(4)]
+    affine = random(4, 3, seed=6, dtype=torch.float32).requires_grad_()
     image, back = torch.rand(2, 3, 4, 5), level.background
     return {
-        "region_norm": (x, level.foreground, level.valid, *weights, 1e-5, True, "eager"),
+        "region_norm": (x, level.foreground, level.valid, affine, 1e-5, True, "eager"),
         "bain_attention": (query, key, x, level.order, level.counts, 0.5, 1e-5, "eager"),
         "masked_gram": (x, level.foreground, "eager"),
         "cross_gram": (x, query, "eager"),
