@@ -41,7 +41,8 @@ from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import collate
 from scsco_fast.data.workers import default_workers
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.synthesis.composer import ComposedComposites, build_store
+from scsco_fast.synthesis.composer import ComposedComposites
+from scsco_fast.synthesis.store import build_store
 from scsco_fast.synthesis.synthetic import SyntheticComposites
 from scsco_fast.system.environment import cpu_name
 from scsco_fast.system.files import replacing

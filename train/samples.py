@@ -17,7 +17,8 @@ from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.workers import loader_workers
 from scsco_fast.errors import ScscoError
-from scsco_fast.synthesis.composer import ComposedComposites, build_store
+from scsco_fast.synthesis.composer import ComposedComposites
+from scsco_fast.synthesis.store import build_store
 from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes

@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scsco_fast.system.devices import may_read_values
+
 # A canvas size made for boxes of unknown sizes: this share of them as large as the image, the others with this side.
 SHARES_OF_LARGE, SMALL_SIDE = (0.0, 0.1, 0.2, 0.35, 0.5), 0.4
 ROWS = 16  # a canvas whose size is free is rounded up to this many rows of the image
@@ -303,7 +305,7 @@ def surround(canvas: Tensor, still: Tensor, level: Level) -> Tensor:
     On a CPU those cells alone are written, about a fifth: at 6 x 64 x 336 x 142 in 1.4 ms, a new canvas takes 25. Their
     number depends on the masks, so a GPU, which would have to be asked for it, and a compiler get a new canvas.
     """
-    if _may_count_cells(canvas):
+    if may_read_values(canvas):
         around = (~level.inside).flatten().nonzero().squeeze(1)
         values = still_on_canvas(still, level.place.index_select(0, around)).to(canvas.dtype)
         cells = canvas.permute(0, 2, 3, 1).view(canvas.shape[0], -1, canvas.shape[1])  # not a copy: it is written to
@@ -311,7 +313,3 @@ def surround(canvas: Tensor, still: Tensor, level: Level) -> Tensor:
         return canvas
     values = still_on_canvas(still, level.place).to(canvas.dtype).unflatten(0, canvas.shape[-2:]).permute(2, 0, 1)
     return torch.where(level.inside, canvas, values)
-
-
-def _may_count_cells(canvas: Tensor) -> bool:
-    return canvas.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""Composites made in batches on one device, where the photographs lie as small pictures.
+"""Composites made in batches on one device, where the photographs lie as small pictures (`store`).
 
 `scsco_fast.synthesis.synthetic` draws one composite at a time with numpy; here a whole batch is cropped, varied,
 recoloured and spoilt together, without a step for which the host waits, so that a GPU makes its own composites
@@ -8,27 +8,19 @@ and a CPU makes several times as many.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from scsco_fast.data.ahead import ahead
-from scsco_fast.data.photos import Photo, grown_regions, name_hash, small_segments, snapped_to_edges
 from scsco_fast.data.samples import Batch
-from scsco_fast.errors import ScscoError
 from scsco_fast.ops._transfer_color import TRANSFERS, transfer_color
-from scsco_fast.reference.color import rgb_to_lab
-
-STORE_SCALE = 2  # sides of the stored pictures over those of the composites: crops of half of a picture are sharp
-CANDIDATES = 6  # foregrounds kept of a photograph that was segmented
-REGIONS = 6  # of each photograph: what follows its edges without being an object
-REGION_SIDE, SNAP_SIDE = 96, 128  # pixels at which regions are found, and at which objects are snapped to edges
-LEAST_OVERLAP = 0.7  # of an object with what it is snapped to, intersection over union; others are left out
+from scsco_fast.synthesis.jpeg import jpeg_like
+from scsco_fast.synthesis.store import FOREGROUND_RANGE, REGIONS, Store, colour_moments
+from scsco_fast.system.devices import may_read_values
 
 PART = 16  # composites made together
 UNCHANGED = 0.15
@@ -41,7 +33,6 @@ AS_TAKEN = 0.3  # real pictures that stay as the camera made them; with more, ph
 # sharper than those of real composites: such a network's foreground MSE on twelve real ones was 1,363, and 1,167 where
 # the same change was made anew at the 96 pixels of its training.
 MOST_BLUR = 0.28
-FOREGROUND_RANGE = (0.01, 0.55)  # share of the crop
 MOST_ASPECT = 0.11  # log of a crop's stretch: 11 % in width and in height
 # Mean squared error of the foreground, 0-255 scale; real composites reach 10,044, and the mean of 36 is 2,297.
 FMSE_RANGE = (300.0, 16_000.0)
@@ -58,125 +49,8 @@ REFERENCES = 24  # regions of which the most similar one lends its colours
 REFERENCE_SIDE = 48
 
 
-class Store(NamedTuple):
-    """Photographs and foregrounds on a device.
-
-    Attributes:
-        pictures: (N, 3, S, S) uint8, each squeezed to a square.
-        masks: (K, 1, S, S) uint8, 255 on a foreground: M objects, then `REGIONS` of each photograph.
-        owner: (M,) int64, the photograph of each object.
-        first, counts: (N,) int64, where the objects of each photograph begin, and how many they are.
-        boxes: (K, 4) float32, left, top, right, bottom of each foreground as shares of the sides.
-        areas: (K,) float32, share of the photograph.
-        moments: (K, 2, 6) float32, CIE Lab mean and deviation of the foreground and of the rest.
-    """
-
-    pictures: Tensor
-    masks: Tensor
-    owner: Tensor
-    first: Tensor
-    counts: Tensor
-    boxes: Tensor
-    areas: Tensor
-    moments: Tensor
-
-    def to(self, device: str | torch.device) -> Store:
-        return Store(*(tensor.to(device) for tensor in self))
-
-
-def build_store(photos: Sequence[Photo], size: int) -> Store:
-    """Squeeze photographs to squares of `STORE_SCALE` * size, with their foregrounds and `REGIONS` regions each.
-
-    Raises:
-        ScscoError: no photograph has a foreground of `FOREGROUND_RANGE`.
-    """
-    side = STORE_SCALE * size
-    pictures: list[np.ndarray] = []
-    masks: list[np.ndarray] = []
-    regions: list[np.ndarray] = []
-    owner: list[int] = []
-    for photo in photos:
-        found = _foregrounds(photo, side)
-        if found:
-            owner += [len(pictures)] * len(found)
-            masks += found
-            regions += _regions(photo, found[0], side)
-            pictures.append(_squeeze(photo.rgb, side).transpose(2, 0, 1))
-    if not masks:
-        raise ScscoError(f"none of the {len(photos)} photographs has a foreground to recolour; give them masks")
-    stacked, owners = torch.from_numpy(np.stack(masks + regions)[:, None]), torch.tensor(owner)
-    images = torch.from_numpy(np.stack(pictures))
-    counts = torch.bincount(owners, minlength=len(pictures))
-    inside = stacked[:, 0] > 127
-    pictured = torch.cat([owners, torch.arange(len(pictures)).repeat_interleave(REGIONS)])
-    parts = torch.arange(len(stacked)).split(64)
-    return Store(
-        images,
-        stacked,
-        owners,
-        counts.cumsum(0) - counts,
-        counts,
-        torch.stack([_box(mask) for mask in inside]),
-        inside.float().mean(dim=(1, 2)),
-        torch.cat([_moments(images[pictured[rows]].float() / 255, stacked[rows] > 127) for rows in parts]),
-    )
-
-
-def _foregrounds(photo: Photo, side: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(name_hash(photo.name))
-    order = rng.permutation(len(photo.candidates))[:CANDIDATES]
-    segments = small_segments(_squeeze(photo.rgb, SNAP_SIDE))
-    found = []
-    for candidate in order:
-        drawn = _squeeze(photo.foreground(int(candidate)), SNAP_SIDE) > 127
-        snapped = snapped_to_edges(drawn, segments)
-        if (drawn & snapped).sum() >= LEAST_OVERLAP * (drawn | snapped).sum():
-            found.append(_squeeze(snapped.astype(np.uint8) * 255, side))
-    return [mask for mask in found if _is_fit(mask)]
-
-
-def _regions(photo: Photo, own: np.ndarray, side: int) -> list[np.ndarray]:
-    """`REGIONS` regions; where the photograph has too few, its object stands in."""
-    small = _squeeze(photo.rgb, REGION_SIDE)
-    found = grown_regions(small, REGIONS, np.random.default_rng(name_hash(photo.name)))
-    masks = [_squeeze(mask.astype(np.uint8) * 255, side) for mask in found]
-    kept = [mask for mask in masks if _is_fit(mask)]
-    return kept + [own] * (REGIONS - len(kept))
-
-
-def _is_fit(mask: np.ndarray) -> bool:
-    """Whether a foreground is neither too small for a crop to show it, nor most of the photograph."""
-    return bool(FOREGROUND_RANGE[0] / 2 < (mask > 127).mean() < 0.8)
-
-
-def _squeeze(array: np.ndarray, side: int) -> np.ndarray:
-    return np.asarray(Image.fromarray(array).resize((side, side), Image.Resampling.BILINEAR))
-
-
-def _box(inside: Tensor) -> Tensor:
-    rows, columns = inside.any(1).nonzero()[:, 0], inside.any(0).nonzero()[:, 0]
-    edges = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return edges.float() / inside.shape[0]
-
-
-def _moments(pictures: Tensor, masks: Tensor) -> Tensor:
-    """(m, 2, 6) of pictures (m, 3, S, S) in [0, 1] and masks (m, 1, S, S) bool."""
-    lab, inside = rgb_to_lab(pictures.flatten(2)), masks.flatten(2)
-    found = []
-    for region in (inside, ~inside):
-        size = region.sum(2, keepdim=True).clamp(min=1)
-        mean = (lab * region).sum(2, keepdim=True) / size
-        deviation = ((lab - mean).square() * region).sum(2, keepdim=True).div(size).sqrt()
-        found.append(torch.cat([mean, deviation], dim=1)[:, :, 0])
-    return torch.stack(found, dim=1)
-
-
 def compose(store: Store, batch_size: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Composites and real pictures (B, 3, S, S) and masks (B, 1, S, S), drawn by `generator` (on the store's device).
-
-    Examples:
-        (see `ComposedComposites`)
-    """
+    """Composites and real pictures (B, 3, S, S) and masks (B, 1, S, S), drawn by a generator on the store's device."""
     draw = _Draw(generator, batch_size, store.pictures.device)
     photo = draw.integers(len(store.pictures))
     chosen = _foreground(store, photo, draw)
@@ -215,6 +89,8 @@ class ComposedComposites:
         seed: not negative.
 
     Examples:
+        >>> from scsco_fast.data.photos import Photo
+        >>> from scsco_fast.synthesis.store import build_store
         >>> square = np.pad(np.ones((24, 24), np.uint16), 20)
         >>> photo = Photo("square", np.repeat(50 + 150 * square[:, :, None], 3, 2).astype(np.uint8), square, ((1,),))
         >>> composites = ComposedComposites(build_store([photo], 32), size=32, batch_size=4, seed=0)
@@ -337,7 +213,7 @@ def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float, rows: slice = s
     contrast = torch.exp((strength * draw.normal(0.3, 1) + strength * draw.normal(0.06, 3)) * on(0.6))
     pivot = torch.logit(column(draw.uniform(0.25, 0.7, 1)))
     x = torch.sigmoid(column(contrast) * (torch.logit(x, 1e-4) - pivot) + pivot)
-    luma = (x * _constants(x.device).luma).sum(1, keepdim=True)
+    luma = (x * _luma(x.device)).sum(1, keepdim=True)
     saturation = torch.exp(strength * draw.normal(0.3, 1) * on(0.6))
     x = luma + (x - luma) * column(saturation)
     shadows, lights = strength * draw.normal(0.05, 3) * on(0.25), strength * draw.normal(0.05, 3) * on(0.25)
@@ -348,7 +224,7 @@ def _retouch(rgb: Tensor, draw: _Draw, strength: Tensor | float, rows: slice = s
 
 def _recolour(real: Tensor, inside: Tensor, store: Store, photo: Tensor, draw: _Draw) -> Tensor:
     """The recoloured picture (inside the mask it counts): transfers at the batch's front, curves behind."""
-    moments = _moments(real, inside)
+    moments = colour_moments(real, inside)
     wanted = torch.where(draw.uniform(0, 1) < AWAY, 1.0, -1.0)
     number = int(TRANSFERRED * draw.batch) // len(TRANSFERS)
     front, rest = slice(0, len(TRANSFERS) * number), slice(len(TRANSFERS) * number, None)
@@ -449,9 +325,9 @@ def _resize_twice(rgb: Tensor) -> Tensor:
 def _of_some(chosen: Tensor, change: Callable[..., Tensor], pictures: Tensor, *values: Tensor) -> Tensor:
     """`change(pictures, *values)` of the chosen ones (B, 1, 1, 1), the others as they are.
 
-    Elsewhere than on a CPU all are changed, as the host would wait to learn which are chosen.
+    Where the host would have to wait to learn which are chosen, all are changed.
     """
-    if not _knows_values(pictures.device):
+    if not may_read_values(pictures):
         return torch.where(chosen, change(pictures, *values), pictures)
     rows = chosen.flatten().nonzero()[:, 0]
     if len(rows) == 0:
@@ -459,50 +335,7 @@ def _of_some(chosen: Tensor, change: Callable[..., Tensor], pictures: Tensor, *v
     return pictures.index_copy(0, rows, change(pictures[rows], *(value[rows] for value in values)))
 
 
-def _knows_values(device: torch.device) -> bool:
-    """Whether the host can read a tensor there without waiting."""
-    return device.type == "cpu"
-
-
-_QUANTIZATION = torch.tensor(  # JPEG's example for luma, ISO/IEC 10918-1, table K.1
-    [
-        [16, 11, 10, 16, 24, 40, 51, 61],
-        [12, 12, 14, 19, 26, 58, 60, 55],
-        [14, 13, 16, 24, 40, 57, 69, 56],
-        [14, 17, 22, 29, 51, 87, 80, 62],
-        [18, 22, 37, 56, 68, 109, 103, 77],
-        [24, 35, 55, 64, 81, 104, 113, 92],
-        [49, 64, 78, 87, 103, 121, 120, 101],
-        [72, 92, 95, 98, 112, 100, 103, 99],
-    ],
-    dtype=torch.float32,
-)
-
-
-class _Constants(NamedTuple):
-    luma: Tensor  # (3, 1, 1)
-    cosines: Tensor  # (8, 8), the discrete cosine transform
-    quantization: Tensor  # (8, 8)
-
-
 @functools.cache
-def _constants(device: torch.device) -> _Constants:
-    """Copied to the device once: a copy from ordinary memory in every step would make the host wait."""
-    rows = torch.arange(8)[:, None]
-    cosines = torch.cos((2 * torch.arange(8) + 1) * rows * torch.pi / 16) / 2
-    cosines[0] /= 2**0.5
-    luma = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
-    return _Constants(luma.to(device), cosines.to(device), _QUANTIZATION.to(device))
-
-
-def jpeg_like(rgb: Tensor, scale: Tensor) -> Tensor:
-    """Quantize the 8x8 cosine transform as JPEG does, by its luma table times `scale` (B,) in every RGB channel."""
-    height, width = rgb.shape[-2:]
-    padded = F.pad(rgb, (0, -width % 8, 0, -height % 8), mode="replicate") * 255 - 128
-    blocks = padded.unflatten(3, (-1, 8)).unflatten(2, (-1, 8)).transpose(3, 4)
-    matrix = _constants(rgb.device).cosines
-    table = (_constants(rgb.device).quantization * scale[:, None, None, None, None, None]).clamp(min=1)
-    frequencies = matrix @ blocks @ matrix.T
-    blocks = matrix.T @ ((frequencies / table).round() * table) @ matrix
-    pixels = blocks.transpose(3, 4).flatten(4, 5).flatten(2, 3)
-    return ((pixels[..., :height, :width] + 128) / 255).clamp(0, 1)
+def _luma(device: torch.device) -> Tensor:
+    """(3, 1, 1), copied to the device once: a copy from ordinary memory in every step would make the host wait."""
+    return torch.tensor([0.299, 0.587, 0.114])[:, None, None].to(device)

@@ -309,7 +309,7 @@ def test_the_surroundings_are_the_same_in_place_and_anew(monkeypatch: pytest.Mon
     still, canvas, weights = random(36, 3), random(2, 3, 4, 10), random(2, 3, 4, 10, seed=1)
     results = []
     for in_place in (True, False):
-        monkeypatch.setattr(mosaic_module, "_may_count_cells", lambda canvas, answer=in_place: answer)
+        monkeypatch.setattr(mosaic_module, "may_read_values", lambda canvas, answer=in_place: answer)
         leaf = canvas.clone().requires_grad_()
         given = (leaf * 1).contiguous(memory_format=torch.channels_last)
         found = surround(given, still, level)
@@ -322,7 +322,7 @@ def test_the_surroundings_are_the_same_in_place_and_anew(monkeypatch: pytest.Mon
 
 @pytest.mark.usefixtures("always")
 def test_nothing_waits_for_the_device(encoder: sf.VGG16Features, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mosaic_module, "_may_count_cells", lambda canvas: False)  # as on a GPU
+    monkeypatch.setattr(mosaic_module, "may_read_values", lambda canvas: False)  # as on a GPU
     mask, images = mask_of("ragged", 48, 48), random(3, 1, 3, 48, 48).requires_grad_()
     boxes = sf.foreground_boxes(mask)
     with NoWaiting():

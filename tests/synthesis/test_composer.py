@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from scsco_fast.data.photos import Photo
 from scsco_fast.errors import ScscoError
 from scsco_fast.synthesis import composer
-from scsco_fast.synthesis.composer import ComposedComposites, Store, build_store, compose, jpeg_like
+from scsco_fast.synthesis.composer import ComposedComposites, compose
+from scsco_fast.synthesis.jpeg import jpeg_like
+from scsco_fast.synthesis.store import FOREGROUND_RANGE, REGIONS, Store, build_store
 
 SIZE = 32
 
@@ -43,13 +45,13 @@ def unspoilt(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_store_knows_its_foregrounds(store: Store) -> None:
     assert store.pictures.shape == (6, 3, 64, 64)
     assert store.counts.tolist() == [1] * 6
-    assert len(store.masks) == 6 + 6 * composer.REGIONS
+    assert len(store.masks) == 6 + 6 * REGIONS
     # The disc: 40 of 80 rows and 40 of 100 columns, around the middle.
     assert store.boxes[0].tolist() == pytest.approx([0.3, 0.25, 0.7, 0.75], abs=2 / 64)
     assert store.areas[0].item() == pytest.approx(np.pi * 400 / 8000, rel=0.05)
     inside = store.masks[:, 0] > 127
     assert torch.allclose(store.areas, inside.float().mean(dim=(1, 2)))
-    assert store.areas.min() > composer.FOREGROUND_RANGE[0] / 2
+    assert store.areas.min() > FOREGROUND_RANGE[0] / 2
 
 
 def test_a_rough_outline_is_snapped_to_the_edge_and_a_wrong_one_left_out() -> None:
@@ -157,7 +159,7 @@ def test_of_two_foregrounds_the_one_more_like_its_surroundings_is_taken(
         draw = composer._Draw(generator(), 2000, torch.device("cpu"))
         chosen = composer._foreground(drawn, torch.arange(2000) % 6, draw)
         is_object = chosen < len(store.owner)
-        owner = torch.where(is_object, chosen, (chosen - len(store.owner)) // composer.REGIONS)
+        owner = torch.where(is_object, chosen, (chosen - len(store.owner)) // REGIONS)
         assert torch.equal(owner, torch.arange(2000) % 6)  # each photograph has one object
         shares.append(is_object.float().mean().item())
     # Of two, both must be objects. Five standard deviations of a share of 2000 are 0.056.
@@ -212,7 +214,7 @@ def test_photographs_without_a_foreground_are_refused() -> None:
 def test_what_only_some_need_is_the_same_where_all_get_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, whose host does not know which. Products in another order may round to the neighbouring of 256."""
     one = ComposedComposites(store, SIZE, batch_size=32, seed=0).batch(0)
-    monkeypatch.setattr(composer, "_knows_values", lambda device: False)
+    monkeypatch.setattr(composer, "may_read_values", lambda tensor: False)
     other = ComposedComposites(store, SIZE, batch_size=32, seed=0).batch(0)
     assert torch.equal(one.real, other.real)
     assert torch.equal(one.mask, other.mask)
