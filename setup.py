@@ -5,12 +5,10 @@ CUDA library is built at first use. SCSCO_BUILD_CUDA: auto (build now if nvcc, n
 and go on without if that fails), 0 (do not), 1 (build now or fail, beside a CPU build of torch for other machines).
 """
 
-import importlib.util
 import os
 import shutil
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import setuptools
 from setuptools import Extension, find_packages, setup
@@ -23,6 +21,10 @@ if int(setuptools.__version__.split(".")[0]) < 77:  # a new venv of Python 3.11 
 from setuptools.command.bdist_wheel import bdist_wheel  # older ones have no such module
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # of these sources, not of an older version that is installed
+
+from scsco_fast.cuda import build, compilers  # noqa: E402, they import no torch
+
 MAPPED = {"scsco_fast.kernels": "kernels", "scsco_fast.train": "train", "scsco_fast.benchmarks": "benchmarks"}
 BUILT = "scsco_fast/cuda/built"
 
@@ -32,22 +34,10 @@ def packages_of(name: str, folder: str) -> list[str]:
     return [name, *(f"{name}.{sub}" for sub in find_packages(folder))]
 
 
-def load_build() -> ModuleType:
-    """scsco_fast/cuda/build.py by its path: importing the package would import torch."""
-    spec = importlib.util.spec_from_file_location("scsco_fast_build", ROOT / "scsco_fast" / "cuda" / "build.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look themselves up
-    spec.loader.exec_module(module)
-    return module
-
-
 def say(text: str) -> None:
     sys.stderr.write(f"scsco-fast: {text}\n")
 
 
-build = load_build()
 choice = os.environ.get("SCSCO_BUILD_CUDA", "auto") or "auto"
 if choice not in ("auto", "0", "1"):
     sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA is {choice!r}; wanted auto, 0 or 1")
@@ -59,13 +49,13 @@ class BuildLibrary(build_ext):
     def run(self) -> None:
         self.outputs: list[str] = []
         try:
-            if build.torch_is_cpu_only():
-                say(f"the CUDA library is for other machines: {build.CPU_ONLY}. SCSCO_BUILD_CUDA=0 leaves it out")
+            if compilers.torch_is_cpu_only():
+                say(f"the CUDA library is for other machines: {compilers.CPU_ONLY}. SCSCO_BUILD_CUDA=0 leaves it out")
             plan = build.plan("cuda", sources=ROOT / "csrc")
             temporary = Path(self.build_temp).resolve() / plan.name
             temporary.mkdir(parents=True, exist_ok=True)
             library = build.compile_library(plan, temporary, temporary / build.LOG, say)
-        except build.BuildError as error:
+        except compilers.BuildError as error:
             if choice == "1":
                 sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA=1: {error}")
             say(f"the CUDA library is not built now; it is at first use, or by scsco build. {error}")
@@ -102,11 +92,11 @@ def wanted() -> bool:
     if choice == "0":
         return False
     try:
-        if choice == "auto" and build.torch_is_cpu_only():
-            say(f"the CUDA library is not built: {build.CPU_ONLY}. SCSCO_BUILD_CUDA=1 builds it for other machines")
+        if choice == "auto" and compilers.torch_is_cpu_only():
+            say(f"the CUDA library is not built: {compilers.CPU_ONLY}. SCSCO_BUILD_CUDA=1 builds it for other machines")
             return False
         build.plan("cuda", sources=ROOT / "csrc")
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         if choice == "1":
             sys.exit(f"scsco-fast: SCSCO_BUILD_CUDA=1: {error}")
         say(f"the CUDA library is not built now, but at first use: {error}")

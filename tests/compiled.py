@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scsco_fast.cuda import build
+from scsco_fast.cuda import build, compilers
 
 TINY = Path(__file__).parent / "cuda" / "tiny"
 # Three of the default five, because each costs 90 s of a core: 12.0 stands for 10.0 as well.
@@ -17,7 +17,7 @@ def missing(target: str) -> str | None:
     """Why a library cannot be built on this machine, or None."""
     try:
         build.plan(target, sources=TINY)
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         return str(error)
     return None
 

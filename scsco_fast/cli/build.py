@@ -21,16 +21,16 @@ class BuildOptions:
 
 def command(arguments: list[str]) -> int:
     options = parse(BuildOptions, arguments, "scsco build")
-    from scsco_fast.cuda import build, resources
+    from scsco_fast.cuda import build, compilers, resources
 
     start = time.perf_counter()
     target = "emulated" if options.emulated else "cuda"
     try:
         plan = build.plan(target)
-        if target == "cuda" and build.torch_is_cpu_only():
-            print(f"the CUDA library is for other machines: {build.CPU_ONLY}")
+        if target == "cuda" and compilers.torch_is_cpu_only():
+            print(f"the CUDA library is for other machines: {compilers.CPU_ONLY}")
         library = build.build(plan)
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         print(f"scsco: error: {error}", file=sys.stderr)
         return 1
     print(f"{library} ({time.perf_counter() - start:.0f} s)")

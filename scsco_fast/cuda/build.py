@@ -1,12 +1,11 @@
 """Compiles csrc/ into one shared library: ahead of time for setup.py, or into a cache at first use.
 
-The only place of compiler flags. It needs the standard library alone, because setup.py loads it by its path; torch's
-headers are found without importing torch. Two targets: "cuda" (nvcc) and "emulated" (the same files as C++, for the
-CPU, which is how the kernels are tested without a GPU).
+The only place of compiler flags. It needs the standard library alone, because setup.py imports it where there is no
+torch. Two targets: "cuda" (nvcc) and "emulated" (the same files as C++, for the CPU, which is how the kernels are
+tested without a GPU).
 """
 
 import hashlib
-import importlib.util
 import json
 import os
 import re
@@ -15,41 +14,31 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from scsco_fast.cuda.architectures import chosen_architectures, code_flags
+from scsco_fast.cuda.compilers import (
+    BuildError,
+    cuda_of,
+    cxx,
+    cxx_version,
+    known_to,
+    ninja_command,
+    nvcc,
+    nvcc_version,
+    torch_folder,
+    torch_version,
+)
+
 TARGETS = ("cuda", "emulated")
 LIBRARY = {"cuda": "libscsco_fast_cuda.so", "emulated": "libscsco_fast_emulated.so"}
 FACTS, LOG = "facts.json", "build.log"
-OLDEST_CAPABILITY = (7, 5)
-# Where no GPU is seen: what this nvcc knows of these, the last also as PTX, which newer GPUs' drivers compile. A cubin
-# also runs on later GPUs of the same major version: that for 8.0 on 8.6 and 8.9, 10.0 on 10.3, 12.0 on 12.1.
-DEFAULT_CAPABILITIES = ((7, 5), (8, 0), (9, 0), (10, 0), (12, 0))
-# Entries of TORCH_CUDA_ARCH_LIST that torch's own builds take.
-NAMED_ARCHITECTURES = {
-    "Kepler+Tesla": "3.7",
-    "Kepler": "3.5+PTX",
-    "Maxwell+Tegra": "5.3",
-    "Maxwell": "5.0;5.2+PTX",
-    "Pascal": "6.0;6.1+PTX",
-    "Volta+Tegra": "7.2",
-    "Volta": "7.0+PTX",
-    "Turing": "7.5+PTX",
-    "Ampere+Tegra": "8.7",
-    "Ampere": "8.0;8.6+PTX",
-    "Ada": "8.9+PTX",
-    "Hopper": "9.0+PTX",
-    "Blackwell+Tegra": "11.0",
-    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
-}
-USUAL_NVCC = "/usr/local/cuda/bin/nvcc"
 SECONDS = 10  # of a core for one source file and one architecture, on average
 JOB_MEMORY = 2**30  # bytes per compiler: 0.43 GiB was the peak of any (CUDA 13.0)
 LAST_LINES = 30  # of a failed compilation
-CPU_ONLY = "this torch is a CPU build, which cannot load it"
-ENTRY = r"(?P<major>\d+)\.(?P<minor>\d)(?P<suffix>[af]?)(?P<ptx>\+PTX)?"  # of a list of architectures
 
 # The stable ABI of torch 2.10: what is compiled against any later torch runs with all of them.
 COMMON = ("-std=c++20", "-DTORCH_TARGET_VERSION=0x020a000000000000")
@@ -68,14 +57,6 @@ LINK = {
     "cuda": ("-shared", "-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"),
     "emulated": ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-ltorch", "-ltorch_cpu"),
 }
-
-
-class BuildError(RuntimeError):
-    """A library cannot be built. The first line of the message says why; compiler output may follow it."""
-
-    @property
-    def headline(self) -> str:
-        return str(self).splitlines()[0]
 
 
 @dataclass(frozen=True)
@@ -138,12 +119,12 @@ def plan(
     wanted: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
     if target == "cuda":
-        compiler = _nvcc()
-        version = f"nvcc {_version(compiler, '--version', r'V([0-9.]+)')} with {_host_compiler()}"
-        wanted, left_out = chosen_architectures(_known_to(compiler), architectures)
+        compiler = nvcc()
+        version = nvcc_version(compiler)
+        wanted, left_out = chosen_architectures(known_to(compiler), architectures)
     else:
-        compiler = _cxx(os.environ.get("CXX"))
-        version = _cxx_version(compiler)
+        compiler = cxx(os.environ.get("CXX"))
+        version = cxx_version(compiler)
     sources = (sources or source_folder()).resolve()
     if not any(sources.glob("*.cu")):
         raise BuildError(f"{sources} holds no CUDA sources (*.cu)")
@@ -165,105 +146,6 @@ def source_digest(target: str, sources: Path) -> str:
     for path in sorted(path for path in sources.iterdir() if path.suffix in (".cu", ".cuh", ".h")):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode() + path.read_bytes())
     return digest.hexdigest()
-
-
-def torch_folder() -> Path:
-    """Where torch is installed; it is not imported."""
-    found = importlib.util.find_spec("torch")
-    if found is None or not found.submodule_search_locations:
-        raise BuildError(
-            "torch, whose headers are needed, is not to be seen: install it, and build with --no-build-isolation"
-        )
-    return Path(found.submodule_search_locations[0])
-
-
-def torch_version(include: Path) -> str:
-    """Of a header folder."""
-    header = include / "torch" / "headeronly" / "version.h"
-    found = re.search(r'define TORCH_VERSION\s*\\?\s*"([^"]+)"', header.read_text()) if header.exists() else None
-    if found is None:
-        raise BuildError(f"{include} holds no headers of torch 2.10 or later: pip install 'torch>=2.10'")
-    return found[1]
-
-
-def torch_is_cpu_only() -> bool:
-    """Whether the installed torch was built without CUDA, so that it cannot load the library; it is not imported."""
-    version = torch_folder() / "version.py"
-    found = re.search(r"^cuda\b[^=\n]*=\s*(.*)$", version.read_text(), re.MULTILINE) if version.exists() else None
-    return found is not None and found[1].strip() == "None"
-
-
-def chosen_architectures(
-    known: Sequence[tuple[int, int]], text: str | None = None
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What to compile for, and one line for each reason why an entry of the list is left out.
-
-    Args:
-        known: the compute capabilities that nvcc compiles for.
-        text: as TORCH_CUDA_ARCH_LIST, which is read if this is None. Without one: this machine's GPUs, else
-            `DEFAULT_CAPABILITIES`.
-
-    Raises:
-        BuildError: an entry cannot be read, or no entry is left.
-    """
-    listed = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip() if text is None else text
-    if text is None and not listed:
-        return _of_gpus(known) or _with_ptx([entry for entry in DEFAULT_CAPABILITIES if entry in known]), ()
-    entries = parse_architectures(listed, known)
-    old = [entry for entry in entries if _capability(entry) < OLDEST_CAPABILITY]
-    unknown = [entry for entry in entries if entry not in old and _capability(entry) not in known]
-    reasons = [
-        f"{' '.join(some)} of TORCH_CUDA_ARCH_LIST left out: {reason}"
-        for some, reason in ((old, "the kernels need 7.5 or newer"), (unknown, "this nvcc does not know it"))
-        if some
-    ]
-    chosen = tuple(entry for entry in entries if entry not in old and entry not in unknown)
-    if not chosen:
-        raise BuildError(f"{', '.join(reasons)}; nothing is left to compile for")
-    return chosen, tuple(reasons)
-
-
-def parse_architectures(text: str, known: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """ "8.0;Hopper" as ("8.0", "9.0+PTX"); "native" stands for the GPUs of this machine.
-
-    Raises:
-        BuildError: an entry is no compute capability and no name of some; "native" without a GPU.
-    """
-    chosen: list[str] = []
-    for entry in re.split(r"[;,\s]+", text.strip()):
-        if entry == "native":
-            chosen += _of_gpus(known)
-            if not chosen:
-                raise BuildError("TORCH_CUDA_ARCH_LIST is 'native', but nvidia-smi shows no GPU; name them: '8.0;9.0'")
-        elif entry in NAMED_ARCHITECTURES:
-            chosen += NAMED_ARCHITECTURES[entry].split(";")
-        elif re.fullmatch(ENTRY, entry):
-            chosen.append(entry)
-        else:
-            raise BuildError(
-                f"TORCH_CUDA_ARCH_LIST has {entry!r}; wanted capabilities such as '8.0;9.0+PTX', 'Hopper', or 'native'"
-            )
-    return tuple(entry for entry in dict.fromkeys(chosen) if f"{entry}+PTX" not in chosen)
-
-
-def serves(architectures: str, capability: tuple[int, int]) -> bool:
-    """Whether a library for `architectures` ("8.0 9.0+PTX") has code that a GPU of this capability can run."""
-    for entry in architectures.split():
-        suffix, ptx = re.fullmatch(ENTRY, entry).group("suffix", "ptx")  # type: ignore[union-attr]
-        built = _capability(entry)
-        if built < (8, 0) <= capability:  # PTX of 7.5 has no bfloat16, TF32 or wide tiles: those kernels are empty
-            continue
-        if built == capability or (suffix != "a" and built[0] == capability[0] and built <= capability):
-            return True
-        if ptx and not suffix and built <= capability:
-            return True
-    return False
-
-
-def cuda_of(compiler_version: str) -> int:
-    """The major version of "nvcc 13.0.88 with g++ 12.2.0"; 0 if it is of unknown version."""
-    found = re.match(r"nvcc (\d+)\.", compiler_version)
-    return int(found[1]) if found else 0
 
 
 def jobs(files: int) -> tuple[int, str]:
@@ -339,16 +221,6 @@ def compile_library(plan: Plan, folder: Path, log: Path, say: Callable[[str], ob
     return folder / LIBRARY[plan.target]
 
 
-def ninja_command() -> list[str]:
-    """The ninja package of this Python, else the program on the PATH."""
-    if importlib.util.find_spec("ninja"):
-        return [sys.executable, "-m", "ninja"]
-    program = shutil.which("ninja")
-    if program is None:
-        raise BuildError("ninja is missing: pip install ninja")
-    return [program]
-
-
 def _build_in_cache(plan: Plan, folder: Path, say: Callable[[str], object]) -> None:
     for left_over in folder.parent.glob(f".{plan.name}.*"):  # of a build that was killed; nobody else holds the lock
         shutil.rmtree(left_over, ignore_errors=True)
@@ -383,9 +255,9 @@ def _locked(path: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 def _ninja_file(plan: Plan, files: list[Path]) -> str:
     small = [SMALL] if plan.target == "cuda" and cuda_of(plan.compiler_version) >= SMALL_SINCE else []
-    flags = [*COMPILE[plan.target], *small, *_code_flags(plan.architectures), "-isystem", str(plan.include)]
+    flags = [*COMPILE[plan.target], *small, *code_flags(plan.architectures), "-isystem", str(plan.include)]
     # Without an architecture nvcc links an empty cubin of its default one into the library.
-    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target], *_code_flags(plan.architectures)]
+    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target], *code_flags(plan.architectures)]
     objects = " ".join(f"{path.stem}.o" for path in files)
     lines = [
         *("rule compile", f"  command = {_shell(plan.compiler, *flags)} -c $in -o $out"),
@@ -397,14 +269,6 @@ def _ninja_file(plan: Plan, files: list[Path]) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-def _code_flags(architectures: tuple[str, ...]) -> Iterator[str]:
-    for entry in architectures:
-        number = entry.removesuffix("+PTX").replace(".", "")
-        yield f"-gencode=arch=compute_{number},code=sm_{number}"
-        if entry.endswith("+PTX"):
-            yield f"-gencode=arch=compute_{number},code=compute_{number}"
 
 
 def _shell(*words: str) -> str:
@@ -421,84 +285,6 @@ def _last_lines(lines: list[str]) -> list[str]:
     return [line for line in lines if not line.startswith(words) and " -DTORCH_TARGET_VERSION" not in line][
         -LAST_LINES:
     ]
-
-
-def _nvcc() -> str:
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH")):
-        if home and os.access(Path(home) / "bin" / "nvcc", os.X_OK):
-            return str(Path(home) / "bin" / "nvcc")
-    found = shutil.which("nvcc") or shutil.which(USUAL_NVCC)
-    if found is None:
-        raise BuildError("nvcc is not found: install the CUDA toolkit, or set CUDA_HOME to its folder")
-    return found
-
-
-def _cxx(wanted: str | None) -> str:
-    found = shutil.which(wanted or "g++")
-    if found is None:
-        raise BuildError(f"the C++ compiler {wanted or 'g++'} is not found: install it, or set CXX to another")
-    return found
-
-
-def _host_compiler() -> str:
-    return _cxx_version(_cxx(os.environ.get("NVCC_CCBIN")))
-
-
-def _cxx_version(compiler: str) -> str:
-    return f"{Path(compiler).name} {_version(compiler, '-dumpfullversion', r'([0-9.]+)')}"
-
-
-def _version(program: str, option: str, pattern: str) -> str:
-    found = re.search(pattern, _output(program, option))
-    return found[1] if found else "of unknown version"
-
-
-def _known_to(nvcc: str) -> list[tuple[int, int]]:
-    """The compute capabilities that an nvcc compiles for."""
-    found = re.findall(r"compute_(\d+)(\d)\b", _output(nvcc, "--list-gpu-arch"))
-    if not found:
-        raise BuildError(f"{nvcc} --list-gpu-arch names no architecture: the compiler does not work")
-    return sorted((int(major), int(minor)) for major, minor in found)
-
-
-def _output(program: str, option: str) -> str:
-    try:
-        return subprocess.run([program, option], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise BuildError(f"{program} {option} failed ({error}): the compiler does not work") from error
-
-
-def _capability(entry: str) -> tuple[int, int]:
-    """(9, 0) of "9.0a+PTX"."""
-    major, minor = re.fullmatch(ENTRY, entry).group("major", "minor")  # type: ignore[union-attr]
-    return int(major), int(minor)
-
-
-def _with_ptx(capabilities: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """Entries of a list; the last one also as PTX."""
-    *entries, last = (f"{major}.{minor}" for major, minor in capabilities)
-    return (*entries, f"{last}+PTX")
-
-
-def _of_gpus(known: Sequence[tuple[int, int]]) -> tuple[str, ...]:
-    """For this machine's GPUs, as nvidia-smi lists them; those too old are left out.
-
-    A GPU that this nvcc does not know gets PTX of the newest one before it that it knows.
-    """
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    query = [program, "--query-gpu=compute_cap", "--format=csv,noheader"]
-    text = subprocess.run(query, capture_output=True, text=True, check=False).stdout
-    found = {(int(major), int(minor)) for major, minor in re.findall(r"^(\d+)\.(\d)\s*$", text, re.MULTILINE)}
-    fit = sorted(capability for capability in found if capability >= OLDEST_CAPABILITY)
-    entries = [f"{major}.{minor}" for major, minor in fit if (major, minor) in known]
-    for major, minor in (capability for capability in fit if capability not in known):
-        before = [capability for capability in known if capability < (major, minor)]
-        if not before:
-            raise BuildError(f"a GPU has compute capability {major}.{minor}, which this nvcc no longer compiles for")
-        entries += _with_ptx(before[-1:])
-    return tuple(entry for entry in dict.fromkeys(entries) if f"{entry}+PTX" not in entries)
 
 
 def _free_memory() -> int:

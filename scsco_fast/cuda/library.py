@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from scsco_fast.cuda import build, emulated
+from scsco_fast.cuda import architectures, build, compilers, emulated
 
 logger = logging.getLogger("scsco_fast")
 
@@ -77,7 +77,7 @@ def why_not(target: str) -> str | None:
     try:
         facts = build.plan(target).facts()
         return _without_code(facts) or _beyond_driver(facts)
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         return f"{state}, and none can be built: {error}"
 
 
@@ -85,7 +85,7 @@ def load_failure() -> str | None:
     """Load the library, which builds it if need be; why that failed, in one line, or None."""
     try:
         load(_target())
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         return error.headline
     except RuntimeError as error:
         return str(error)
@@ -123,7 +123,7 @@ def _compiler(target: str) -> str:
     """What would compile the library, or what is missing."""
     try:
         return build.plan(target).compiler_version
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         return str(error)
 
 
@@ -147,7 +147,7 @@ def _mismatch(library: Library) -> str | None:
     try:
         if library.facts["sources"] != build.source_digest(target, build.source_folder()):
             return "it was built from other sources"
-    except build.BuildError as error:
+    except compilers.BuildError as error:
         return str(error)
     return _without_code(library.facts) or _beyond_driver(library.facts)
 
@@ -155,7 +155,7 @@ def _mismatch(library: Library) -> str | None:
 def _without_code(facts: dict[str, str]) -> str | None:
     """For which GPU a library has no code, or None: one without it would fail, or leave results unwritten."""
     for capability in _capabilities() if facts["target"] == "cuda" else []:
-        if not build.serves(facts["architectures"], capability):
+        if not architectures.serves(facts["architectures"], capability):
             return f"it was built for {facts['architectures']}, a GPU has {capability[0]}.{capability[1]}"
     return None
 
@@ -165,7 +165,7 @@ def _beyond_driver(facts: dict[str, str]) -> str | None:
     if facts["target"] != "cuda" or torch.version.cuda is None or not torch.cuda.is_available():
         return None
     supported = vars(torch._C)["_cuda_getDriverVersion"]() // 1000
-    made_by = build.cuda_of(facts["compiler"])
+    made_by = compilers.cuda_of(facts["compiler"])
     if made_by <= supported:
         return None
     versions = f"nvcc is of CUDA {made_by}, the driver supports CUDA {supported}"
@@ -178,7 +178,7 @@ def _no_device() -> str | None:
     if not torch.cuda.is_available():
         return "no CUDA device: torch.cuda.is_available() is False"
     for major, minor in _capabilities():
-        if (major, minor) < build.OLDEST_CAPABILITY:
+        if (major, minor) < architectures.OLDEST_CAPABILITY:
             return (
                 f"a GPU has compute capability {major}.{minor}, 7.5 or newer is needed (hide it: CUDA_VISIBLE_DEVICES)"
             )

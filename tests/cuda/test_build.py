@@ -15,7 +15,7 @@ import pytest
 from compiled import NEEDED, TINY, declared, missing, needed, needs_cxx, plan_of, torch_functions, undefined, unstable
 
 from scsco_fast import cli
-from scsco_fast.cuda import build, resources
+from scsco_fast.cuda import architectures, build, compilers, resources
 
 OTHER_TORCH = Path(os.environ.get("SCSCO_OTHER_TORCH", "not set"))
 EVERY = [
@@ -31,7 +31,7 @@ USE_TINY = (
     "import sys, torch; torch.ops.load_library(sys.argv[1]); print(torch.ops.scsco_fast_tiny.double(torch.ones(2)))"
 )
 BUILD_TINY = (
-    "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import build; "  # without torch: quick
+    "import sys; from pathlib import Path; from scsco_fast.cuda import build; "  # which imports no torch: quick
     "print(build.build(build.plan('emulated', sources=Path(sys.argv[1]))))"
 )
 
@@ -50,7 +50,7 @@ def counting_compiler(folder: Path, before: str = "") -> Path:
 
 
 def start_build(compiler: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", BUILD_TINY, str(TINY), str(Path(build.__file__).parent)]
+    command = [sys.executable, "-c", BUILD_TINY, str(TINY)]
     environment = {**os.environ, "CXX": str(compiler)}
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
@@ -62,7 +62,7 @@ CUDA_13 = [(7, 5), (8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11
 
 
 def architectures_for(known: list[tuple[int, int]], text: str | None = None) -> tuple[str, ...]:
-    return build.chosen_architectures(known, text)[0]
+    return architectures.chosen_architectures(known, text)[0]
 
 
 @pytest.mark.parametrize(
@@ -80,15 +80,15 @@ def architectures_for(known: list[tuple[int, int]], text: str | None = None) -> 
     ],
 )
 def test_architectures(text: str, wanted: str) -> None:
-    assert build.chosen_architectures(CUDA_13, text) == (tuple(wanted.split()), ())
+    assert architectures.chosen_architectures(CUDA_13, text) == (tuple(wanted.split()), ())
 
 
 def test_names_of_architectures_are_those_of_torch() -> None:
     """What they stand for changes from one release to the next; every name that torch's own builds take is one here."""
-    source = (build.torch_folder() / "utils" / "cpp_extension.py").read_text()
+    source = (compilers.torch_folder() / "utils" / "cpp_extension.py").read_text()
     names = set(re.findall(r"\('([A-Z][a-z]+(?:\+Te[a-z]+)?)', '[0-9.;+PTX]+'\)", source))
     assert {"Turing", "Hopper", "Ampere+Tegra"} <= names
-    assert names <= build.NAMED_ARCHITECTURES.keys()
+    assert names <= architectures.NAMED_ARCHITECTURES.keys()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_architectures_that_are_left_out(
     known: list[tuple[int, int]], text: str, wanted: str, left_out: list[str]
 ) -> None:
     reasons = tuple(line.format("TORCH_CUDA_ARCH_LIST left out") for line in left_out)
-    assert build.chosen_architectures(known, text) == (tuple(wanted.split()), reasons)
+    assert architectures.chosen_architectures(known, text) == (tuple(wanted.split()), reasons)
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_architectures_that_are_left_out(
 )
 def test_bad_architectures(text: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
-    with pytest.raises(build.BuildError, match=re.escape(message)) as error:
-        build.chosen_architectures(CUDA_13, text)
+    with pytest.raises(compilers.BuildError, match=re.escape(message)) as error:
+        architectures.chosen_architectures(CUDA_13, text)
     assert "\n" not in str(error.value)
 
 
@@ -159,7 +159,7 @@ def test_a_gpu_that_nvcc_does_not_know_gets_ptx(tmp_path: Path, monkeypatch: pyt
     script(tmp_path / "nvidia-smi", "echo 10.3; echo 12.1")
     assert architectures_for(CUDA_12_8) == ("10.1+PTX", "12.0+PTX")
     script(tmp_path / "nvidia-smi", "echo 7.5")
-    with pytest.raises(build.BuildError, match=r"a GPU has compute capability 7\.5, which this nvcc no longer"):
+    with pytest.raises(compilers.BuildError, match=r"a GPU has compute capability 7\.5, which this nvcc no longer"):
         architectures_for(CUDA_13[1:])
 
 
@@ -176,7 +176,7 @@ def test_the_default_is_what_nvcc_knows(
 ) -> None:
     monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert build.chosen_architectures(known) == (tuple(wanted.split()), ())
+    assert architectures.chosen_architectures(known) == (tuple(wanted.split()), ())
 
 
 @pytest.mark.parametrize(
@@ -198,10 +198,10 @@ def test_code_is_compressed_where_drivers_can_read_it(
 
 def test_what_nvcc_knows(tmp_path: Path) -> None:
     nvcc = script(tmp_path / "nvcc", '[ "$1" = --list-gpu-arch ] && printf "compute_%s\\n" 75 90 100 120')
-    assert build._known_to(str(nvcc)) == [(7, 5), (9, 0), (10, 0), (12, 0)]
+    assert compilers.known_to(str(nvcc)) == [(7, 5), (9, 0), (10, 0), (12, 0)]
     script(tmp_path / "nvcc", "true")
-    with pytest.raises(build.BuildError, match="--list-gpu-arch names no architecture: the compiler does not work"):
-        build._known_to(str(nvcc))
+    with pytest.raises(compilers.BuildError, match="--list-gpu-arch names no architecture: the compiler does not work"):
+        compilers.known_to(str(nvcc))
 
 
 @pytest.mark.parametrize(
@@ -216,19 +216,19 @@ def test_what_nvcc_knows(tmp_path: Path) -> None:
 def test_a_cpu_build_of_torch_is_seen(
     text: str, cpu_only: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(build, "torch_folder", lambda: tmp_path)
+    monkeypatch.setattr(compilers, "torch_folder", lambda: tmp_path)
     (tmp_path / "version.py").write_text(text)
-    assert build.torch_is_cpu_only() == cpu_only
+    assert compilers.torch_is_cpu_only() == cpu_only
 
 
 def test_torch_says_the_same_of_itself() -> None:
     import torch
 
-    assert build.torch_is_cpu_only() == (torch.version.cuda is None)
+    assert compilers.torch_is_cpu_only() == (torch.version.cuda is None)
 
 
 @pytest.mark.parametrize(
-    ("architectures", "capability", "served"),
+    ("built_for", "capability", "served"),
     [
         ("8.0", (8, 0), True),
         ("8.0", (8, 9), True),
@@ -246,8 +246,8 @@ def test_torch_says_the_same_of_itself() -> None:
         ("10.0 12.0+PTX", (12, 1), True),
     ],
 )
-def test_which_gpus_a_library_serves(architectures: str, capability: tuple[int, int], served: bool) -> None:
-    assert build.serves(architectures, capability) == served
+def test_which_gpus_a_library_serves(built_for: str, capability: tuple[int, int], served: bool) -> None:
+    assert architectures.serves(built_for, capability) == served
 
 
 def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +265,7 @@ def test_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("value", ["0", "-2", "two", "1.5"])
 def test_bad_jobs(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MAX_JOBS", value)
-    with pytest.raises(build.BuildError, match=f"MAX_JOBS is '{value}'; wanted a whole number, at least 1"):
+    with pytest.raises(compilers.BuildError, match=f"MAX_JOBS is '{value}'; wanted a whole number, at least 1"):
         build.jobs(8)
 
 
@@ -275,7 +275,7 @@ def test_free_memory_is_sane() -> None:
 
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def reason(target: str = "cuda", **options: Path) -> str:
-        with pytest.raises(build.BuildError) as error:
+        with pytest.raises(compilers.BuildError) as error:
             build.plan(target, **{"sources": TINY, **options})
         assert "\n" not in str(error.value)
         return str(error.value)
@@ -284,16 +284,16 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("CUDA_PATH", raising=False)
     monkeypatch.delenv("CXX", raising=False)
-    monkeypatch.setattr(build, "USUAL_NVCC", str(tmp_path / "nvcc"))
+    monkeypatch.setattr(compilers, "USUAL_NVCC", str(tmp_path / "nvcc"))
     assert reason() == "nvcc is not found: install the CUDA toolkit, or set CUDA_HOME to its folder"
     assert reason("emulated") == "the C++ compiler g++ is not found: install it, or set CXX to another"
     script(tmp_path / "nvcc", "exit 1")
     assert "nvcc --version failed" in reason()
     script(tmp_path / "g++", "echo 12.2.0")
     assert reason("emulated", sources=tmp_path) == f"{tmp_path} holds no CUDA sources (*.cu)"
-    with pytest.raises(build.BuildError, match=r"holds no headers of torch 2\.10 or later"):
+    with pytest.raises(compilers.BuildError, match=r"holds no headers of torch 2\.10 or later"):
         build.plan("emulated", sources=TINY, include=tmp_path).facts()
-    monkeypatch.setattr(build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(compilers.importlib.util, "find_spec", lambda name: None)
     assert reason("emulated").startswith("torch, whose headers are needed, is not to be seen")
     assert reason("emulated", include=tmp_path) == "ninja is missing: pip install ninja"
     monkeypatch.setattr(sys, "platform", "win32")
@@ -324,7 +324,7 @@ def test_what_a_build_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with (tmp_path / "build.py").open("a") as file:
         file.write("# another flag\n")
     assert changed()
-    monkeypatch.setattr(build, "_cxx_version", lambda _: "g++ 99")
+    monkeypatch.setattr(build, "cxx_version", lambda _: "g++ 99")
     assert changed()
     plan = build.plan("emulated", sources=sources, include=tmp_path)
     assert plan.name == names[-1], "torch's version is no part of it"
@@ -344,7 +344,7 @@ def test_a_build_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.M
     assert sorted(path.name for path in cache.iterdir()) == [plan.name, f"{plan.name}.lock"]
     facts = json.loads((library.parent / build.FACTS).read_text())
     assert facts == plan.facts()
-    assert facts["torch"].split("+")[0] == build.torch_version(build.torch_folder() / "include").split("+")[0]
+    assert facts["torch"].split("+")[0] == compilers.torch_version(compilers.torch_folder() / "include").split("+")[0]
     run = subprocess.run([sys.executable, "-c", USE_TINY, library], capture_output=True, text=True, check=True)
     assert run.stdout == "tensor([2., 2.])\n"
 
@@ -385,7 +385,7 @@ def test_a_compile_error_is_readable(target: str, cache: Path, tmp_path: Path) -
     sources = shutil.copytree(TINY, tmp_path / "csrc")
     with (sources / "double.cu").open("a") as file:
         file.write("int broken() { return no_such_name; }\n")
-    with pytest.raises(build.BuildError) as error:
+    with pytest.raises(compilers.BuildError) as error:
         build.build(build.plan(target, sources=sources, architectures="8.0"), lambda _: None)
     lines = str(error.value).splitlines()
     (log,) = cache.glob("*.log")
@@ -403,7 +403,7 @@ def test_a_compile_error_is_readable(target: str, cache: Path, tmp_path: Path) -
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SCSCO_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.raises(build.BuildError) as error:
+    with pytest.raises(compilers.BuildError) as error:
         build.build(plan_of("tiny", "emulated"))
     message = f"the library's cache {tmp_path / 'file'} cannot be written (File exists); set SCSCO_CACHE_DIR"
     assert str(error.value).startswith(message)
@@ -445,7 +445,7 @@ def test_the_command_beside_a_cpu_build_of_torch(
 ) -> None:
     plan = build.Plan("cuda", ("6.0",), "nvcc", "nvcc 13.0", TINY, tmp_path)
     monkeypatch.setattr(build, "plan", lambda target: plan)
-    monkeypatch.setattr(build, "torch_is_cpu_only", lambda: cpu_only)
+    monkeypatch.setattr(compilers, "torch_is_cpu_only", lambda: cpu_only)
     monkeypatch.setattr(build, "build", lambda plan: tmp_path / "library")
     (tmp_path / build.LOG).write_text("")
     assert cli.main(["build"]) == 0
@@ -472,7 +472,7 @@ def test_the_time_is_estimated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(build, "ninja_command", lambda: ["false"])
     said: list[str] = []
     plan = build.Plan("cuda", ("8.0", "9.0", "10.0"), "nvcc", "nvcc 13.0", tmp_path, tmp_path)
-    with pytest.raises(build.BuildError, match="nvcc failed"):
+    with pytest.raises(compilers.BuildError, match="nvcc failed"):
         build.compile_library(plan, tmp_path, tmp_path / "log", said.append)
     assert said[0] == "compiling 4 files for 8.0 9.0 10.0, about 6 min, 2 at a time (two cores)"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from compiled import TINY, needs_nvcc
 
-from scsco_fast.cuda import build
+from scsco_fast.cuda import build, compilers
 
 ROOT = Path(__file__).resolve().parents[2]
 LIBRARY = f"scsco_fast/cuda/built/{build.LIBRARY['cuda']}"
@@ -55,7 +55,7 @@ def torch_of(folder: Path, cuda: str | None) -> Path:
     (torch / "__init__.py").write_text("raise ImportError('nothing may import torch to build')\n")
     (torch / "version.py").write_text(f"cuda: str | None = {cuda!r}\n")
     for name in ("include", "lib"):
-        (torch / name).symlink_to(build.torch_folder() / name)
+        (torch / name).symlink_to(compilers.torch_folder() / name)
     return folder
 
 

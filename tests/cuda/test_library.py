@@ -13,7 +13,7 @@ from compiled import TINY, needs_cxx
 
 import scsco_fast as sf
 from scsco_fast import cuda
-from scsco_fast.cuda import build, library
+from scsco_fast.cuda import build, compilers, library
 from scsco_fast.ops import backend
 
 GPU = torch.version.cuda is not None and torch.cuda.is_available()
@@ -110,7 +110,7 @@ def test_no_library_and_no_compiler(hopper: None, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("CUDA_HOME", str(tmp_path))
     monkeypatch.delenv("CUDA_PATH", raising=False)
-    monkeypatch.setattr(build, "USUAL_NVCC", str(tmp_path / "nvcc"))
+    monkeypatch.setattr(compilers, "USUAL_NVCC", str(tmp_path / "nvcc"))
     assert str(library.why_not("cuda")).startswith(
         "no library is built, and none can be built: nvcc is not found: install"
     )
