@@ -6,6 +6,7 @@ from PIL import Image, ImageDraw
 from scsco_fast.demo.previews import resized
 from scsco_fast.nn.norm import BAIN
 from scsco_fast.nn.unet import HarmonizationUNet
+from scsco_fast.reference.color import LUMA
 
 
 def attention_levels(model: HarmonizationUNet) -> dict[str, str]:
@@ -28,7 +29,7 @@ def attention_picture(rgb: np.ndarray, inside: np.ndarray, rows: np.ndarray, poi
     from matplotlib import colormaps
 
     heat = resized(rows / max(float(rows.max()), 1e-12), inside.shape)[..., None]  # (H, W, 1)
-    grey = (rgb @ np.array([0.299, 0.587, 0.114]))[..., None] * 0.45
+    grey = (rgb @ np.array(LUMA))[..., None] * 0.45
     background = grey * (1 - heat) + colormaps["inferno"](0.25 + 0.75 * heat[..., 0])[..., :3] * 255 * heat
     picture = np.where(inside[..., None], rgb, background).astype(np.uint8)
     picture[_outline(inside)] = 255

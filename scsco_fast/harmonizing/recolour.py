@@ -24,9 +24,10 @@ from scsco_fast.harmonizing.masks import PEAK, bounds
 from scsco_fast.harmonizing.settings import Settings
 from scsco_fast.nn.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
 from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size, shrink
+from scsco_fast.reference import color
 from scsco_fast.regions import THRESHOLD
 
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+LUMA = np.array(color.LUMA, dtype=np.float32)
 _DARK = np.float32(1 / 16)  # colours below this are rather shifted than scaled
 _STRIP = 2**18  # pixels: the floats of a strip stay in the cache
 

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from scsco_fast.reference.color import LUMA
+
 # Half-widths, in natural logarithms, of the uniform draws.
 EXPOSURE, CHANNEL_GAIN, GAMMA, SATURATION = 0.5, 0.15, 0.4, 0.5
-LUMA = (0.299, 0.587, 0.114)
 
 
 def random_curve(images: Tensor, generator: torch.Generator | None = None, strength: float = 1.0) -> Tensor:

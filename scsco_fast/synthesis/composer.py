@@ -18,6 +18,7 @@ from torch import Tensor
 from scsco_fast.data.ahead import ahead
 from scsco_fast.data.samples import Batch
 from scsco_fast.ops._transfer_color import TRANSFERS, transfer_color
+from scsco_fast.reference.color import LUMA
 from scsco_fast.synthesis.jpeg import jpeg_like
 from scsco_fast.synthesis.store import FOREGROUND_RANGE, REGIONS, Store, colour_moments
 from scsco_fast.system.devices import may_read_values
@@ -338,4 +339,4 @@ def _of_some(chosen: Tensor, change: Callable[..., Tensor], pictures: Tensor, *v
 @functools.cache
 def _luma(device: torch.device) -> Tensor:
     """(3, 1, 1), copied to the device once: a copy from ordinary memory in every step would make the host wait."""
-    return torch.tensor([0.299, 0.587, 0.114])[:, None, None].to(device)
+    return torch.tensor(LUMA)[:, None, None].to(device)

@@ -1,9 +1,9 @@
 """The colour transfers of `scsco_fast.ops.transfer_color` for the pixels of one foreground, in numpy.
 
-The generator recolours two thousand pixels at a time. On so few a call of torch takes longer to start than to compute:
-here a transfer takes 0.05 to 0.2 ms, by the operation 0.5 to 1.3 ms, and the result does not depend on the number of
-threads. The formulas are those of `scsco_fast.reference.transfer_color`, whose constants are used and to which a test
-holds them.
+`synthetic` recolours two thousand pixels at a time. On so few a call of torch takes longer to start than to compute:
+here a transfer takes 0.05 to 0.2 ms, by the operation 0.5 to 1.3 ms, which is why the formulas are here a second time;
+the result does not depend on the number of threads either. They are those of `scsco_fast.reference.transfer_color` and
+`scsco_fast.reference.color`, whose constants are used, and tests/synthesis/test_pixel_transfer.py holds them to it.
 """
 
 import numpy as np
@@ -120,17 +120,17 @@ def _distribution(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 _METHODS = {"reinhard": _reinhard, "gaussian": _gaussian, "histogram": _histogram}
 
-_WHITE = np.array(color._WHITE)
-_RGB_TO_XYZ = np.array(color._RGB_TO_XYZ) / _WHITE[:, None]  # with white at 1
-_XYZ_TO_RGB = np.array(color._XYZ_TO_RGB) * _WHITE
-_RGB_TO_YCBCR, _YCBCR_TO_RGB = np.array(color._RGB_TO_YCBCR), np.array(color._YCBCR_TO_RGB)
-_GREY = np.array([[0], [color._GREY], [color._GREY]], dtype=np.float32)
+_WHITE = np.array(color.WHITE)
+_RGB_TO_XYZ = np.array(color.RGB_TO_XYZ) / _WHITE[:, None]  # with white at 1
+_XYZ_TO_RGB = np.array(color.XYZ_TO_RGB) * _WHITE
+_RGB_TO_YCBCR, _YCBCR_TO_RGB = np.array(color.RGB_TO_YCBCR), np.array(color.YCBCR_TO_RGB)
+_GREY = np.array([[0], [color.GREY], [color.GREY]], dtype=np.float32)
 
 
 def _rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
     curved = np.power((rgb + 0.055) / 1.055, np.float32(2.4))
     shares = mix(_RGB_TO_XYZ, np.where(rgb <= 0.04045, rgb / 12.92, curved))
-    x, y, z = np.where(shares > color._EPSILON, np.cbrt(shares), (color._KAPPA * shares + 16) / 116)
+    x, y, z = np.where(shares > color.EPSILON, np.cbrt(shares), (color.KAPPA * shares + 16) / 116)
     return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
@@ -139,7 +139,7 @@ def _lab_to_rgb(lab: np.ndarray) -> np.ndarray:
     y = (lightness + 16) / 116
     roots = np.stack([y + a / 500, y, y - b / 200])
     cubes = roots * roots * roots
-    linear = mix(_XYZ_TO_RGB, np.where(cubes > color._EPSILON, cubes, (116 * roots - 16) / color._KAPPA))
+    linear = mix(_XYZ_TO_RGB, np.where(cubes > color.EPSILON, cubes, (116 * roots - 16) / color.KAPPA))
     curved = 1.055 * np.power(np.maximum(linear, 0.0031308), np.float32(1 / 2.4)) - 0.055
     return np.where(linear <= 0.0031308, linear * 12.92, curved)
 

@@ -12,9 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from scsco_fast.reference.color import rgb_to_lab
+from scsco_fast.reference.color import LUMA, rgb_to_lab
 
-_LUMA = (0.299, 0.587, 0.114)
 _COLOURS = 8192  # foreground pixels, evenly spread over the region, whose Lab colours are compared
 _SMOOTH = 2.0  # grey levels: neighbours that differ by less lie in a smooth area
 _STEP = 7.0  # grey levels: neighbours that differ by more show a step
@@ -109,7 +108,7 @@ def _some(colours: np.ndarray) -> np.ndarray:
 
 
 def _luma(rgb: np.ndarray) -> np.ndarray:
-    return np.asarray(sum(np.float32(weight) * rgb[:, :, channel] for channel, weight in enumerate(_LUMA)))
+    return np.asarray(sum(np.float32(weight) * rgb[:, :, channel] for channel, weight in enumerate(LUMA)))
 
 
 def _differences(luma: np.ndarray, mask: np.ndarray) -> np.ndarray:

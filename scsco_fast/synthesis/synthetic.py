@@ -16,6 +16,7 @@ from scsco_fast.data.photos import Photo, Split, Window, load_photos
 from scsco_fast.data.samples import BadSample, Sample
 from scsco_fast.errors import ScscoError
 from scsco_fast.ops._transfer_color import TRANSFERS
+from scsco_fast.reference.color import LUMA
 from scsco_fast.synthesis.pixel_transfer import mix, transfer_pixels
 from scsco_fast.synthesis.resample import Box, cut
 from scsco_fast.synthesis.wide import bent_tones, drawn_shape
@@ -323,7 +324,7 @@ def _power(pixels: np.ndarray, gamma: float) -> np.ndarray:
 
 
 # Luma and two colour differences (YIQ), in which a hue is an angle.
-_YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+_YIQ = np.array([LUMA, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 _RGB_OF_YIQ = np.linalg.inv(_YIQ)
 
 
