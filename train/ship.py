@@ -4,12 +4,12 @@ Writes it in float16, which halves the file, and says which checksum belongs int
 """
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.nn.weights import SHIPPED_SHA256, load_model, read_metadata, save_model, shipped_file
+from scsco_fast.system.files import sha256
 
 
 def ship(path: str | Path, target: Path, working_size: int | None = None) -> str:
@@ -28,7 +28,7 @@ def ship(path: str | Path, target: Path, working_size: int | None = None) -> str
     if working_size is not None:
         extra["working_size"] = working_size
     save_model(load_model(path).half(), target, {**extra, "dtype": "float16"})
-    return hashlib.sha256(target.read_bytes()).hexdigest()
+    return sha256(target)
 
 
 def main() -> int:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-import hashlib
 import importlib.metadata
 import importlib.util
 import io
@@ -31,7 +30,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.system.files import replacing
+from scsco_fast.system.files import replacing, sha256
 
 TABLE = Path(__file__).with_name("debian.csv")
 SOURCES, COPYRIGHT = "sources.csv", "copyright"
@@ -159,19 +158,15 @@ def _deb(package: str, debs: Path | None, temporary: Path) -> Path:
 
 def _copy(source: Source, root: Path, version: str, output: Path) -> None:
     target = output / source.split / source.name
-    if target.is_file() and _digest(target) == source.sha256:
+    if target.is_file() and sha256(target) == source.sha256:
         return
     place = root / source.path
     if not place.is_file():
         raise ScscoError(f"{source.package} {version}: holds no {source.path}; wanted version {source.version}")
-    if _digest(place) != source.sha256:
+    if sha256(place) != source.sha256:
         raise ScscoError(f"{source.package} {version}: {source.path} is not that of version {source.version}; use that")
     with replacing(target) as path:
         shutil.copyfile(place, path)
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _run(command: list[str], cwd: Path | None = None) -> str:

@@ -9,7 +9,6 @@ Tan and Le 2019, in the Lite variant: ReLU6, no squeeze-and-excitation.
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.system.extras import install_line
+from scsco_fast.system.files import sha256
 
 # Of each stage: number of blocks, output channels, kernel, stride of the first block, expansion.
 STAGES = (
@@ -132,8 +132,7 @@ def load_imagenet(trunk: EfficientNetLite0) -> str:
             f"the weights of EfficientNet-Lite0 are not installed: {install_line('compact')}, "
             'or choose encoder_weights "random"'
         )
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != SHA256:
+    if sha256(path) != SHA256:
         raise ScscoError(f"{path}: is not the file of {PACKAGE} 0.1.0; install that version")
     trunk.load_state_dict(folded(torch.load(path, map_location="cpu", weights_only=True)), strict=False)
     return f"EfficientNet-Lite0 (ImageNet), from the package {PACKAGE}"

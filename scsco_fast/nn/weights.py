@@ -9,7 +9,6 @@ photographs alone.
 """
 
 import functools
-import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 
 from scsco_fast.errors import ScscoError
 from scsco_fast.nn.unet import HarmonizationUNet
-from scsco_fast.system.files import replacing
+from scsco_fast.system.files import replacing, sha256
 
 FORMAT = 1
 ARCHITECTURE = "HarmonizationUNet"
@@ -127,7 +126,7 @@ def check_shipped(name: str) -> Path:
     path, wanted = shipped_file(name), SHIPPED_SHA256[name]
     if not path.is_file():
         raise ScscoError(f"{path}: the package's own model is missing; install scsco-fast again, or give a model")
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = sha256(path)
     if found != wanted:
         raise ScscoError(
             f"{path}: its SHA-256 is {found[:12]}..., this version's is {wanted[:12]}...; "

@@ -57,6 +57,12 @@ def sweep(folder: Path) -> None:
                 path.unlink()
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def check_writable(folder: Path) -> None:
     """Refuse a folder that cannot be written to, before any work is done for it; nothing is made.
 

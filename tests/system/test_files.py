@@ -1,11 +1,11 @@
-"""Writing in place of a file: all or nothing."""
+"""Writing in place of a file, all or nothing; what a file holds."""
 
 from pathlib import Path
 
 import pytest
 
 from scsco_fast.errors import ScscoError
-from scsco_fast.system.files import replacing
+from scsco_fast.system.files import replacing, sha256
 
 
 def test_appears_only_when_the_block_ends(tmp_path: Path) -> None:
@@ -45,3 +45,9 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         temporary.write_text("")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_file_is_known_by_its_bytes(tmp_path: Path) -> None:
+    """The digest of "abc" that FIPS 180-4 gives as its example."""
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
