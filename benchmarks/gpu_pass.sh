@@ -112,7 +112,7 @@ links() { # FOLDER TARGET...: links to the targets in the folder
 tree=$cache/tree-$(key "$root")
 if [ ${#rehearse[@]} -gt 0 ]; then
     tree=$tree-rehearsal
-    export SCSCO_UNIMPORTABLE="tyro rich gradio torchdata selenium pip"
+    export SCSCO_UNIMPORTABLE="rich gradio torchdata selenium pip"
 fi
 links "$tree/scsco_fast" "$root"/scsco_fast/* "$root/kernels" "$root/train" "$root/benchmarks"
 links "$tree" "$root/tests" "$root/pyproject.toml" "$root/tests/oracle.py" "$root/tests/attention_oracle.py"

@@ -9,7 +9,7 @@ import torch
 from scsco_fast.system.environment import cpu_name, version
 from scsco_fast.system.extras import PACKAGES, install_line
 
-REQUIRED = ("torch", "numpy", "pillow", "safetensors", "tifffile", "filelock", "tyro", "rich")
+REQUIRED = ("torch", "numpy", "pillow", "safetensors", "tifffile", "filelock", "rich")
 # Name to what it is for and what installs it; the first two are in no extra.
 OPTIONAL = {
     "ninja": ("building the CUDA library", "pip install ninja"),

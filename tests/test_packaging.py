@@ -22,7 +22,7 @@ import scsco_fast
 
 # Not before they are used; and not before anything is computed.
 LAZY = (
-    *("triton", "tyro", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
+    *("triton", "rich", "skimage", "tifffile", "matplotlib", "tensorboard", "safetensors"),
     *("h5py", "accelerate", "gradio", "onnx", "filelock"),
 )
 HEAVY = ("torch", "numpy", "PIL", *LAZY)

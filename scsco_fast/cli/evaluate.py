@@ -96,7 +96,7 @@ class CompareOptions:
 def command(arguments: list[str]) -> int:
     if arguments[:1] == ["compare"]:
         return _compare(arguments[1:])
-    options = parse(EvaluateOptions, _gathered(arguments, "--baseline"), "scsco evaluate")
+    options = parse(EvaluateOptions, arguments, "scsco evaluate")
     resolution = _check_evaluated(options)
     require("scsco evaluate", "train", "scikit-image")
     check_backend()
@@ -195,26 +195,6 @@ def _check_input(options: EvaluateOptions) -> None:
         )
     if options.untouched and (options.strip is not None or options.save is not None):
         raise ScscoError("--strip and --save show composites and what becomes of them; leave them out with --untouched")
-
-
-def _gathered(arguments: list[str], option: str) -> list[str]:
-    """The values of an option that is given several times behind one name; the last alone would count otherwise."""
-    if sum(argument.split("=")[0] == option for argument in arguments) < 2:
-        return arguments
-    kept: list[str] = []
-    values: list[str] = []
-    inside = False
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name == option:
-            inside = not value
-            values += [value] if value else []
-        elif inside and not argument.startswith("-"):
-            values.append(argument)
-        else:
-            inside = False
-            kept.append(argument)
-    return [*kept, option, *values]
 
 
 def _resolution(options: EvaluateOptions) -> "Resolution | None":

@@ -8,6 +8,7 @@ from typing import Any, Literal
 from scsco_fast.cli.parsing import parse
 from scsco_fast.cli.shared import check_backend, printable, progress_bar, read_model, worker_count
 from scsco_fast.errors import ScscoError
+from scsco_fast.harmonizing.formats import options_of_suffix
 from scsco_fast.harmonizing.settings import Keep, Settings
 from scsco_fast.system.files import is_same_path
 
@@ -16,8 +17,10 @@ from scsco_fast.system.files import is_same_path
 class HarmonizeOptions:
     """Fit the colours of a pasted foreground to its background. One picture, in one of three ways, or a folder:
 
-    --image A --mask M: a composite and its mask. --foreground CUT --background B: a cut-out, laid on a background.
-    --before A --after B: a picture before and after an edit. --images DIR: a folder of composites.
+      --image A --mask M               a composite and its mask
+      --foreground CUT --background B  a cut-out, laid on a background
+      --before A --after B             a picture before and after an edit
+      --images DIR                     a folder of composites
 
     Pixels outside the mask stay identical where the format is lossless: PNG, TIFF, BMP, WebP, HEIC. JPEG is written at
     quality 95, AVIF at 100. The mask of cat.jpg is cat.png, cat_mask.png, cat-mask.png, cat.mask.png or cat_m.png in
@@ -95,9 +98,9 @@ WAYS = "--image and --mask, --foreground and --background, --before and --after,
 
 def command(arguments: list[str]) -> int:
     options = parse(HarmonizeOptions, arguments, "scsco harmonize")
-    check_backend()
     place = _check_harmonized(options)
     settings = _settings(options)
+    check_backend()
     if options.images is not None:
         return _harmonize_folder(options, options.images, settings)
     _harmonize_one(options, place, settings)
@@ -151,7 +154,10 @@ def _check_harmonized(options: HarmonizeOptions) -> tuple[int, int] | None:
     for path in (options.image, options.mask, options.real, options.output):
         if options.strip is not None and path is not None and is_same_path(options.strip, path):
             raise ScscoError(f"{options.strip}: the strip would overwrite {path}; name another file")
-    return None if options.at is None else _place(options.at)
+    place = None if options.at is None else _place(options.at)
+    if not folder:
+        options_of_suffix(options.output)  # refuses what is no format of a picture
+    return place
 
 
 def _place(text: str) -> tuple[int, int]:

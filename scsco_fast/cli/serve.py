@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 class ServeOptions:
     """Stay in memory with the model loaded, and harmonize what is asked for over a local socket (docs/integrations.md).
 
-    An editor that asks it does not pay the start of Python and PyTorch for each picture:
-    curl --unix-socket SOCKET -d '{"arguments": ["--image", "/a.png", ...]}' http://localhost/harmonize
-    takes the arguments of `scsco harmonize`, with full paths. Only this user can open the socket.
+    An editor that asks it does not pay the start of Python and PyTorch for each picture. A request takes the arguments
+    of `scsco harmonize`, with full paths. Only this user can open the socket.
+
+      curl --unix-socket SOCKET -d '{"arguments": ["--image", "/a.png", ...]}' http://localhost/harmonize
     """
 
     socket: Path | None = None

@@ -38,13 +38,11 @@ def command(arguments: list[str]) -> int:
 
 def _parse_train(arguments: list[str], program: str, default: Any) -> Any:
     """The settings of a run, and what is wanted of this run only."""
-    import tyro
-
     from scsco_fast.train import TrainConfig
 
     @dataclass(frozen=True)
     class TrainOptions:
-        config: tyro.conf.OmitArgPrefixes[TrainConfig]
+        config: TrainConfig
         profile: bool = False
         """Also write a trace of a few steps, and a table of the ten most expensive operations, to RUN/profile."""
         verify: bool = False

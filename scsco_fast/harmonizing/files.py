@@ -19,6 +19,7 @@ from scsco_fast.data.masks import check_two_sided, read_mask
 from scsco_fast.data.metadata import DroppedWarning, kept_profile
 from scsco_fast.data.strips import write_strip
 from scsco_fast.errors import ScscoError
+from scsco_fast.harmonizing.formats import check_size, options_of_suffix
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize, has_transparency
 from scsco_fast.harmonizing.settings import MAX_PIXELS, Settings
@@ -34,27 +35,9 @@ _TURNS = {  # of EXIF orientations that swap the sides
     8: Image.Transpose.ROTATE_90,
 }
 
-# Lossless where the format can be; JPEG cannot, so there the background is near its input, not identical. Nor can AVIF
-# as Pillow writes it: its codec is without loss at quality 100, but colours are turned to luma and chroma, which moves
-# them by up to 3 of 255. HEIC keeps RGB as it is with matrix 0. Measured on a photograph of 12 megapixels: PNG takes
-# 1.4 s and 12.9 MB at level 4, 3.9 s and 12.5 MB at Pillow's 6; lossless WebP 0.7 s at the least effort and 5.6 s at
-# the most, for the same 9.8 MB.
-_SAVE_OPTIONS: dict[str, dict[str, object]] = {
-    ".png": {"compress_level": 4},
-    ".jpg": {"quality": 95, "subsampling": 0},
-    ".jpeg": {"quality": 95, "subsampling": 0},
-    ".tif": {"compression": "tiff_deflate"},
-    ".tiff": {"compression": "tiff_deflate"},
-    ".bmp": {},
-    ".webp": {"lossless": True, "exact": True, "quality": 0, "method": 0},
-    ".avif": {"quality": 100, "subsampling": "4:4:4", "speed": 8},
-    ".heic": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
-    ".heif": {"quality": -1, "chroma": 444, "matrix_coefficients": 0},
-}
 _JPEG = (".jpg", ".jpeg")
 _JPEG_EXIF = 65533  # bytes of one segment
 _JPEG_BUFFER = 65000  # bytes; of 65536, some hundreds are for its tables
-_MOST_SIDE = {".webp": 16383, ".jpg": 65500, ".jpeg": 65500}  # libwebp's and libjpeg's
 _OPAQUE = (*_JPEG, ".bmp")
 _TIFF = (".tif", ".tiff")
 _DEEP = (".png", *_TIFF)
@@ -165,16 +148,6 @@ def _save(image: Image.Image, temporary: Path, path: Path, options: dict[str, An
         raise ScscoError(
             f"{path}: {path.suffix} cannot hold this picture ({' '.join(str(error).split())}); name a .png"
         ) from error
-
-
-def check_size(path: Path, size: tuple[int, int]) -> None:
-    """ScscoError if the format of a suffix cannot hold so many pixels a side."""
-    most = _MOST_SIDE.get(path.suffix.lower())
-    if most is not None and max(size) > most:
-        raise ScscoError(
-            f"{path}: the picture is {size[0]}x{size[1]}, and {path.suffix} holds at most {most} pixels a side; "
-            "name a .png"
-        )
 
 
 def harmonize_file(
@@ -314,10 +287,7 @@ def write_file_strip(strip: str | Path, before: str | Path, after: str | Path, r
 def save_options(path: Path) -> dict[str, object]:
     """Pillow's options for the format of a suffix; ScscoError for one that is not written."""
     check_written(path)
-    try:
-        return _SAVE_OPTIONS[path.suffix.lower()]
-    except KeyError:
-        raise ScscoError(f"{path}: cannot write {path.suffix or 'a file without a suffix'}; name a .png") from None
+    return options_of_suffix(path)
 
 
 class _File(NamedTuple):

@@ -470,7 +470,7 @@ def test_rehearsal(tmp_path: Path) -> None:
 
 def test_rehearsal_blocks_packages(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").symlink_to(PASS / "blocker.py")
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SCSCO_UNIMPORTABLE": "tyro json"}
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "SCSCO_UNIMPORTABLE": "rich json"}
     for name, code in (("json", 1), ("csv", 0)):
         run = subprocess.run(
             [sys.executable, "-c", f"import {name}"], env=environment, capture_output=True, check=False

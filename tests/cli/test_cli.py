@@ -77,6 +77,9 @@ def test_help_and_mistakes_wait_for_no_torch(tmp_path: Path) -> None:
         *([command, *rest] for command in cli.COMMANDS for rest in (["--help"], ["--bogus"])),
         *(["train", "demo", *rest] for rest in (["--help"], ["--stepz", "3"], ["--steps", "0"])),
         *(["harmonize", "--image", "x"], ["harmonize", "--image", "x", "--output", "y"]),
+        *(["harmonize", "--image", "x", "--mask", "m", "--output", name] for name in ("y", "y.gif", "y/z.xyz")),
+        *(["evaluate", "--resolution", side] for side in ("half", "0", "full")),
+        ["evaluate", "--dataset", "x", "--resolution", "full", "--save", "y"],
         ["export", "--format", "pt2", "--output", "model.onnx"],
         ["export", "--format", "onnx", "--output", "model.onnx", "--size", "0", "4"],
         *(["demo", "--port", "99999"], ["demo", "--max-megapixels", "0"], ["serve", "--idle-minutes", "-1"]),
@@ -93,6 +96,28 @@ def test_help_and_mistakes_wait_for_no_torch(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, json.dumps(lines)]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
     assert json.loads(result.stdout.splitlines()[-1]) == {}, "the first of these lines imports too much"
+
+
+@pytest.mark.parametrize("command", [*([name] for name in cli.COMMANDS if name != "train"), ["evaluate", "compare"]])
+def test_help_shows_each_option_once_and_by_what_it_takes(
+    command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"usage: scsco {' '.join(command)} ")
+    assert "None}" not in text
+    assert "--no-" not in text
+    assert "(default: None)" not in text
+
+
+def test_help_shows_how_to_switch_off_what_is_on(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, config in PRESETS.items():
+        assert cli.main(["train", name, "--help"]) == 0
+        text = capsys.readouterr().out
+        for field in dataclasses.fields(config):
+            flag = field.name.replace("_", "-")
+            assert f"\n  --{flag}" in text
+            assert (f"--no-{flag}" in text) == (getattr(config, field.name) is True)
 
 
 def test_nothing_given_shows_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
