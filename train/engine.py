@@ -14,7 +14,6 @@ from scsco_fast.data.samples import Batch, PackedBatch, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.evaluation import evaluate
 from scsco_fast.nn.attention_maps import attention_maps, foreground_points
-from scsco_fast.regions import foreground_boxes
 from scsco_fast.system.extras import require
 from scsco_fast.system.locks import writing
 from scsco_fast.train.build import build_model, deterministic, resolve
@@ -30,6 +29,7 @@ from scsco_fast.train.report import COLUMNS, Report, Row
 from scsco_fast.train.run_folder import Data, Progress, check_folder, make_folder, restore, save, write_config
 from scsco_fast.train.samples import (
     Samples,
+    boxes_of,
     build_dataset,
     build_loader,
     build_preview,
@@ -176,11 +176,8 @@ class Run:
         """Train on this process's share of a batch; `counts` has the share of each."""
         self.failures.names[index] = batch.names
         composite, real, mask = batch.to(self.step.device)[:3]
-        boxes = None
-        if batch.names:
-            boxes = foreground_boxes(batch.mask) if isinstance(batch, Batch) else batch.foreground
         try:
-            self.step(composite, real, mask, index, boxes, counts)
+            self.step(composite, real, mask, index, boxes_of(batch), counts)
         except RuntimeError as error:
             if self.step.config.deterministic and "deterministic" in str(error):
                 reason = str(error).split(".")[0]

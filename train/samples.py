@@ -9,6 +9,7 @@ from typing import Protocol, cast
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scsco_fast.data.iharmony4 import IHarmony4
@@ -17,6 +18,7 @@ from scsco_fast.data.packed import PackedDataset, read_ahead, stores
 from scsco_fast.data.samples import BadSample, Batch, PackedBatch, Sample, collate
 from scsco_fast.data.workers import loader_workers
 from scsco_fast.errors import ScscoError
+from scsco_fast.regions import foreground_boxes
 from scsco_fast.synthesis.composer import ComposedComposites
 from scsco_fast.synthesis.store import build_store
 from scsco_fast.synthesis.synthetic import SyntheticComposites, load_photos
@@ -186,6 +188,13 @@ def _file_size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
+
+
+def boxes_of(batch: Batch | PackedBatch) -> Tensor | None:
+    """The `foreground_boxes` of a batch where the host knows them: not where its masks are on another device."""
+    if not batch.names:
+        return None
+    return foreground_boxes(batch.mask) if isinstance(batch, Batch) else batch.foreground
 
 
 class StepOrder(Sampler[list[int]]):

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 import scsco_fast
+from scsco_fast.data.samples import Batch, PackedBatch
 from scsco_fast.errors import ScscoError
-from scsco_fast.regions import foreground_boxes
 from scsco_fast.style.negatives import WholeBatch
 from scsco_fast.system.extras import require
 from scsco_fast.system.files import write_durably
 from scsco_fast.train.build import AUTOCAST, build_model, resolve
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
-from scsco_fast.train.samples import Samples, build_dataset, build_loader
+from scsco_fast.train.samples import Samples, boxes_of, build_dataset, build_loader
 from scsco_fast.train.step import TrainingStep
 
 STEPS = 20
@@ -117,32 +117,16 @@ def verify(config: TrainConfig, steps: int = STEPS, dataset: Samples | None = No
     candidate = dataclasses.replace(resolve(config, Processes()), dropout=False)
     reference = dataclasses.replace(candidate, **PLAIN)
     exact = dataclasses.replace(reference, precision="float32")
-    sides = {"candidate": candidate, "reference": reference, "exact": exact}
-    runs = {name: _build(side, torch.float64 if name == "exact" else torch.float32) for name, side in sides.items()}
-    moved = 0.0
+    configs = {"candidate": candidate, "reference": reference, "exact": exact}
+    sides = {name: _build(side, torch.float64 if name == "exact" else torch.float32) for name, side in configs.items()}
     samples = build_dataset(candidate) if dataset is None else dataset
-    curves: dict[str, Curves] = {name: {} for name in runs}
     batches = build_loader(samples, candidate, 0, torch.device(candidate.device), Processes())
-    for index, batch in zip(range(min(steps, candidate.steps)), batches, strict=False):
-        if not batch.names:
-            continue
-        start = _vector(runs["exact"])
-        for name in ("candidate", "reference"):
-            _take_over(runs[name], runs["exact"])
-        for name, run in runs.items():
-            dtype = run.parameters[0].dtype
-            composite, real, mask = (x.to(run.device, dtype) for x in batch[:3])
-            with scsco_fast.use_backend(sides[name].backend):
-                run(composite, real, mask, index, foreground_boxes(batch.mask))
-            _note(curves[name], {term: value for term, value in run.read()["means"].items() if term != "grad_norm"})
-        truth = _vector(runs["exact"])
-        for name, run in runs.items():
-            distance = _vector(run) - truth
-            _note(curves[name], {WEIGHT_NORM: _norm(_vector(run)), WEIGHTS: _norm(distance) / _norm(truth)})
-        moved = max(moved, _norm(truth - start) / _norm(start))
+    curves: dict[str, Curves] = {name: {} for name in sides}
+    steps = min(steps, candidate.steps)
+    moved = [_step(sides, batch, index, curves) for index, batch in zip(range(steps), batches, strict=False)]
     eps = torch.finfo(AUTOCAST.get(candidate.precision, torch.float32)).eps
     term_band = eps + 2 * math.log2(candidate.size) * FLOAT32
-    checks = _checks(curves, term_band, eps * moved + 2 * FLOAT32, math.sqrt(eps))
+    checks = _checks(curves, term_band, eps * max(moved, default=0.0) + 2 * FLOAT32, math.sqrt(eps))
     folder = Path(f"{config.output}-verify")
     _write(folder, curves, checks)
     return Verification(checks, folder)
@@ -151,6 +135,25 @@ def verify(config: TrainConfig, steps: int = STEPS, dataset: Samples | None = No
 def _build(config: TrainConfig, dtype: torch.dtype) -> TrainingStep:
     model, loss, _ = build_model(config)
     return _Side(model.to(dtype), loss if dtype == torch.float32 or loss is None else loss.to(dtype), config)
+
+
+def _step(sides: dict[str, TrainingStep], batch: Batch | PackedBatch, index: int, curves: dict[str, Curves]) -> float:
+    """One step of every side from the exact one's state, added to the curves; how far the exact weights moved."""
+    if not batch.names:
+        return 0.0
+    start = _vector(sides["exact"])
+    for name in ("candidate", "reference"):
+        _take_over(sides[name], sides["exact"])
+    for name, side in sides.items():
+        composite, real, mask = (x.to(side.parameters[0].dtype) for x in batch.to(side.device)[:3])
+        with scsco_fast.use_backend(side.config.backend):
+            side(composite, real, mask, index, boxes_of(batch))
+        _note(curves[name], {term: value for term, value in side.read()["means"].items() if term != "grad_norm"})
+    truth = _vector(sides["exact"])
+    for name, side in sides.items():
+        weights = _vector(side)
+        _note(curves[name], {WEIGHT_NORM: _norm(weights), WEIGHTS: _norm(weights - truth) / _norm(truth)})
+    return _norm(truth - start) / _norm(start)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from scsco_fast.train import checkpoint
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import train
 from scsco_fast.train.samples import build_dataset, fingerprint
+from scsco_fast.train.verify import verify
 
 Tiny = Callable[..., TrainConfig]
 
@@ -64,6 +65,11 @@ def test_a_resumed_run_sees_the_same_crops(tiny: Tiny, store: Path, tmp_path: Pa
     assert same(whole, folder)
     other = train(dataclasses.replace(config, augment=False, output=str(tmp_path / "other")))
     assert not same(whole, other)
+
+
+def test_a_packed_training_can_be_verified(tiny: Tiny, store: Path) -> None:
+    result = verify(tiny(dataset="packed", root=str(store), levels=5, lr=2e-4), 2)
+    assert result.passed, result.text()
 
 
 def test_a_resume_says_that_another_store_lies_at_its_place(

@@ -1,11 +1,16 @@
 """Batches as worker processes hand them over, and how many of these there are."""
 
 import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from small_dataset import write_dataset
 
+from scsco_fast.data import iharmony4, layouts
 from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
 from scsco_fast.errors import ScscoError
@@ -13,7 +18,7 @@ from scsco_fast.synthesis.synthetic import SyntheticComposites
 from scsco_fast.train import samples as samples_module
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
-from scsco_fast.train.samples import build_loader
+from scsco_fast.train.samples import build_loader, build_preview
 
 CPU = torch.device("cpu")
 
@@ -70,3 +75,30 @@ def test_workers_make_the_batches_that_the_training_process_makes(
     assert len(alone) == len(helped) == 4
     assert all(same(*pair) for pair in zip(alone, helped, strict=True))
     assert asked == ([("cpu", 1)] if workers is None else [])
+
+
+def test_the_preview_lists_the_test_part_once(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listing the folders of iHarmony4 takes minutes on a network drive."""
+    root = write_dataset(tmp_path / "data", 4)
+    lines = (root / "IHD_train.txt").read_text().splitlines()
+    (root / "IHD_test.txt").write_text("\n".join(lines[:3]))
+    seen: list[str] = []
+
+    def counted(folder: Path, split: str, **options: Any) -> layouts.Layout:
+        seen.append(split)
+        return layouts.find_layout(folder, split, **options)
+
+    for module in (iharmony4, samples_module):
+        monkeypatch.setattr(module, "find_layout", counted)
+    assert len(build_preview(tiny(dataset="iharmony4", root=str(root))).names) == 3
+    assert seen == ["test"]
+
+
+def test_a_wrong_test_list_is_not_passed_over(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+    root = write_dataset(tmp_path / "data", 4)
+    lines = (root / "IHD_train.txt").read_text().splitlines()
+    (root / "IHD_test.txt").write_text(f"{lines[0]}\nHCOCO/elsewhere/c0_0_1.jpg\n")
+    with pytest.raises(ScscoError, match="not in the layout"):
+        build_preview(tiny(dataset="iharmony4", root=str(root)))
