@@ -139,6 +139,66 @@ __device__ __forceinline__ void fill_results(const ForwardResults& to, const Att
   }
 }
 
+// Makes means and variances of the sums and writes them as rows, for the backward, with the log-sum-exp of each of the
+// `remaining` queries.
+template <class Kind, int COLUMNS, class Pixel>
+__device__ __forceinline__ void store_moments(Sums<Kind, COLUMNS>& first, Sums<Kind, COLUMNS>& second,
+                                              const Softmax<Kind>& softmax,
+                                              const ForwardRows<typename Kind::Element>& rows, const ForwardResults& to,
+                                              const AttentionShape& shape, int remaining, const Pixel& pixel) {
+  const int64_t image = blockIdx.z, base = image * shape.pixels;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float total = softmax.totals[2 * r];
+    if (total < 1e-37f) total = 1e-37f;  // and not fmaxf, which would hide a NaN
+    const float inverse = 1.0f / total;
+    const int row = first.warp_row() + first.lane_row() + 8 * r;
+    const int64_t at = pixel(row), place = at < 0 ? 0 : (base + at) * shape.channels;
+    if (blockIdx.y == 0 && threadIdx.x % 4 == 0 && at >= 0) {
+      to.lse[base + at] = row < remaining ? (softmax.peak[r] + log2f(total)) / kLog2E : 0.0f;
+    }
+#pragma unroll
+    for (int j = 0; j < COLUMNS / 8; ++j) {
+      const int c = blockIdx.y * COLUMNS + 8 * j + first.lane_column();
+      const bool inside = row < remaining && c < shape.width;
+      const auto unit = inside ? load<2>(rows.unit + (image * shape.width + c)) : Vector<float, 2>{};
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        float &mean = first.sums[0][j][2 * r + e], &variance = second.sums[0][j][2 * r + e];
+        mean *= inverse;
+        variance = inside ? (variance * inverse - mean * mean) * (unit[e] * unit[e]) : 0.0f;
+        mean = inside ? mean * unit[e] : 0.0f;
+      }
+      if (at < 0) continue;
+      const float (&means)[4] = first.sums[0][j], (&variances)[4] = second.sums[0][j];
+      store_two(to.first + place, c, shape.channels, means[2 * r], means[2 * r + 1]);
+      store_two(to.variance + place, c, shape.channels, variances[2 * r], variances[2 * r + 1]);
+    }
+  }
+}
+
+// Writes the maps of deviation and mean, through shared memory, so that neighbouring threads write neighbouring pixels.
+template <class Kind, int COLUMNS, class Pixel>
+__device__ __forceinline__ void write_maps(Sums<Kind, COLUMNS>& mean, Sums<Kind, COLUMNS>& variance,
+                                           const ForwardRows<typename Kind::Element>& rows, const ForwardResults& to,
+                                           const AttentionShape& shape, int remaining, float eps, const Pixel& pixel) {
+  const int64_t image = blockIdx.z;
+  const int column = blockIdx.y * COLUMNS;
+  SharedMemory memory;
+  const Shared<float> out = memory.array<float>(COLUMNS * kResultLd);
+  __syncthreads();
+  store_columns<Kind, COLUMNS>(variance, out);
+  __syncthreads();
+  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, column, pixel, out, remaining, 1.0f,
+                     [&](int, float own) { return sqrtf((own < 0 ? 0.0f : own) + eps); });
+  __syncthreads();
+  store_columns<Kind, COLUMNS>(mean, out);
+  __syncthreads();
+  const Global<const float> pivot = rows.pivot + (image * shape.width + column);
+  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, column, pixel, out, remaining, 0.0f,
+                     [&](int c, float own) { return own + pivot[c]; });
+}
+
 // Grid: blocks of kOwned places, blocks of COLUMNS channels, images. `scale`, not negative, is to base 2. WHOLE: rows
 // of queries and keys stand in shared memory whole.
 template <class Kind, int COLUMNS, bool WHOLE>
@@ -192,55 +252,9 @@ __global__ void __launch_bounds__(kAttentionThreads, kAttentionBlocks<Kind, COLU
     if (ring) stage ^= 1;
   }
 
-  float inverse[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float total = softmax.totals[2 * r];
-    if (total < 1e-37f) total = 1e-37f;  // and not fmaxf, which would hide a NaN
-    inverse[r] = 1.0f / total;
-    const int row = first.warp_row() + first.lane_row() + 8 * r;
-    if (blockIdx.y == 0 && threadIdx.x % 4 == 0 && start + row < shape.pixels) {
-      to.lse[base + pixel(row)] = row < q.remaining ? (softmax.peak[r] + log2f(total)) / kLog2E : 0.0f;
-    }
-  }
-  // Of scaled values, as rows; the maps follow through shared memory, so that neighbouring threads write neighbouring
-  // pixels.
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int row = first.warp_row() + first.lane_row() + 8 * r;
-    const int64_t at = pixel(row), place = at < 0 ? 0 : (base + at) * shape.channels;
-#pragma unroll
-    for (int j = 0; j < COLUMNS / 8; ++j) {
-      const int c = column + 8 * j + first.lane_column();
-      const bool inside = row < q.remaining && c < shape.width;
-      const auto unit = inside ? load<2>(rows.unit + (image * shape.width + c)) : Vector<float, 2>{};
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        float &mean = first.sums[0][j][2 * r + e], &variance = second.sums[0][j][2 * r + e];
-        mean *= inverse[r];
-        variance = inside ? (variance * inverse[r] - mean * mean) * (unit[e] * unit[e]) : 0.0f;
-        mean = inside ? mean * unit[e] : 0.0f;
-      }
-      if (at < 0) continue;
-      const float (&means)[4] = first.sums[0][j], (&variances)[4] = second.sums[0][j];
-      store_two(to.first + place, c, shape.channels, means[2 * r], means[2 * r + 1]);
-      store_two(to.variance + place, c, shape.channels, variances[2 * r], variances[2 * r + 1]);
-    }
-  }
+  store_moments<Kind, COLUMNS>(first, second, softmax, rows, to, shape, q.remaining, pixel);
 
-  SharedMemory again;
-  const Shared<float> out = again.array<float>(COLUMNS * kResultLd);
-  __syncthreads();
-  store_columns<Kind, COLUMNS>(second, out);
-  __syncthreads();
-  write_map<COLUMNS>(to.deviation, image, shape.channels, shape.pixels, column, pixel, out, q.remaining, 1.0f,
-                     [&](int, float variance) { return sqrtf((variance < 0 ? 0.0f : variance) + eps); });
-  __syncthreads();
-  store_columns<Kind, COLUMNS>(first, out);
-  __syncthreads();
-  const Global<const float> pivot = rows.pivot + (image * shape.width + column);
-  write_map<COLUMNS>(to.mean, image, shape.channels, shape.pixels, column, pixel, out, q.remaining, 0.0f,
-                     [&](int c, float mean) { return mean + pivot[c]; });
+  write_maps<Kind, COLUMNS>(first, second, rows, to, shape, q.remaining, eps, pixel);
 }
 
 template <class Kind, int COLUMNS>
