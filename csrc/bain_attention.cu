@@ -312,6 +312,12 @@ Results bain_attention_forward(const Tensor& query, const Tensor& key, const Ten
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def(
+      "bain_attention_forward(Tensor query, Tensor key, Tensor value, Tensor order, Tensor counts, float scale, "
+      "float eps, bool tf32) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
 SCSCO_OPERATIONS(m) { m.impl("bain_attention_forward", TORCH_BOX(&bain_attention_forward)); }
 
 }  // namespace scsco

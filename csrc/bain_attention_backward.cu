@@ -167,6 +167,13 @@ std::tuple<Tensor, Tensor, Tensor> bain_attention_backward(const Tensor& grad_me
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def(
+      "bain_attention_backward(Tensor grad_mean, Tensor grad_std, Tensor query, Tensor key, Tensor value, "
+      "Tensor order, Tensor counts, Tensor first, Tensor variance, Tensor lse, float scale, float eps, "
+      "bool tf32) -> (Tensor, Tensor, Tensor)");
+}
+
 SCSCO_OPERATIONS(m) { m.impl("bain_attention_backward", TORCH_BOX(&bain_attention_backward)); }
 
 }  // namespace scsco

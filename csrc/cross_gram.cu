@@ -78,6 +78,11 @@ Tensor cross_gram_backward(const Tensor& grad, const Tensor& other, bool tf32) {
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def("cross_gram_forward(Tensor a, Tensor b, bool tf32) -> Tensor");
+  m.def("cross_gram_backward(Tensor grad, Tensor other, bool tf32) -> Tensor");
+}
+
 SCSCO_OPERATIONS(m) {
   m.impl("cross_gram_forward", TORCH_BOX(&cross_gram_forward));
   m.impl("cross_gram_backward", TORCH_BOX(&cross_gram_backward));

@@ -361,6 +361,11 @@ std::tuple<Tensor, Tensor> feature_distances_backward(const Tensor& grad, const 
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def("feature_distances_forward(Tensor anchor, Tensor others) -> Tensor");
+  m.def("feature_distances_backward(Tensor grad, Tensor anchor, Tensor others) -> (Tensor, Tensor)");
+}
+
 SCSCO_OPERATIONS(m) {
   m.impl("feature_distances_forward", TORCH_BOX(&feature_distances_forward));
   m.impl("feature_distances_backward", TORCH_BOX(&feature_distances_backward));

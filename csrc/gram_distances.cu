@@ -441,6 +441,13 @@ std::tuple<Tensor, Tensor, Tensor> gram_distances_backward(const Tensor& grad, c
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def("gram_distances_forward(Tensor anchor, Tensor background, Tensor others, bool tf32) -> Tensor");
+  m.def(
+      "gram_distances_backward(Tensor grad, Tensor anchor, Tensor background, Tensor others, bool tf32) "
+      "-> (Tensor, Tensor, Tensor)");
+}
+
 SCSCO_OPERATIONS(m) {
   m.impl("gram_distances_forward", TORCH_BOX(&gram_distances_forward));
   m.impl("gram_distances_backward", TORCH_BOX(&gram_distances_backward));

@@ -244,6 +244,11 @@ Tensor masked_gram_backward(const Tensor& grad, const Tensor& features, const st
 
 }  // namespace
 
+SCSCO_SCHEMAS(m) {
+  m.def("masked_gram_forward(Tensor features, Tensor? foreground, bool tf32) -> Tensor");
+  m.def("masked_gram_backward(Tensor grad, Tensor features, Tensor? foreground, bool tf32) -> Tensor");
+}
+
 SCSCO_OPERATIONS(m) {
   m.impl("masked_gram_forward", TORCH_BOX(&masked_gram_forward));
   m.impl("masked_gram_backward", TORCH_BOX(&masked_gram_backward));

@@ -28,7 +28,9 @@
 #include <string>
 #include <tuple>
 
-// Registers the operations of one file: SCSCO_OPERATIONS(m) { m.impl("name", TORCH_BOX(&function)); }
+// Schemas and implementations of one file's operations: SCSCO_SCHEMAS(m) { m.def("name(Tensor x) -> Tensor"); } and
+// SCSCO_OPERATIONS(m) { m.impl("name", TORCH_BOX(&function)); }
+#define SCSCO_SCHEMAS(m) STABLE_TORCH_LIBRARY_FRAGMENT(scsco_fast_cuda, m)
 #ifdef SCSCO_EMULATED
 #define SCSCO_OPERATIONS(m) STABLE_TORCH_LIBRARY_IMPL(scsco_fast_cuda, CPU, m)
 #else

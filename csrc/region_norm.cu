@@ -72,7 +72,7 @@ NormMasks masks_of(const Tensor& foreground, const std::optional<Tensor>& valid)
 }
 
 void check_inputs(const Tensor& x, const Tensor& foreground, const std::optional<Tensor>& valid,
-                  std::initializer_list<std::pair<const char*, Tensor>> parameters) {
+                  const Tensor& affine) {
   check(x.dim() == 3, "x must have shape (B, C, N), got ", shape_text(x));
   check_shape("foreground", foreground, {x.size(0), x.size(2)});
   check_device("foreground", foreground, x);
@@ -80,26 +80,21 @@ void check_inputs(const Tensor& x, const Tensor& foreground, const std::optional
     check_shape("valid", *valid, {x.size(0), x.size(2)});
     check_device("valid", *valid, x);
   }
-  for (const auto& [name, parameter] : parameters) {
-    check_shape(name, parameter, {x.size(1)});
-    check(parameter.stride(0) == 1 || x.size(1) == 1, name, " must be contiguous");
-    check_device(name, parameter, x);
-  }
+  check_shape("affine", affine, {4, x.size(1)});
+  check(affine.is_contiguous(), "affine must be contiguous");
+  check_device("affine", affine, x);
 }
 
-// x (B, C, N), masks (B, N) bytes, parameters (C) float32 -> y (B, C, N), mean and deviation (B, C, 2).
+// x (B, C, N), masks (B, N) bytes, affine (4, C) float32: gain and offset of the foreground, of the background
+// -> y (B, C, N), mean and deviation (B, C, 2).
 std::tuple<Tensor, Tensor, Tensor> region_norm_forward(const Tensor& x, const Tensor& foreground,
-                                                       const std::optional<Tensor>& valid, const Tensor& fg_weight,
-                                                       const Tensor& fg_bias, const Tensor& bg_weight,
-                                                       const Tensor& bg_bias, double eps, bool adapt) {
-  check_inputs(x, foreground, valid,
-               {{"fg_weight", fg_weight}, {"fg_bias", fg_bias}, {"bg_weight", bg_weight}, {"bg_bias", bg_bias}});
+                                                       const std::optional<Tensor>& valid, const Tensor& affine,
+                                                       double eps, bool adapt) {
+  check_inputs(x, foreground, valid, affine);
   const int64_t batch = x.size(0), channels = x.size(1);
   const Tensor y = allocate_like(x);
   const Tensor mean = allocate({batch, channels, 2}, x), deviations = allocate({batch, channels, 2}, x);
   if (batch == 0) return {y, mean, deviations};
-  const NormParameters parameters{global<const float>(fg_weight), global<const float>(fg_bias),
-                                  global<const float>(bg_weight), global<const float>(bg_bias)};
   dispatch_item({x}, {foreground, valid.value_or(foreground)}, [&](auto item) {
     using Item = decltype(item);
     constexpr int V = Item::kChannels * Item::kPixels;
@@ -117,19 +112,19 @@ std::tuple<Tensor, Tensor, Tensor> region_norm_forward(const Tensor& x, const Te
       LAUNCH((region_norm_fwd_apply_kernel<T, V, kLast>), plan.grid, kThreads,
              shared_bytes<float>(6 * plan.channels) +
                  shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_bits)),
-             x, map_of<T>(x), masks_of(foreground, valid), space[counts], space[moments], parameters, global<T>(y),
-             global<float>(mean), global<float>(deviations), plan.shape, static_cast<float>(eps), adapt);
+             x, map_of<T>(x), masks_of(foreground, valid), space[counts], space[moments],
+             global<const float>(affine), global<T>(y), global<float>(mean), global<float>(deviations), plan.shape,
+             static_cast<float>(eps), adapt);
     });
   });
   return {y, mean, deviations};
 }
 
-// -> dx (B, C, N), and every image's gradients of fg_weight, fg_bias, bg_weight and bg_bias (B, 4, C), float32.
+// -> dx (B, C, N), and every image's gradient of affine (B, 4, C), float32.
 std::tuple<Tensor, Tensor> region_norm_backward(const Tensor& grad, const Tensor& x, const Tensor& foreground,
-                                                const std::optional<Tensor>& valid, const Tensor& fg_weight,
-                                                const Tensor& bg_weight, const Tensor& mean, const Tensor& deviations,
-                                                bool adapt) {
-  check_inputs(x, foreground, valid, {{"fg_weight", fg_weight}, {"bg_weight", bg_weight}});
+                                                const std::optional<Tensor>& valid, const Tensor& affine,
+                                                const Tensor& mean, const Tensor& deviations, bool adapt) {
+  check_inputs(x, foreground, valid, affine);
   const int64_t batch = x.size(0), channels = x.size(1);
   check_shape("grad", grad, {batch, channels, x.size(2)});
   check_device("grad", grad, x);
@@ -138,9 +133,8 @@ std::tuple<Tensor, Tensor> region_norm_backward(const Tensor& grad, const Tensor
     check_device("mean and std", statistic, x);
     check(statistic.is_contiguous(), "mean and std must be contiguous");
   }
-  const Tensor dx = allocate_like(x), parameters = allocate({batch, 4, channels}, x);
-  if (batch == 0) return {dx, parameters};
-  const NormParameters weights{global<const float>(fg_weight), {}, global<const float>(bg_weight), {}};
+  const Tensor dx = allocate_like(x), d_affine = allocate({batch, 4, channels}, x);
+  if (batch == 0) return {dx, d_affine};
   dispatch_item({grad, x}, {foreground, valid.value_or(foreground)}, [&](auto item) {
     using Item = decltype(item);
     constexpr int V = Item::kChannels * Item::kPixels;
@@ -160,14 +154,23 @@ std::tuple<Tensor, Tensor> region_norm_backward(const Tensor& grad, const Tensor
              shared_bytes<float>(kBackwardFactors * plan.channels) +
                  shared_bytes<float>(stage_size<V, kLast>(plan.shape.pixel_bits)),
              x, map_of<T>(grad), map_of<T>(x), masks_of(foreground, valid), global<const float>(mean),
-             global<const float>(deviations), space[counts], space[sums], weights,
-             global<T>(dx), global<float>(parameters), plan.shape, adapt);
+             global<const float>(deviations), space[counts], space[sums],
+             global<const float>(affine), global<T>(dx), global<float>(d_affine), plan.shape, adapt);
     });
   });
-  return {dx, parameters};
+  return {dx, d_affine};
 }
 
 }  // namespace
+
+SCSCO_SCHEMAS(m) {
+  m.def(
+      "region_norm_forward(Tensor x, Tensor foreground, Tensor? valid, Tensor affine, float eps, bool adapt) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def(
+      "region_norm_backward(Tensor grad, Tensor x, Tensor foreground, Tensor? valid, Tensor affine, Tensor mean, "
+      "Tensor std, bool adapt) -> (Tensor, Tensor)");
+}
 
 SCSCO_OPERATIONS(m) {
   m.impl("region_norm_forward", TORCH_BOX(&region_norm_forward));

@@ -170,10 +170,6 @@ __host__ __device__ int stage_size(int pixel_bits) {
   return CHANNELS_LAST ? (V << (kThreadBits - pixel_bits)) * ((kItems << pixel_bits) + 1) : 0;
 }
 
-struct NormParameters {
-  Global<const float> fg_weight, fg_bias, bg_weight, bg_bias;  // (C)
-};
-
 // Mean and deviation of a channel in both regions; 0 and 1 where a region has no pixels.
 struct NormStatistics {
   float centre[2] = {0, 0}, deviation[2] = {1, 1};

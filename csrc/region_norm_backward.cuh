@@ -113,9 +113,9 @@ __device__ __forceinline__ NormSums add_splits(Global<const float> counts, Globa
   return own;
 }
 
-// Gradients of a channel's parameters, `channels` apart.
-__device__ __forceinline__ void store_parameters(Global<float> to, int64_t channels, const NormSums& total,
-                                                 const NormStatistics& own, bool adapt) {
+// Gradient of a channel's affine, `channels` apart.
+__device__ __forceinline__ void store_affine(Global<float> to, int64_t channels, const NormSums& total,
+                                             const NormStatistics& own, bool adapt) {
   const float (&sum)[4] = total.sum;
   const float d_fg_weight = adapt ? own.deviation[1] * sum[2] + own.centre[1] * sum[0] : sum[2];
   to[0] = total.size[0] > 0 ? d_fg_weight : 0.0f;
@@ -149,9 +149,9 @@ template <class T, int V, bool CHANNELS_LAST>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     region_norm_bwd_dx_kernel(NormMap<T> grad, NormMap<T> x, NormMasks masks, Global<const float> mean,
                               Global<const float> deviations, Global<const float> counts, Global<const float> sums,
-                              NormParameters weights,
-                              Global<T> dx,              // (B, C, N)
-                              Global<float> parameters,  // (B, 4, C): this image's gradients of the parameters
+                              Global<const float> affine,  // (4, C)
+                              Global<T> dx,                // (B, C, N)
+                              Global<float> d_affine,      // (B, 4, C): this image's part
                               NormShape shape, bool adapt) {
   const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels;
@@ -172,9 +172,10 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       own.deviation[r] = deviations[(here.image * shape.channels + c) * 2 + r];
     }
     if (inside && here.split == 0) {
-      store_parameters(parameters + (here.image * 4 * shape.channels + c), shape.channels, total, own, adapt);
+      store_affine(d_affine + (here.image * 4 * shape.channels + c), shape.channels, total, own, adapt);
     }
-    const float fg_weight = inside ? weights.fg_weight[c] : 0.0f, bg_weight = inside ? weights.bg_weight[c] : 0.0f;
+    const float fg_weight = inside ? affine[c] : 0.0f;
+    const float bg_weight = inside ? affine[2 * shape.channels + c] : 0.0f;
     put_factors(factors + i, channels, total, own, fg_weight, bg_weight, adapt);
   }
   __syncthreads();

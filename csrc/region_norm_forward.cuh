@@ -140,10 +140,10 @@ __device__ __forceinline__ NormStatistics merge_splits(Global<const float> count
 template <class T, int V, bool CHANNELS_LAST>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     region_norm_fwd_apply_kernel(NormMap<T> x, NormMasks masks, Global<const float> counts, Global<const float> moments,
-                                 NormParameters parameters,
-                                 Global<T> y,               // (B, C, N)
-                                 Global<float> mean,        // (B, C, 2)
-                                 Global<float> deviations,  // (B, C, 2)
+                                 Global<const float> affine,  // (4, C)
+                                 Global<T> y,                 // (B, C, N)
+                                 Global<float> mean,          // (B, C, 2)
+                                 Global<float> deviations,    // (B, C, 2)
                                  NormShape shape, float eps, bool adapt) {
   const NormPlace<V, CHANNELS_LAST> here(shape);
   constexpr int S = here.kChannels, P = here.kPixels;
@@ -162,13 +162,13 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
       mean[(here.image * shape.channels + c) * 2 + r] = own.centre[r];
       deviations[(here.image * shape.channels + c) * 2 + r] = own.deviation[r];
     }
-    const float weight = inside ? parameters.fg_weight[c] : 0.0f, bias = inside ? parameters.fg_bias[c] : 0.0f;
+    const float weight = inside ? affine[c] : 0.0f, bias = inside ? affine[shape.channels + c] : 0.0f;
     factors[i] = own.centre[0];
     factors[channels + i] = own.centre[1];
     factors[2 * channels + i] = (adapt ? weight * own.deviation[1] : weight) / own.deviation[0];
-    factors[3 * channels + i] = inside ? parameters.bg_weight[c] / own.deviation[1] : 0.0f;
+    factors[3 * channels + i] = inside ? affine[2 * shape.channels + c] / own.deviation[1] : 0.0f;
     factors[4 * channels + i] = adapt ? weight * own.centre[1] + bias : bias;
-    factors[5 * channels + i] = inside ? parameters.bg_bias[c] : 0.0f;
+    factors[5 * channels + i] = inside ? affine[3 * shape.channels + c] : 0.0f;
   }
   __syncthreads();
 
