@@ -47,8 +47,8 @@ from scsco_fast.synthesis.synthetic import SyntheticComposites
 from scsco_fast.system.environment import cpu_name
 from scsco_fast.system.files import replacing
 from scsco_fast.train import PRESETS
+from scsco_fast.train.loader import build_loader
 from scsco_fast.train.processes import Processes
-from scsco_fast.train.samples import build_loader
 from scsco_fast.train.step import TrainingStep
 
 BATCH = 16

@@ -1,5 +1,10 @@
 """Training: `train(config)` runs a `TrainConfig` into a run folder; `PRESETS` holds the named ones.
 
+To read it: `config` (the settings), `engine` (from the settings to the loop), `decision` (what is due after a step),
+`step` (one step: forward, backward, update) with its `parts` and `schedules`, and `build` (model, loss, optimizer).
+These are the training. `samples` and `loader` say which pictures a step sees, `run_folder` and `checkpoint` what is
+written and how a run is resumed, `failures` what may go wrong, `processes` how several processes train as one.
+
 `train` is imported when it is first used: the settings and their help need no torch.
 """
 

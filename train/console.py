@@ -79,25 +79,22 @@ def summary(
     config: TrainConfig,
     progress: Progress,
     *,
-    first: int,
     seconds: float,
-    skipped: int,
     vgg_source: str,
     profile: Path | None,
 ) -> str:
     """What the run did, and where it is.
 
     Args:
-        first: steps that were done before this time; they took no part of `seconds`.
-        skipped: steps that were not finite, in all.
+        seconds: that the steps of this time took.
         profile: the folder of the profile, if there is one.
     """
-    done, best = progress.step, progress.best
+    done, best, steps = progress.step, progress.best, progress.step - progress.first
     took = datetime.timedelta(seconds=round(seconds))
-    speed = (done - first) * config.batch_size / seconds
+    speed = steps * config.batch_size / seconds
     lines = [
         f"{done} of {config.steps} steps done; VGG-16 weights: {vgg_source}",
-        f"  this time    {done - first} steps in {took}, {speed:.1f} images/s, {skipped} steps skipped in all, "
+        f"  this time    {steps} steps in {took}, {speed:.1f} images/s, {progress.skipped} steps skipped in all, "
         f"{len(progress.bad)} bad samples",
         f"  model        {folder / 'model.safetensors'}",
         f"  checkpoint   {folder / 'checkpoints' / checkpoint.LAST}",

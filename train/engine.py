@@ -22,20 +22,13 @@ from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.console import ProgressBar, new_console, summary
 from scsco_fast.train.decision import Decision, decide
 from scsco_fast.train.failures import Failures
+from scsco_fast.train.loader import boxes_of, build_loader
 from scsco_fast.train.memory import kept_memory, peak_mib
 from scsco_fast.train.processes import start_processes
 from scsco_fast.train.profiling import Profile
 from scsco_fast.train.report import COLUMNS, Report, Row
 from scsco_fast.train.run_folder import Data, Progress, check_folder, make_folder, restore, save, write_config
-from scsco_fast.train.samples import (
-    Samples,
-    boxes_of,
-    build_dataset,
-    build_loader,
-    build_preview,
-    build_validation,
-    fingerprint,
-)
+from scsco_fast.train.samples import Samples, build_dataset, build_preview, build_validation, fingerprint
 from scsco_fast.train.schedules import learning_rate
 from scsco_fast.train.signals import StopSignals
 from scsco_fast.train.step import TrainingStep
@@ -110,17 +103,17 @@ def train(
 def loop(run: "Run", batches: Iterable[Batch | PackedBatch]) -> None:
     """The next batch, a step, and what is due after it, until all steps are done or a signal asks for the end."""
     config, processes, progress = run.step.config, run.step.processes, run.progress
-    if run.first >= config.steps:  # a finished run that is resumed
+    if progress.step >= config.steps:  # a finished run that is resumed
         run.save(Decision(save_last=True))
         return
-    with StopSignals(run.console.print) as stop, ProgressBar(run.console, config.steps, run.first) as bar:
+    with StopSignals(run.console.print) as stop, ProgressBar(run.console, config.steps, progress.first) as bar:
         run.since = time.perf_counter()
-        for index, batch in zip(range(run.first, config.steps), run.step.timer.waiting(batches), strict=False):
+        for index, batch in zip(range(progress.first, config.steps), run.step.timer.waiting(batches), strict=False):
             # Every process learns of the others' images, signals and bad samples, and so decides as they do.
-            told = processes.all_gather_integers([len(batch.names), stop.requested, len(batch.bad)])
-            counts, stopping, bad = ([row[place] for row in told] for place in range(3))
+            gathered = processes.all_gather_integers([len(batch.names), stop.requested, len(batch.bad)])
+            counts, stopping, bad = zip(*gathered, strict=True)
             if any(bad):
-                run.failures.note_bad([each for found in processes.all_gather_object(batch.bad) for each in found])
+                run.failures.note_bad(batch.bad)
             if any(counts):
                 run.do_step(batch, index, counts)
             progress.step = index + 1
@@ -144,7 +137,6 @@ class Run:
     """A run between its first and its last step: what is done in one, and what is due after some.
 
     Attributes:
-        first: steps that an earlier run did.
         progress: how far it is.
         failures: the samples and steps that could not be used.
         report: metrics.csv and TensorBoard; None but in the first process.
@@ -164,9 +156,8 @@ class Run:
     ) -> None:
         self.folder, self.step, self.progress, self.data = folder, step, progress, data
         self.preview, self.validation, self.console = preview, validation, console
-        self.first = progress.step
-        self.failures = Failures(step.config, step.processes, data.samples, progress.bad, console.print)
-        self.report = Report(folder, self.first) if step.processes.rank == 0 else None
+        self.failures = Failures(step.config, step.processes, progress, data.samples, console.print)
+        self.report = Report(folder, progress.first) if step.processes.rank == 0 else None
         self.profile: Profile | None = None
         self.begun = self.since = time.perf_counter()
         self.images = 0
@@ -259,9 +250,7 @@ class Run:
             self.folder,
             self.step.config,
             self.progress,
-            first=self.first,
             seconds=time.perf_counter() - self.begun,
-            skipped=self.failures.skipped,
             vgg_source=vgg_source,
             profile=None if self.profile is None else self.profile.folder,
         )

@@ -7,6 +7,7 @@ from scsco_fast.data.samples import BadSample
 from scsco_fast.errors import ScscoError
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.processes import Processes
+from scsco_fast.train.run_folder import Progress
 
 NAMED = 8  # samples that a message names
 
@@ -16,9 +17,9 @@ class Failures:
 
     Args:
         config: `bad_sample_limit` and `non_finite_limit`.
-        processes: those of the run; all of them see the same failures.
+        processes: those of the run; each of them has to note what any of them found.
+        progress: of the run; what is found is kept there.
         samples: how many the data set has.
-        bad: name and reason of each sample that could not be used so far.
         say: takes each warning.
     """
 
@@ -26,29 +27,30 @@ class Failures:
         self,
         config: TrainConfig,
         processes: Processes,
+        progress: Progress,
         samples: int,
-        bad: dict[str, str],
         say: Callable[[str], object],
     ) -> None:
-        self.config, self.processes, self.samples, self.bad, self.say = config, processes, samples, bad, say
-        self.skipped = 0
+        self.config, self.processes, self.progress, self.samples, self.say = config, processes, progress, samples, say
         self.names: dict[int, list[str]] = {}  # this process's samples in each step since the losses were read
 
-    def note_bad(self, samples: Sequence[BadSample]) -> None:
-        """Warn of each bad sample that is new."""
+    def note_bad(self, own: Sequence[BadSample]) -> None:
+        """Warn of each bad sample that is new, in this process's batch or in another's."""
+        known = self.progress.bad
+        samples = [sample for found in self.processes.all_gather_object(own) for sample in found]
         for sample in samples:
-            if sample.name in self.bad:
+            if sample.name in known:
                 continue
-            self.bad[sample.name] = sample.reason
+            known[sample.name] = sample.reason
             self.say(f"warning: skipped {sample.name}: {sample.reason}")
-            if len(self.bad) >= self.samples:
+            if len(known) >= self.samples:
                 raise ScscoError(
                     f"none of the {self.samples} samples can be used, the last is {sample.name}: {sample.reason}; "
                     "repair the data (see scsco prepare --check)"
                 )
-            if len(self.bad) > self.config.bad_sample_limit:
+            if len(known) > self.config.bad_sample_limit:
                 raise ScscoError(
-                    f"{len(self.bad)} samples cannot be used (bad_sample_limit {self.config.bad_sample_limit}), "
+                    f"{len(known)} samples cannot be used (bad_sample_limit {self.config.bad_sample_limit}), "
                     f"the last is {sample.name}: {sample.reason}; repair the data or raise the limit"
                 )
 
@@ -58,9 +60,9 @@ class Failures:
         Args:
             state: what `TrainingStep.read` found.
         """
-        before, self.skipped = self.skipped, state["skipped"]
+        before, self.progress.skipped = self.progress.skipped, state["skipped"]
         own, self.names = self.names.get(state["last_skipped"], []), {}
-        if self.skipped <= before:
+        if self.progress.skipped <= before:
             return
         names = self.processes.all_gather_object(own)
         wrong = [name for rank in state["culprits"] or range(len(names)) for name in names[rank]]

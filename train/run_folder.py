@@ -33,11 +33,15 @@ class Progress:
 
     Attributes:
         step: how many steps.
+        first: how many of them before this start of the run.
+        skipped: how many of them were not finite and changed nothing.
         bad: name and reason of each sample that could not be used.
         best: "step", "fmse" and "psnr" of the best validation.
     """
 
     step: int = 0
+    first: int = 0
+    skipped: int = 0
     bad: dict[str, str] = field(default_factory=dict)
     best: dict[str, float] | None = None
 
@@ -122,7 +126,8 @@ def restore(folder: Path, step: TrainingStep, data: Data, say: Callable[[str], o
     if rank < len(state["rng"]):
         checkpoint.restore_rng_state(state["rng"][rank], step.device)
     say(f"resumed from {path} at step {state['step']}")
-    return Progress(state["step"], state["bad_samples"], state["best"])
+    skipped = int(state["training"]["skips"][0])
+    return Progress(state["step"], state["step"], skipped, state["bad_samples"], state["best"])
 
 
 def _check_changes(

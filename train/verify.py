@@ -19,8 +19,9 @@ from scsco_fast.system.extras import require
 from scsco_fast.system.files import write_durably
 from scsco_fast.train.build import AUTOCAST, build_model, resolve
 from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.loader import boxes_of, build_loader
 from scsco_fast.train.processes import Processes
-from scsco_fast.train.samples import Samples, boxes_of, build_dataset, build_loader
+from scsco_fast.train.samples import Samples, build_dataset
 from scsco_fast.train.step import TrainingStep
 
 STEPS = 20

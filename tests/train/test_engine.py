@@ -23,9 +23,10 @@ from scsco_fast.system.locks import LOCK
 from scsco_fast.train import checkpoint, engine
 from scsco_fast.train.config import TrainConfig, load_config
 from scsco_fast.train.engine import train
+from scsco_fast.train.loader import StepOrder, build_loader
 from scsco_fast.train.processes import Processes
 from scsco_fast.train.report import read_rows
-from scsco_fast.train.samples import StepOrder, build_dataset, build_loader, build_preview, build_validation
+from scsco_fast.train.samples import build_dataset, build_preview, build_validation
 from scsco_fast.train.signals import StopSignals
 
 Tiny = Callable[..., TrainConfig]
@@ -327,6 +328,18 @@ def test_skipped_steps_and_their_samples_are_named(
     train(tiny(steps=4), pictures(not_finite={3}))
     line = "warning: step 2: the loss or gradient was not finite with the samples picture2.jpg, picture3.jpg; skipped"
     assert capsys.readouterr().out.count(line) == 1
+
+
+def test_a_resumed_run_does_not_name_earlier_skipped_steps_again(
+    tiny: Tiny, pictures: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(tiny(steps=4), pictures(not_finite={3}))
+    capsys.readouterr()
+    folder = train(tiny(steps=6, resume=True), pictures(not_finite={3}))
+    output = capsys.readouterr().out
+    assert "not finite" not in output
+    assert "1 steps skipped in all" in output
+    assert read_rows(folder / "metrics.csv")[-1]["skipped_steps"] == 1
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.train import checkpoint
 from scsco_fast.train.config import TrainConfig
 from scsco_fast.train.engine import train
+from scsco_fast.train.loader import StepOrder
 from scsco_fast.train.processes import start_processes
 from scsco_fast.train.report import read_rows
-from scsco_fast.train.samples import StepOrder
 
 pytestmark = pytest.mark.filterwarnings("ignore:VGG-16 has RANDOM weights")
 Tiny = Callable[..., TrainConfig]

@@ -15,10 +15,12 @@ from scsco_fast.data.photos import Photo
 from scsco_fast.data.samples import BadSample, Batch, Sample, collate
 from scsco_fast.errors import ScscoError
 from scsco_fast.synthesis.synthetic import SyntheticComposites
+from scsco_fast.train import loader as loader_module
 from scsco_fast.train import samples as samples_module
 from scsco_fast.train.config import TrainConfig
+from scsco_fast.train.loader import build_loader
 from scsco_fast.train.processes import Processes
-from scsco_fast.train.samples import build_loader, build_preview
+from scsco_fast.train.samples import build_preview
 
 CPU = torch.device("cpu")
 
@@ -60,7 +62,7 @@ def test_workers_make_the_batches_that_the_training_process_makes(
     workers: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int]] = []
-    monkeypatch.setattr(samples_module, "loader_workers", lambda device, sharing: asked.append((device, sharing)) or 2)
+    monkeypatch.setattr(loader_module, "loader_workers", lambda device, sharing: asked.append((device, sharing)) or 2)
     labels = np.pad(np.ones((12, 12), np.uint16), 12)
     photos = [
         Photo(
