@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass, fields
 from importlib.util import find_spec
 from pathlib import Path
 
-from scsco_fast.cuda import build, resources
+from scsco_fast.cuda import build, compilers, resources
 from scsco_fast.errors import ScscoError
 from scsco_fast.kernels import sass
 
@@ -235,7 +235,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             library = options.library or _compiled(Path(folder), options.architecture)
             found = rows(library, options.architecture)
-    except (ScscoError, build.BuildError) as error:
+    except (ScscoError, compilers.BuildError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     if options.csv:

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def contiguous_like(tensor: Tensor) -> Tensor:
+    """An uninitialised map with the shape and dtype of `tensor`, in raster order whatever the layout of `tensor`."""
+    return torch.empty_like(tensor, memory_format=torch.contiguous_format)
+
+
 def map_like(tensor: Tensor, layout: Tensor | None = None) -> Tensor:
     """An uninitialised map with the shape and dtype of `tensor`, channels last where `layout` or else `tensor` is."""
     layout = tensor if layout is None else layout

@@ -1,12 +1,12 @@
 """The Gram matrix of two feature maps: split over pixels, the splits summed in a fixed order."""
 
-import torch
 import triton
 from torch import Tensor
 
 from scsco_fast.kernels.cross_gram.backward import cross_gram_bwd_kernel
 from scsco_fast.kernels.cross_gram.forward import cross_gram_fwd_kernel
 from scsco_fast.kernels.launch import COMPUTE, common_dtype, empty, is_ragged, on_device, pointers, precision, rows
+from scsco_fast.kernels.memory import contiguous_like
 from scsco_fast.kernels.products import (
     FEATURE_TILES,
     GRAM_TILES,
@@ -53,7 +53,7 @@ def backward(grad: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 def _times(grad: Tensor, features: Tensor, like: Tensor) -> Tensor:
     """grad @ features / (H W) in the dtype and shape of `like`."""
-    out = torch.empty_like(like, memory_format=torch.contiguous_format)
+    out = contiguous_like(like)
     f = rows(features)
     (batch, depth, pixels), height = f.shape, like.shape[1]
     if batch == 0:

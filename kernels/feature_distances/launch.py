@@ -2,11 +2,11 @@
 
 import dataclasses
 
-import torch
 import triton
 from torch import Tensor
 
 from scsco_fast.kernels import MAX_PIXELS
+from scsco_fast.kernels.feature_distances import allocate_gradients
 from scsco_fast.kernels.feature_distances.backward import feature_distances_bwd_kernel
 from scsco_fast.kernels.feature_distances.forward import feature_distances_fwd_kernel
 from scsco_fast.kernels.launch import case, empty, on_device, pointers, rows
@@ -61,8 +61,7 @@ def forward(anchor: Tensor, others: Tensor) -> Tensor:
 
 def backward(grad: Tensor, anchor: Tensor, others: Tensor, anchor_only: bool) -> tuple[Tensor, ...]:
     """df = sum_j g_j sign(f - o_j) / n, do_j = -g_j sign(f - o_j) / n, with n = C H W; with `anchor_only` df alone."""
-    wanted = (anchor,) if anchor_only else (anchor, others)
-    grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted)
+    grads = allocate_gradients(anchor, others, anchor_only)
     if 0 in others.shape[:2]:
         return tuple(t.zero_() for t in grads)
     f, o, sizes, splits, meta = _launch(rows(anchor), rows(others))

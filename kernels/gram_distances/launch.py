@@ -12,7 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
-from scsco_fast.kernels.gram_distances import empty_signs
+from scsco_fast.kernels.gram_distances import allocate_gradients, allocate_signs
 from scsco_fast.kernels.gram_distances.backward import (
     gram_distances_bwd_background_kernel,
     gram_distances_bwd_features_kernel,
@@ -85,7 +85,7 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor,
     """mean |(f - o_j) b^T| / (H W): (B, J), float32; and the signs of the products (B, J, Cf, Cb), int8."""
     inputs = _operands(anchor, background, others)
     (height, pixels), width, (batch, count) = inputs.f.shape[1:], inputs.b.shape[1], inputs.o.shape[:2]
-    signs = empty_signs(anchor, background, others)
+    signs = allocate_signs(anchor, background, others)
     if 0 in (batch, count):
         return empty((batch, count), anchor), signs
     table = DIFFERENCE_TILES if multiplies_from_shared_memory(anchor.device) else REGISTER_TILES
@@ -122,8 +122,7 @@ def backward(
 
     With `anchor_only` df alone, without a launch for the background.
     """
-    wanted = (anchor,) if anchor_only else (anchor, background, others)
-    grads = tuple(torch.empty_like(t, memory_format=torch.contiguous_format) for t in wanted)
+    grads = allocate_gradients(anchor, background, others, anchor_only)
     if 0 in others.shape[:2]:
         return tuple(t.zero_() for t in grads)
     inputs = _operands(anchor, background, others)

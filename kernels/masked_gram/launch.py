@@ -21,12 +21,14 @@ from scsco_fast.kernels.launch import (
     rows,
     split,
 )
+from scsco_fast.kernels.masked_gram import allocate
 from scsco_fast.kernels.masked_gram.backward import masked_gram_bwd_kernel
 from scsco_fast.kernels.masked_gram.forward import (
     masked_gram_blocks_kernel,
     masked_gram_fwd_kernel,
     masked_gram_fwd_sum_kernel,
 )
+from scsco_fast.kernels.memory import contiguous_like
 from scsco_fast.kernels.products import (
     FEATURE_TILES,
     GRAM_TILES,
@@ -59,7 +61,7 @@ def forward(features: Tensor, foreground: Tensor | None) -> Tensor:
     """F_m F_m^T / (H W): (B, C, C), float32."""
     f = rows(features)
     batch, channels, pixels = f.shape
-    gram = empty((batch, channels, channels), features)
+    gram = allocate(features)
     if batch == 0:
         return gram
     kind = precision(f.dtype)
@@ -111,7 +113,7 @@ def _words(mask: Tensor) -> tuple[Tensor, int]:
 
 def backward(grad: Tensor, features: Tensor, foreground: Tensor | None) -> Tensor:
     """dF = m (dG + dG^T) F_m / (H W)."""
-    out = torch.empty_like(features, memory_format=torch.contiguous_format)
+    out = contiguous_like(features)
     f = rows(features)
     batch, channels, pixels = f.shape
     if batch == 0:

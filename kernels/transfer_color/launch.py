@@ -9,6 +9,7 @@ import triton
 from torch import Tensor
 
 from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, rows
+from scsco_fast.kernels.memory import contiguous_like
 from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import shares
 from scsco_fast.kernels.transfer_color.forward import (
@@ -33,7 +34,7 @@ MATCH_WARPS = 16  # of the histogram's last kernel: with 4 or 8, one of the two 
 
 def forward(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str) -> Tensor:
     """Source with its masked pixels recoloured, (B, 3, H, W) in its dtype."""
-    out = torch.empty_like(source, memory_format=torch.contiguous_format)
+    out = contiguous_like(source)
     if source.shape[0] == 0:
         return out
     with on_device(source):

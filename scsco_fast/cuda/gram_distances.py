@@ -7,15 +7,15 @@ from scsco_fast.cuda.launch import common_dtype, rows, tf32
 from scsco_fast.cuda.library import operations
 
 
-def empty_signs(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
+def allocate_signs(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
     """No element: the backward computes the signs of the products anew."""
     return torch.empty(0, dtype=torch.int8, device=anchor.device)
 
 
 def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-    """mean |(f - o_j) b^T| / (H W): (B, J), float32; and `empty_signs`."""
+    """mean |(f - o_j) b^T| / (H W): (B, J), float32; and `allocate_signs`."""
     parts: Tensor = operations().gram_distances_forward(*_operands(anchor, background, others), tf32(anchor))
-    return parts.sum(2) * (2 / _size(anchor, background)), empty_signs(anchor, background, others)
+    return parts.sum(2) * (2 / _size(anchor, background)), allocate_signs(anchor, background, others)
 
 
 def backward(

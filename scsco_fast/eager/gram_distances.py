@@ -14,7 +14,7 @@ from scsco_fast.eager.products import product
 BLOCK_ELEMENTS = 1 << 20  # of one block of rows of a Gram matrix, over the batch
 
 
-def empty_signs(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
+def allocate_signs(anchor: Tensor, background: Tensor, others: Tensor) -> Tensor:
     """Uninitialised, of the products (f - o_j) b^T: (B, J, C, Cb), int8."""
     shape = (*others.shape[:2], anchor.shape[1], background.shape[1])
     return torch.empty(shape, dtype=torch.int8, device=anchor.device)
@@ -25,7 +25,7 @@ def forward(anchor: Tensor, background: Tensor, others: Tensor) -> tuple[Tensor,
     dtype = accumulate_dtype(anchor, background, others)
     shared = background.to(dtype).flatten(2).transpose(1, 2)  # (B, N, Cb)
     sums = shared.new_zeros(others.shape[:2])
-    signs = empty_signs(anchor, background, others)
+    signs = allocate_signs(anchor, background, others)
     for j, difference in _differences(anchor, others, dtype):
         for rows in _row_blocks(difference, shared):
             products = product(difference[:, rows], shared)

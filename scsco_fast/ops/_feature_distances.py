@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels.feature_distances import allocate_gradients
 from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_device, check_map, check_same
 from scsco_fast.ops.registration import (
-    empty_like,
     register_operation,
     register_reference,
     statistics_dtype,
@@ -61,7 +61,7 @@ def _feature_distances(anchor: Tensor, others: Tensor, backend: str) -> Tensor:
 
 
 def _fake_backward(grad: Tensor, anchor: Tensor, others: Tensor, backend: str, anchor_only: bool) -> list[Tensor]:
-    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, others))]
+    return list(allocate_gradients(anchor, others, anchor_only))
 
 
 @register_operation("feature_distances_backward", _fake_backward, differentiable=False)

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels.gram_distances import allocate_gradients
 from scsco_fast.ops.backend import choose, implementation, is_reference, memory
 from scsco_fast.ops.checks import check_device, check_map, check_same
 from scsco_fast.ops.registration import (
-    empty_like,
     register_operation,
     register_reference,
     statistics_dtype,
@@ -64,7 +64,7 @@ register_reference(
 
 def _fake(anchor: Tensor, background: Tensor, others: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     distances = anchor.new_empty(others.shape[:2], dtype=statistics_dtype(anchor, background, others))
-    return distances, memory(backend, "gram_distances").empty_signs(anchor, background, others)
+    return distances, memory(backend, "gram_distances").allocate_signs(anchor, background, others)
 
 
 @register_operation("gram_distances", _fake)
@@ -76,7 +76,7 @@ def _gram_distances(anchor: Tensor, background: Tensor, others: Tensor, backend:
 def _fake_backward(
     grad: Tensor, signs: Tensor, anchor: Tensor, background: Tensor, others: Tensor, backend: str, anchor_only: bool
 ) -> list[Tensor]:
-    return [empty_like(t) for t in ((anchor,) if anchor_only else (anchor, background, others))]
+    return list(allocate_gradients(anchor, background, others, anchor_only))
 
 
 @register_operation("gram_distances_backward", _fake_backward, differentiable=False)

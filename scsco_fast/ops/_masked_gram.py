@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels.masked_gram import allocate
+from scsco_fast.kernels.memory import contiguous_like
 from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_map, check_regions
 from scsco_fast.ops.registration import (
-    empty_like,
     register_operation,
     register_reference,
     statistics_dtype,
@@ -53,8 +54,7 @@ register_reference("masked_gram_reference(Tensor features, Tensor? foreground) -
 
 
 def _fake(features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
-    batch, channels = features.shape[:2]
-    return features.new_empty((batch, channels, channels), dtype=statistics_dtype(features))
+    return allocate(features, statistics_dtype(features))
 
 
 @register_operation("masked_gram", _fake)
@@ -63,7 +63,7 @@ def _masked_gram(features: Tensor, foreground: Tensor | None, backend: str) -> T
 
 
 def _fake_backward(grad: Tensor, features: Tensor, foreground: Tensor | None, backend: str) -> Tensor:
-    return empty_like(features)
+    return contiguous_like(features)
 
 
 @register_operation("masked_gram_backward", _fake_backward, differentiable=False)

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
+from scsco_fast.kernels.memory import contiguous_like
 from scsco_fast.ops.backend import choose, implementation, is_reference
 from scsco_fast.ops.checks import check_device, check_map, check_regions, check_same
-from scsco_fast.ops.registration import empty_like, register_operation, register_reference
+from scsco_fast.ops.registration import register_operation, register_reference
 from scsco_fast.reference import transfer_color as reference_backend
 from scsco_fast.regions import RegionLevel, Regions
 
@@ -83,7 +84,7 @@ register_reference(
 
 
 def _fake(source: Tensor, reference: Tensor, mask: Tensor, reference_mask: Tensor, method: str, backend: str) -> Tensor:
-    return empty_like(source)
+    return contiguous_like(source)
 
 
 @register_operation("transfer_color", _fake, differentiable=False)

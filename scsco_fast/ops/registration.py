@@ -92,11 +92,6 @@ def widen(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
-def empty_like(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Contiguous and uninitialised, as the implementations return their results, whatever the layout of `tensor`."""
-    return torch.empty_like(tensor, dtype=dtype, memory_format=torch.contiguous_format)
-
-
 def statistics_dtype(*tensors: Tensor) -> torch.dtype:
     """The dtype of sums and distances: float32, or float64 if an input is."""
     return accumulate_dtype(*tensors)
