@@ -1,4 +1,4 @@
-"""The command line: `scsco COMMAND`; `USAGE` lists the commands, and each has its own file here.
+"""The command line: `scsco COMMAND`; `usage.py` lists the commands, and each has its own file here.
 
 Exit codes: 0 all done, 1 some of the work failed (each failure is named) or what is printed cannot be written, 2 wrong
 use or unusable input (one line on stderr), 70 a fault of this program (one line, which names the file with the
@@ -10,15 +10,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from scsco_fast.cli.usage import TRAIN_USAGE, USAGE
+from scsco_fast.cli.usage import COMMANDS, TRAIN_USAGE, USAGE
 from scsco_fast.errors import ScscoError, is_out_of_memory
 
-__all__ = ["TRAIN_USAGE", "USAGE", "main", "run"]
+__all__ = ["COMMANDS", "TRAIN_USAGE", "USAGE", "main", "run"]
 
-COMMANDS = (
-    *("train", "evaluate", "prepare", "synthesize", "harmonize", "import-rainnet", "export", "demo"),
-    *("serve", "bench", "build", "doctor"),
-)
 FAULT = 70  # EX_SOFTWARE of sysexits.h
 
 

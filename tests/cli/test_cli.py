@@ -58,7 +58,8 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["--help"]) == 0
     text = capsys.readouterr().out
-    for command in ("train", "evaluate", "synthesize", "harmonize", "import-rainnet", "export", "demo", "doctor"):
+    assert set(cli.COMMANDS) >= {"train", "evaluate", "synthesize", "harmonize", "import-rainnet", "export", "demo"}
+    for command in cli.COMMANDS:
         assert f"\n  {command} " in text
         assert cli.main([command, "--help"]) == 0
         assert f"usage: scsco {command}" in capsys.readouterr().out

@@ -37,7 +37,8 @@ INTERRUPT = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 @pytest.mark.parametrize("body", [INTERRUPT, f"try:\n    {INTERRUPT}\nexcept BaseException:\n    print('went on')"])
 @pytest.mark.parametrize(
-    "arguments", [["doctor"], ["demo"], ["harmonize", "--image", "a", "--mask", "b", "--output", "c.png"]]
+    "arguments",
+    [["doctor"], ["evaluate", "--identity"], ["harmonize", "--image", "a", "--mask", "b", "--output", "c.png"]],
 )
 def test_ctrl_c_in_an_import_is_one_line(arguments: list[str], body: str, tmp_path: Path) -> None:
     """Whether the module that is being imported lets it through or swallows it."""
