@@ -22,8 +22,10 @@ from torch import Tensor
 from scsco_fast.errors import ScscoError, is_out_of_memory
 from scsco_fast.harmonizing.masks import PEAK, bounds
 from scsco_fast.harmonizing.settings import Settings
+from scsco_fast.nn.affine import AFFINE_CHANNELS
 from scsco_fast.nn.local_affine import WINDOW, apply_local_affine, enlarged_rows, extend, fit_local_affine
-from scsco_fast.nn.unet import AFFINE_CHANNELS, MAJORITY, HarmonizationUNet, reduced_size, shrink
+from scsco_fast.nn.sizes import MAJORITY, reduced_size, shrink
+from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.reference import color
 from scsco_fast.regions import THRESHOLD
 

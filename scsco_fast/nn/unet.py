@@ -10,21 +10,22 @@ from torch import Tensor, nn
 
 from scsco_fast.architecture import ENCODERS, HEADS, IN_CHANNELS, NORMS, UPSAMPLINGS, WORKING_SIZE
 from scsco_fast.nn import efficientnet
+from scsco_fast.nn.affine import (
+    AFFINE_CHANNELS,
+    COLOUR_GAIN,
+    INIT_STD,
+    about_grey,
+    pooled,
+    pooled_along_outline,
+    whole_transform,
+)
 from scsco_fast.nn.local_affine import apply_local_affine, extend
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
+from scsco_fast.nn.sizes import crop, pad_inputs, reduce_inputs, reduced_size
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
-AFFINE_CHANNELS = 12  # a 3x3 matrix and an offset
-WHOLE_WIDTH = 256  # of the hidden layer that makes one transform for the whole foreground
-RING = 3  # pixels on each side of the outline, after the one that lies on it, whose colours are compared
-COLOUR_GAIN = 8.0  # so that a step of Adam moves what 56 statistics of colours say as far as what 2,900 of features do
 GATED = 3  # the finest decoder levels have a sigmoid-gated concatenation
-# A reduced pixel is foreground where more than this of it is. An edge through its middle is a tie, which rounding must
-# not decide: it would be another one on another machine, all along the edge.
-MAJORITY = THRESHOLD + 1e-5
-POOLED_EPS = 1e-5  # added to each variance, as in the norms
-INIT_STD = 0.02  # of every convolution, as RainNet and pix2pix
 
 
 class HarmonizationUNet(nn.Module):
@@ -150,7 +151,7 @@ class HarmonizationUNet(nn.Module):
         self.gate = nn.ModuleList(_initialised(nn.Conv2d(width, width, 1)) for width in joined[:GATED])
         self.dropout = nn.Dropout(0.5 if dropout else 0.0)
         self.pooled_dropout = nn.Dropout(0.3 if dropout else 0.0)
-        self.whole = _whole_transform(4 * (2 * in_channels + sum(encoded))) if head == "affine" else None
+        self.whole = whole_transform(4 * (2 * in_channels + sum(encoded))) if head == "affine" else None
 
     def forward(self, composite: Tensor, mask: Tensor, valid: Tensor | None = None) -> Tensor:
         """Harmonize a batch.
@@ -217,13 +218,13 @@ class HarmonizationUNet(nn.Module):
             raise ValueError(f'only a network with head="affine" has coefficients; this one has head={self.head!r}')
         _check_inputs(composite, mask, valid)
         if torch.compiler.is_exporting():  # a graph for all sizes cannot decide on the size
-            return _about_grey(self._predict(composite, mask, valid))
+            return about_grey(self._predict(composite, mask, valid))
         size = composite.shape[-2:]
         small = self.inner_size(size, working_size)
         if small == tuple(size):
-            return _about_grey(self._predict(composite, mask, valid))
-        composite, mask, valid = _reduce(composite, mask, valid, small)
-        transform = _about_grey(self._predict(composite, mask, valid))
+            return about_grey(self._predict(composite, mask, valid))
+        composite, mask, valid = reduce_inputs(composite, mask, valid, small)
+        transform = about_grey(self._predict(composite, mask, valid))
         transform = extend(transform, mask.to(transform.dtype))
         return F.interpolate(transform, size=size, mode="bilinear", align_corners=False)
 
@@ -236,27 +237,27 @@ class HarmonizationUNet(nn.Module):
     def _predict(self, composite: Tensor, mask: Tensor, valid: Tensor | None) -> Tensor:
         """The last convolution's maps at the composite's size; an affine head's in float32 or wider."""
         height, width = composite.shape[-2:]
-        image, foreground, known = _pad(composite, mask, valid, 2**self.levels)
+        image, foreground, known = pad_inputs(composite, mask, valid, 2**self.levels)
         regions = Regions(foreground, known)
         entry = self._entry(image, foreground, regions)
         bottleneck, skips = self._encode(entry)
         prediction = self._decode(bottleneck, skips, regions)
         if self.whole is not None:
             shared = self._for_the_whole([entry, *skips, bottleneck], regions)
-            prediction = prediction.to(_wide(composite.dtype)) + shared[:, :, None, None]
-        return _crop(prediction, height, width)
+            prediction = prediction.to(torch.promote_types(composite.dtype, torch.float32)) + shared[:, :, None, None]
+        return crop(prediction, height, width)
 
     def _for_the_whole(self, maps: list[Tensor], regions: Regions) -> Tensor:
         """(B, 12): one transform for all of the foreground."""
         assert self.whole is not None
-        entry, *features = maps
-        colours = COLOUR_GAIN * torch.cat([_pooled(entry, regions), _pooled_along_outline(entry, regions)], dim=1)
-        objects = self.pooled_dropout(torch.cat([_pooled(level, regions) for level in features], dim=1))
-        pooled = torch.cat([colours, objects], dim=1)
-        device = pooled.device.type
+        entry, *encoded = maps
+        colours = COLOUR_GAIN * torch.cat([pooled(entry, regions), pooled_along_outline(entry, regions)], dim=1)
+        objects = self.pooled_dropout(torch.cat([pooled(level, regions) for level in encoded], dim=1))
+        features = torch.cat([colours, objects], dim=1)
+        device = features.device.type
         exact = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
         with exact:
-            return self.whole(pooled.to(next(self.whole.parameters()).dtype))
+            return self.whole(features.to(next(self.whole.parameters()).dtype))
 
     def _entry(self, image: Tensor, mask: Tensor, regions: Regions) -> Tensor:
         """What the first convolution sees: (B, in_channels, H, W)."""
@@ -307,112 +308,10 @@ class ConvolveEnlarge(nn.Conv2d):
         return F.interpolate(super().forward(input), scale_factor=2.0, mode="bilinear")
 
 
-def reduced_size(size: Sequence[int], longest: int) -> tuple[int, int]:
-    """Height and width with the longer side reduced to `longest` pixels; a smaller size stays as it is."""
-    if max(size) <= longest:
-        return size[0], size[1]
-    scale = longest / max(size)
-    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-
-
-def shrink(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """(B, C, H, W) at a smaller height and width, bilinear and antialiased.
-
-    Examples:
-        >>> column = torch.arange(300.0).reshape(1, 1, 300, 1)
-        >>> bool((shrink(column, (50, 1)).mean() - column.mean()).abs() < 0.1)
-        True
-    """
-    if tuple(x.shape[-2:]) == size:
-        return x
-    if size[1] == 1 and size[0] != x.shape[2]:
-        # Columns one pixel wide come out wrong (torch 2.13 on a CPU, means off by a half): they are made two wide.
-        narrow = shrink(x, (x.shape[2], 1))
-        return shrink(narrow.expand(-1, -1, -1, 2), (size[0], 2))[..., :1]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _about_grey(raw: Tensor) -> Tensor:
-    """Coefficients of c from those of c - 0.5, in which a matrix and an offset can be learned apart."""
-    offset = raw[:, 9:] - 0.5 * (raw[:, 0:9:3] + raw[:, 1:9:3] + raw[:, 2:9:3])
-    return torch.cat([raw[:, :9], offset], dim=1)
-
-
-def _reduce(
-    composite: Tensor, mask: Tensor, valid: Tensor | None, size: tuple[int, int]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Composite, foreground and valid pixels (0 or 1) of a smaller size, in the composite's dtype."""
-    planes = torch.cat([composite, mask.to(composite.dtype)], dim=1).to(_wide(composite.dtype))
-    if valid is not None:
-        known = valid > THRESHOLD
-        planes = torch.cat([torch.where(known, planes, 0), known.to(planes.dtype)], dim=1)
-    planes = shrink(planes, size)
-    colour, covered = planes[:, :3], planes[:, 3:4]
-    share = torch.ones_like(covered) if valid is None else planes[:, 4:]
-    region = covered > MAJORITY * share
-    vanished = ~region.flatten(1).any(dim=1)[:, None, None, None]
-    region = region | (vanished & (covered > 0))
-    colour = colour / share.clamp_min(1e-6)
-    usable = None if valid is None else ((share >= THRESHOLD) | region).to(composite.dtype)
-    return colour.to(composite.dtype), region.to(composite.dtype), usable
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
 def _up(upsampling: str, wide: int, narrow: int, bias: bool) -> nn.Conv2d | nn.ConvTranspose2d:
     if upsampling == "resize":
         return ConvolveEnlarge(wide, narrow, 3, padding=1, bias=bias)
     return nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=bias)
-
-
-def _whole_transform(inputs: int) -> nn.Sequential:
-    """From `_pooled` maps to one affine transform for all of the foreground; `HarmonizationUNet` says why."""
-    last = nn.Linear(WHOLE_WIDTH, AFFINE_CHANNELS)
-    nn.init.normal_(last.weight, 0.0, INIT_STD)
-    nn.init.zeros_(last.bias)
-    hidden = (nn.Linear(inputs, WHOLE_WIDTH), nn.LeakyReLU(0.2), nn.Linear(WHOLE_WIDTH, WHOLE_WIDTH), nn.LeakyReLU(0.2))
-    return nn.Sequential(*hidden, last)
-
-
-def _pooled(maps: Tensor, regions: Regions) -> Tensor:
-    """(B, 4 C): each channel's mean and deviation, sqrt(var + eps), over the foreground, then over the background.
-
-    In float32 or wider. An empty region has mean 0 and deviation sqrt(eps).
-    """
-    level = regions.at(maps.shape[-2], maps.shape[-1])
-    return _statistics(maps, level.foreground, level.background)
-
-
-def _pooled_along_outline(maps: Tensor, regions: Regions) -> Tensor:
-    """The same over the foreground pixels nearest to the background, and over those of the background.
-
-    `RING` pixels on either side, without the one at the outline, which is often mixed. What a neighbour of the outline
-    looks like says most of what the foreground should: without these statistics a small network of pooled ones alone
-    was 0.1157 off on unseen photographs, with them 0.1113, where the composites were 0.1280 (root mean square).
-    """
-    level = regions.at(maps.shape[-2], maps.shape[-1])
-    inner, outer = level.foreground.to(maps.dtype), level.background.to(maps.dtype)
-    return _statistics(maps, _near(inner, outer), _near(outer, inner))
-
-
-def _near(region: Tensor, other: Tensor) -> Tensor:
-    """The pixels of a region whose distance to another is between 1 and 1 + `RING`; (B, 1, H, W) of 0 and 1."""
-    reached = F.max_pool2d(other, 2 * (RING + 1) + 1, stride=1, padding=RING + 1)
-    touched = F.max_pool2d(other, 3, stride=1, padding=1)
-    return region * reached * (1 - touched)
-
-
-def _statistics(maps: Tensor, *regions: Tensor) -> Tensor:
-    found = []
-    for region in regions:
-        weight = region.to(_wide(maps.dtype))
-        size = weight.sum(dim=(2, 3)).clamp_min(1)
-        mean = (maps * weight).sum(dim=(2, 3)) / size
-        centred = (maps - mean[:, :, None, None]) * weight
-        found += [mean, (centred.square().sum(dim=(2, 3)) / size + POOLED_EPS).sqrt()]
-    return torch.cat(found, dim=1)
 
 
 def _initialised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
@@ -427,43 +326,6 @@ def _norm(name: str, channels: int, key_channels: int | None, project_value: boo
         return BAIN(channels, key_channels, project_value, cosine=cosine)
     kinds = {"rain": RAIN, "rainnet": ReleasedRAIN, "instance": nn.InstanceNorm2d}
     return kinds[name](channels)
-
-
-def _pad(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Replicate the composite to the right and below; what is added is not valid, and what is not valid is black."""
-    if valid is not None:
-        composite = torch.where(valid > THRESHOLD, composite, 0)
-    if torch.compiler.is_exporting():
-        return _pad_any(composite, mask, valid, multiple)
-    bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple
-    if not bottom and not right:
-        return composite, mask, valid
-    margin = (0, right, 0, bottom)
-    known = F.pad(torch.ones_like(mask) if valid is None else valid, margin)
-    return F.pad(composite, margin, mode="replicate"), F.pad(mask, margin), known
-
-
-def _pad_any(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The same without a decision on the size, so that one exported graph holds for all; `valid` is never None."""
-    height, width = composite.shape[-2:]
-    rows, columns = (
-        torch.arange((side + multiple - 1) // multiple * multiple, device=mask.device) for side in (height, width)
-    )
-    inside = (rows < height)[:, None] & (columns < width)  # (H', W')
-    row, column = rows.clamp(max=height - 1), columns.clamp(max=width - 1)
-    image, foreground, known = (
-        x.index_select(2, row).index_select(3, column)
-        for x in (composite, mask, torch.ones_like(mask) if valid is None else valid)
-    )
-    return image, foreground * inside, known * inside
-
-
-def _crop(x: Tensor, height: int, width: int) -> Tensor:
-    if not torch.compiler.is_exporting():
-        return x[..., :height, :width]
-    # A slice would ask whether it is shorter than x.
-    rows, columns = (torch.arange(side, device=x.device) for side in (height, width))
-    return x.index_select(2, rows).index_select(3, columns)
 
 
 def _check_inputs(composite: Tensor, mask: Tensor, valid: Tensor | None) -> None:

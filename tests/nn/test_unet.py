@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 import scsco_fast as sf
 from scsco_fast.nn import unet
+from scsco_fast.nn.affine import pooled, pooled_along_outline
 from scsco_fast.nn.local_affine import extend
 from scsco_fast.nn.rainnet import from_rainnet, to_rainnet
-from scsco_fast.nn.unet import shrink
+from scsco_fast.nn.sizes import reduce_inputs, shrink
 
 # What this project's own networks use of the later options.
 OURS = {"in_channels": 7, "cosine": True, "head": "affine", "upsampling": "resize"}
@@ -302,7 +303,7 @@ def test_a_foreground_smaller_than_a_working_pixel_is_one() -> None:
     mask[0, 0, 50:150, 40:120] = 1
     mask[:2, 0, 10, 150] = 1  # beside a block it vanishes; alone it is all that there is
     with NoReading(), NoWaiting():
-        _, inside, valid = unet._reduce(composite, mask, None, (20, 16))
+        _, inside, valid = reduce_inputs(composite, mask, None, (20, 16))
     assert valid is None
     assert inside[0, 0].nonzero().aminmax(dim=0).max.tolist() == [14, 11]
     assert inside[0].sum() == 80
@@ -322,7 +323,7 @@ def test_an_edge_through_the_middle_of_a_reduced_pixel_is_background(dtype: torc
     """Whatever the rounding: row 22 of 45 lies half above row 75 of 150."""
     mask = torch.zeros(1, 1, 150, 211, dtype=dtype)
     mask[..., :75, :] = 1
-    _, inside, _ = unet._reduce(mask.expand(-1, 3, -1, -1), mask, None, (45, 63))
+    _, inside, _ = reduce_inputs(mask.expand(-1, 3, -1, -1), mask, None, (45, 63))
     assert torch.equal(inside[0, 0], (torch.arange(45) < 22).to(dtype)[:, None].expand(45, 63))
 
 
@@ -332,7 +333,7 @@ def test_reduced_colours_are_means_over_valid_pixels() -> None:
     valid[..., 37:] = 0
     composite[..., 37:] = math.nan
     mask[..., 8:72, 20:60] = 1
-    colour, inside, known = unet._reduce(composite, mask, valid, (20, 20))
+    colour, inside, known = reduce_inputs(composite, mask, valid, (20, 20))
     assert torch.equal(known[0, 0, 0], (torch.arange(20) < 9).float())
     torch.testing.assert_close(colour[..., :9], torch.full((1, 3, 20, 9), 0.25))
     assert torch.isfinite(colour).all()
@@ -341,7 +342,7 @@ def test_reduced_colours_are_means_over_valid_pixels() -> None:
     assert torch.equal(known[0, 0, 10], (torch.arange(20) < 10).float())
     mask = torch.zeros(1, 1, 80, 80)
     mask[..., 40, 36] = 1  # at the border, and alone
-    _, inside, known = unet._reduce(composite, mask, valid, (20, 20))
+    _, inside, known = reduce_inputs(composite, mask, valid, (20, 20))
     assert inside.any()
     assert known[inside > 0].all()
 
@@ -372,25 +373,25 @@ def test_coefficients_are_float32_or_wider(dtype: torch.dtype) -> None:
 def test_pooled_statistics_of_narrow_features_are_float32() -> None:
     """As those of the same numbers in float64; bfloat16 itself would round them to 8 bits."""
     maps, regions = (3 + torch.randn(2, 5, 8, 6)).bfloat16(), sf.Regions(make_mask("random", 2, 8, 6))
-    pooled = unet._pooled(maps, regions)
-    assert pooled.dtype == torch.float32
+    found = pooled(maps, regions)
+    assert found.dtype == torch.float32
     # Sums of up to 48 numbers, in float32.
     torch.testing.assert_close(
-        pooled.double(), unet._pooled(maps.double(), regions), rtol=48 * torch.finfo(torch.float32).eps, atol=0
+        found.double(), pooled(maps.double(), regions), rtol=48 * torch.finfo(torch.float32).eps, atol=0
     )
 
 
 def test_pooled_statistics_are_those_of_each_region() -> None:
     maps, mask = torch.randn(3, 5, 8, 6, dtype=torch.float64), make_mask("random", 3, 8, 6)
     mask[2] = 0
-    pooled = unet._pooled(maps, sf.Regions(mask)).reshape(3, 4, 5)
+    found = pooled(maps, sf.Regions(mask)).reshape(3, 4, 5)
     for image in range(3):
         for start, region in ((0, mask[image, 0] > 0.5), (2, mask[image, 0] <= 0.5)):
             pixels = maps[image][:, region]
             mean = pixels.mean(1) if region.any() else torch.zeros(5).double()
             variance = pixels.var(1, correction=0) if region.any() else torch.zeros(5).double()
-            torch.testing.assert_close(pooled[image, start], mean, rtol=0, atol=FLOAT64)
-            torch.testing.assert_close(pooled[image, start + 1], (variance + 1e-5).sqrt(), rtol=0, atol=FLOAT64)
+            torch.testing.assert_close(found[image, start], mean, rtol=0, atol=FLOAT64)
+            torch.testing.assert_close(found[image, start + 1], (variance + 1e-5).sqrt(), rtol=0, atol=FLOAT64)
 
 
 def test_enlargement_after_a_convolution_leaves_no_checkerboard() -> None:
@@ -416,13 +417,13 @@ def test_colours_along_the_outline_leave_out_the_outline_itself() -> None:
     for ring in (inner, outer):
         values = torch.tensor(ring).double().square()
         wanted += [values.mean(), (values.var(correction=0) + 1e-5).sqrt()]
-    found = unet._pooled_along_outline(maps, sf.Regions(mask))
+    found = pooled_along_outline(maps, sf.Regions(mask))
     torch.testing.assert_close(found[0], torch.stack(wanted), rtol=0, atol=FLOAT64 * 40**2)
 
 
 def test_an_outline_beside_nothing_has_no_colours() -> None:
     for mask in (torch.zeros(1, 1, 16, 16), torch.ones(1, 1, 16, 16)):
-        found = unet._pooled_along_outline(torch.rand(1, 3, 16, 16), sf.Regions(mask))
+        found = pooled_along_outline(torch.rand(1, 3, 16, 16), sf.Regions(mask))
         assert torch.isfinite(found).all()
         assert found[:, [0, 1, 2, 6, 7, 8]].abs().max() == 0
 
