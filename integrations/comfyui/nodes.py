@@ -10,6 +10,11 @@ from torch import Tensor
 NOTHING = "nothing"  # of the colours is kept
 
 
+def _input(kind: str | list[str], tooltip: str, **options: object) -> tuple[str | list[str], dict[str, object]]:
+    """An input as ComfyUI declares it: its type or its choices, and its options."""
+    return kind, {**options, "tooltip": tooltip}
+
+
 class HarmonizeSCSCo:
     """Recolours what a mask marks in a picture until it looks as if it had been taken in one shot with the rest."""
 
@@ -27,70 +32,46 @@ class HarmonizeSCSCo:
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
-                "composite": ("IMAGE", {"tooltip": "The picture with the pasted foreground."}),
-                "mask": (
+                "composite": _input("IMAGE", "The picture with the pasted foreground."),
+                "mask": _input(
                     "MASK",
-                    {
-                        "tooltip": "1 is foreground, values between blend. One mask serves a whole batch; a mask of "
-                        "another size is resized."
-                    },
+                    "1 is foreground, values between blend. One mask serves a whole batch; a mask of another size is "
+                    "resized.",
                 ),
-                "strength": (
+                "strength": _input(
                     "FLOAT",
-                    {
-                        "default": 1.0,
-                        "min": 0.0,
-                        "max": 1.0,
-                        "step": 0.05,
-                        "tooltip": "The share of the change that is applied: 0 is none of it, 1 is all.",
-                    },
+                    "The share of the change that is applied: 0 is none of it, 1 is all.",
+                    **{"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05},
                 ),
-                "invert_mask": (
+                "invert_mask": _input(
                     "BOOLEAN",
-                    {
-                        "default": False,
-                        "tooltip": "Swap foreground and background. Load Image's own mask is 1 where a picture is "
-                        "transparent, so a cut-out's needs this.",
-                    },
+                    "Swap foreground and background. Load Image's own mask is 1 where a picture is transparent, so a "
+                    "cut-out's needs this.",
+                    default=False,
                 ),
-                "grow_mask": (
+                "grow_mask": _input(
                     "INT",
-                    {
-                        "default": 0,
-                        "min": -256,
-                        "max": 256,
-                        "step": 1,
-                        "tooltip": "Pixels by which the foreground grows to each side; negative ones shrink it.",
-                    },
+                    "Pixels by which the foreground grows to each side; negative ones shrink it.",
+                    **{"default": 0, "min": -256, "max": 256, "step": 1},
                 ),
-                "working_size": (
+                "working_size": _input(
                     "INT",
-                    {
-                        "default": 0,
-                        "min": 0,
-                        "max": 4096,
-                        "step": 16,
-                        "tooltip": "Long side in pixels at which the network works; 0 is the size that it was trained "
-                        "at. The result always has the picture's own size.",
-                    },
+                    "Long side in pixels at which the network works; 0 is the size that it was trained at. The result "
+                    "always has the picture's own size.",
+                    **{"default": 0, "min": 0, "max": 4096, "step": 16},
                 ),
-                "keep": (
+                "keep": _input(
                     [NOTHING, "luma", "colour"],
-                    {
-                        "default": NOTHING,
-                        "tooltip": "What of the foreground stays as it is: luma, its brightness; colour, its hue and "
-                        "saturation.",
-                    },
+                    "What of the foreground stays as it is: luma, its brightness; colour, its hue and saturation.",
+                    default=NOTHING,
                 ),
             },
             "optional": {
-                "model": (
+                "model": _input(
                     "STRING",
-                    {
-                        "default": "",
-                        "tooltip": "Empty is the model in scsco-fast; compact-free is its smaller one, trained on "
-                        "freely licensed photographs; or the path of a model.safetensors.",
-                    },
+                    "Empty is the model in scsco-fast; compact-free is its smaller one, trained on freely licensed "
+                    "photographs; or the path of a model.safetensors.",
+                    default="",
                 ),
             },
         }
