@@ -41,7 +41,10 @@ class HarmonizeSCSCo:
                 "strength": _input(
                     "FLOAT",
                     "The share of the change that is applied: 0 is none of it, 1 is all.",
-                    **{"default": 1.0, "min": 0.0, "max": 1.0, "step": 0.05},
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
                 ),
                 "invert_mask": _input(
                     "BOOLEAN",
@@ -52,13 +55,19 @@ class HarmonizeSCSCo:
                 "grow_mask": _input(
                     "INT",
                     "Pixels by which the foreground grows to each side; negative ones shrink it.",
-                    **{"default": 0, "min": -256, "max": 256, "step": 1},
+                    default=0,
+                    min=-256,
+                    max=256,
+                    step=1,
                 ),
                 "working_size": _input(
                     "INT",
                     "Long side in pixels at which the network works; 0 is the size that it was trained at. The result "
                     "always has the picture's own size.",
-                    **{"default": 0, "min": 0, "max": 4096, "step": 16},
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=16,
                 ),
                 "keep": _input(
                     [NOTHING, "luma", "colour"],
