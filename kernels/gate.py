@@ -120,27 +120,46 @@ def updated(before: Iterable[Row], now: Iterable[Row], cases: Iterable[Case]) ->
 
 PAGE = f"""# What every kernel configuration needs
 
-Every configuration of every Triton kernel, compiled ahead of time without a GPU by Triton {{versions}}. This page is
-made from `benchmarks/kernel_resources.csv`, which has a row for each configuration, architecture and Triton. The
-commands that compile them all:
+Every configuration of every Triton kernel was compiled ahead of time, without a GPU, by Triton {{versions}}.
+**No figure here is a timing, and no kernel has run on a GPU yet.** `{PROGRAM}` makes this page from
+`benchmarks/kernel_resources.csv`, which has a row for each configuration, architecture and version of Triton.
 
+## Compile them again
+
+With the installed Triton:
+
+```bash
+{PROGRAM} --csv benchmarks/kernel_resources.csv
 ```
-{PROGRAM} --csv benchmarks/kernel_resources.csv                # the installed Triton
-pip install --no-deps --target DIR triton==3.6.0               # another one, beside it
-{PROGRAM} --csv benchmarks/kernel_resources.csv --triton DIR
+
+With another one, in a folder of its own, here `other-triton`:
+
+```bash
+pip install --no-deps --target other-triton triton==3.6.0
+{PROGRAM} --csv benchmarks/kernel_resources.csv --triton other-triton
+```
+
+Then write this page:
+
+```bash
 {PROGRAM} --csv benchmarks/kernel_resources.csv --page docs/kernels/resources.md
 ```
 
-**What must hold**, or the command exits with 1: no thread spills a byte; a block's shared memory fits the device;
-matrices are multiplied by tensor cores wherever the operands are not IEEE float32; and with 16-bit operands and at most
-{PIPELINED_CHANNELS} channels no matrix product waits for the one before because the compiler could not overlap them
-(ptxas's warnings C7510 to C7515, compute capability 9.0 only). Wider maps and TF32 may break the last rule; the column
-"serialised" says how many configurations do.
+The command exits with 1 if one of these rules is broken:
 
-**How to read it.** Registers are per thread, of 255; shared memory is per block, in KiB. An instruction count is of one
-turn of the kernel's main loop and one warp, read from the machine code: the innermost loop that multiplies matrices, or
-else the longest; what a compiler unrolled is one turn. **None of these figures is a timing, and no kernel has run on a
-GPU yet.** Where a cell has several figures, they are those of Triton {{versions}}; one figure stands for all.
+- no thread spills a byte;
+- a block's shared memory fits the device;
+- matrices are multiplied by tensor cores wherever the operands are not IEEE float32;
+- with 16-bit operands and at most {PIPELINED_CHANNELS} channels no matrix product waits for the one before because
+  the compiler could not overlap them (ptxas's warnings C7510 to C7515, compute capability 9.0 only). Wider maps and
+  TF32 may break this rule; the column "serialised" counts the configurations that do.
+
+## Read the tables
+
+- Registers are per thread, of 255. Shared memory is per block, in KiB.
+- Instructions are those of one turn of the kernel's main loop and one warp, counted in the machine code. The main loop
+  is the innermost one that multiplies matrices, or else the longest; what a compiler unrolled is one turn.
+- Where a cell has several figures, they are those of Triton {{versions}}; one figure is the same for all.
 """
 
 
