@@ -18,7 +18,7 @@ _FENCE = re.compile(r"( *)(`{3,}|~{3,})\s*(\w*)")
 _LIST_ITEM = re.compile(r" {0,3}([-*+]|\d+[.)]) ")
 _COMMENT = re.compile(r"<!--\s*(.*?)\s*-->$")
 _ASSIGNMENT = re.compile(r"[A-Z_][A-Z0-9_]*=")
-_SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
+SPAN = re.compile(r"(?<!`)`([^`]+)`(?!`)")
 _ENDS = {"&&", "||", ";", "|", "&"}
 
 
@@ -105,7 +105,7 @@ def commands_of(page: Path, text: str) -> list[Command]:
             for line, shell in _shell_lines(block):
                 found += [Command(page, line, *parts) for parts in _simple_commands(shell)]
     prose = "\n".join(inside)
-    for span in _SPAN.finditer(prose):
+    for span in SPAN.finditer(prose):
         if "\n\n" in span[1]:
             continue
         line = prose.count("\n", 0, span.start()) + 1

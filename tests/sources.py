@@ -1,4 +1,4 @@
-"""The Python files of the package, and the names that they are installed under."""
+"""The Python files of the package, the names that they are installed under, and the order in which they import."""
 
 from pathlib import Path
 
@@ -10,6 +10,13 @@ FOLDERS = {
     "benchmarks": "scsco_fast.benchmarks",
 }
 SOURCES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
+
+# A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
+ORDER = (
+    *("errors", "system", "architecture", "reference", "kernels", "cuda", "eager", "regions", "ops", "style", "nn"),
+    *("data", "synthesis", "harmonizing", "evaluation", "export", "demo", "serve", "info"),
+    *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
+)
 
 
 def installed_name(path: Path) -> str:

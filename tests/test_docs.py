@@ -14,13 +14,15 @@ from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
+from xml.etree import ElementTree
 
 import pytest
-import tyro
-from pages import PAGES, ROOT, Block, Command, blocks, commands_of
+from pages import PAGES, ROOT, SPAN, Block, Command, blocks, commands_of
+from sources import ORDER
 from torch.distributed.run import get_args_parser as torchrun_parser
 
-from scsco_fast.cli import main
+from scsco_fast.cli import COMMANDS as SCSCO_COMMANDS
+from scsco_fast.cli import main, parsing
 from scsco_fast.errors import ScscoError
 from scsco_fast.train import PRESETS, TrainConfig
 
@@ -35,6 +37,8 @@ REASONS = (
     "needs a running server",
     "needs an exported model",
 )
+# Programs whose parser is in another module.
+PARSERS = {"scsco_fast.kernels.resources": "scsco_fast.kernels.gate"}
 PLACEHOLDERS = {"COMMAND": "doctor", "PRESET": "demo"}
 DURATION = re.compile(r"\w+ minutes|quarter of an hour")
 
@@ -55,10 +59,11 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def check(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Command], None]:
     """Checks a command without running it: parsers stop as soon as they have read their options."""
-    real_cli, real_parse = tyro.cli, ArgumentParser.parse_args
+    modules = [importlib.import_module(f"scsco_fast.cli.{name.replace('-', '_')}") for name in SCSCO_COMMANDS]
+    real_parse = ArgumentParser.parse_args
 
-    def cli(*args: Any, **kwargs: Any) -> Any:
-        raise Read(real_cli(*args, **kwargs))
+    def parse(*args: Any, **kwargs: Any) -> Any:
+        raise Read(parsing.parse(*args, **kwargs))
 
     def parse_args(self: ArgumentParser, *args: Any, **kwargs: Any) -> Any:
         options = real_parse(self, *args, **kwargs)
@@ -66,7 +71,9 @@ def check(empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Comm
 
     def run(command: Command) -> None:
         with monkeypatch.context() as patched:
-            patched.setattr(tyro, "cli", cli)
+            for module in modules:
+                assert module.parse is parsing.parse, f"{module.__name__} would run"
+                patched.setattr(module, "parse", parse)
             patched.setattr(ArgumentParser, "parse_args", parse_args)
             check_command(command, patched)
 
@@ -108,7 +115,7 @@ def check_scsco(arguments: list[str], is_whole: bool) -> None:
         with contextlib.nullcontext() if is_whole else contextlib.suppress(ScscoError):
             check_values(arguments, read.options)
         return
-    if not is_whole and "missing" in errors.getvalue().lower():
+    if not is_whole and re.search(r"missing|expected \w+ argument", errors.getvalue().lower()):
         return
     assert code == 0, errors.getvalue()
 
@@ -184,10 +191,20 @@ def check_python(arguments: list[str], is_whole: bool, patched: pytest.MonkeyPat
         module = re.sub(r"^(benchmarks|train|kernels)\b", r"scsco_fast.\1", arguments[1])
         assert importlib.util.find_spec(module) is not None, f"there is no module {module}"
         if module.startswith("scsco_fast."):
+            assert "parse_args(" in source_of(module), f"{module} would run: it does not read its options"
             patched.setattr(sys, "argv", [module, *arguments[2:]])
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", ".*found in sys.modules", RuntimeWarning)
                 parsed(lambda: runpy.run_module(module, run_name="__main__"))
+
+
+def source_of(program: str) -> str:
+    """What `python -m` runs, or the module that it leaves its arguments to."""
+    found = importlib.util.find_spec(PARSERS.get(program, program))
+    assert found is not None
+    if found.submodule_search_locations is not None:
+        return source_of(f"{program}.__main__")
+    return Path(str(found.origin)).read_text(encoding="utf-8")
 
 
 def check_make(arguments: list[str]) -> None:
@@ -378,13 +395,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_durations_agree() -> None:
     """What the Makefile's help says of how long a target takes is what the pages and `scsco bench --help` say."""
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    lines = [line for text in TEXTS.values() for line in text.splitlines()]
     for target, alias in (("demo", "make demo"), ("bench", "--suite cpu")):
         (wanted,) = [line for line in makefile.splitlines() if line.startswith(f"\t@echo 'make {target} ")]
-        stated = [DURATION.search(line) for line in lines if f"make {target}" in line or alias in line]
-        said = {found[0] for found in stated if found}
-        assert said == set(DURATION.findall(wanted))
-    assert f"cpu: a {said.pop()};" in (ROOT / "scsco_fast/cli/bench.py").read_text(encoding="utf-8")
+        mentions = [text for page in PAGES for text in surroundings(page, f"make {target}", alias)]
+        stated = {found[0] for text in mentions if (found := DURATION.search(text))}
+        assert stated == set(DURATION.findall(wanted))
+    assert f"cpu: a {stated.pop()};" in (ROOT / "scsco_fast/cli/bench.py").read_text(encoding="utf-8")
+
+
+def surroundings(page: Path, *names: str) -> Iterator[str]:
+    """Each line with one of the names; the line after it, which may end the sentence; and the comment before it."""
+    lines = ["", *TEXTS[page].splitlines(), ""]
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if any(name in line for name in names):
+            yield line if line.startswith("|") else "\n".join([before if before.startswith("# ") else "", line, after])
 
 
 def test_the_formula_of_bain_stands_in_one_page() -> None:
@@ -395,3 +419,26 @@ def test_the_formula_of_bain_stands_in_one_page() -> None:
         if "softmax" in line and "sqrt" in line
     ]
     assert found == ["docs/method.md"]
+
+
+ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+PACKAGES = [name for name in ORDER if name not in ("scsco_fast", "__main__")]
+
+
+@pytest.mark.parametrize("name", sorted({span.strip() for span in SPAN.findall(ARCHITECTURE)}))
+def test_names_of_the_architecture_exist(name: str) -> None:
+    if re.fullmatch(r"[\w.-]+(/[\w.-]*)+", name):
+        assert (ROOT / name).exists()
+    elif re.fullmatch(r"[a-z_]\w*(\.\w+)+", name) and not name.endswith(".csv"):
+        if name.startswith("kernels."):
+            pytest.importorskip("triton")
+        name = name.removeprefix("sf.")
+        assert exists(name if name.startswith(("torch.", "scsco_fast.")) else f"scsco_fast.{name}")
+
+
+def test_the_architecture_shows_every_package_in_the_order_of_imports() -> None:
+    assert re.findall(r"^\| `(\w+)` \|", ARCHITECTURE, re.MULTILINE) == PACKAGES
+    drawing = ElementTree.parse(ROOT / "docs/images/architecture.svg")
+    bold = [text.text for text in drawing.iter("{http://www.w3.org/2000/svg}text") if "bold" in text.attrib.values()]
+    boxes = [name for texts in bold for name in str(texts).split(", ") if name in PACKAGES]
+    assert boxes[::-1] == PACKAGES

@@ -7,19 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sources import ROOT, SOURCES, installed_name
+from sources import ORDER, ROOT, SOURCES, installed_name
 
 MOST_LINES = 500
 MOST_LINES_OF_A_BODY = 60
 PYTHON = [*SOURCES, ROOT / "setup.py", *sorted((ROOT / "integrations").rglob("*.py"))]
 CUDA = sorted((ROOT / "csrc").iterdir())
 
-# A module may import what stands before it here, and its own package. The package's root imports all up to `info`.
-ORDER = (
-    *("errors", "system", "architecture", "reference", "kernels", "cuda", "eager", "regions", "ops", "style", "nn"),
-    *("data", "synthesis", "harmonizing", "evaluation", "export", "demo", "serve", "info"),
-    *("scsco_fast", "train", "benchmarks", "cli", "__main__"),
-)
 ALONE = ("reference", "kernels", "cuda")
 TOP_LEVEL = {"torch", "numpy", "PIL", "scsco_fast"}
 
