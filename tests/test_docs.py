@@ -332,11 +332,16 @@ def test_commands_are_understood(command: Command, check: Callable[[Command], No
 
 
 @pytest.mark.parametrize("page", PYTHON, ids=lambda page: str(page.relative_to(ROOT)))
-def test_python_runs(page: Path, empty_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_python_runs(page: Path, empty_folder: Path) -> None:
+    run_blocks(PYTHON[page], str(page))
+
+
+def run_blocks(python: list[Block], name: str) -> None:
+    """Run a page's blocks of Python in one namespace; a printed value that a comment shows must come out."""
     output = io.StringIO()
     namespace: dict[str, Any] = {"__name__": "page"}
-    for block in PYTHON[page]:
-        code = compile("\n" * (block.line - 1) + block.text, str(page), "exec")
+    for block in python:
+        code = compile("\n" * (block.line - 1) + block.text, name, "exec")
         if block.comment.startswith("not run: "):
             assert block.comment.removeprefix("not run: ") in REASONS
             check_names(block)
@@ -346,6 +351,23 @@ def test_python_runs(page: Path, empty_folder: Path, monkeypatch: pytest.MonkeyP
             exec(code, namespace)
         for shown in re.findall(r"^print\(.*\)  # ([(\[{'\d].*)$", block.text, re.MULTILINE):
             assert shown in output.getvalue().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("comment", "line", "error"),
+    [
+        ("", "unknown", NameError),
+        ("", "print(first + 1)  # 3", AssertionError),
+        ("not run: it is long", "first", AssertionError),
+        ("not run: needs a GPU", "first +", SyntaxError),
+        ("not run: needs a GPU", "import scsco_fast.gone", AssertionError),
+    ],
+)
+def test_wrong_python_is_refused(comment: str, line: str, error: type[Exception]) -> None:
+    first = Block(1, "python", ("first = 1", "print(first)  # 1"))
+    run_blocks([first, Block(3, "python", ("print(first + 1)  # 2",))], "a page")
+    with pytest.raises(error):
+        run_blocks([first, Block(3, "python", (line,), comment)], "a page")
 
 
 def check_names(block: Block) -> None:
