@@ -43,7 +43,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Command:
-    """One command of a page; `is_whole` unless it is mentioned in a sentence, where options may be left out."""
+    """One command of a page; `is_whole` unless it stands in a sentence, where options may be left out."""
 
     page: Path
     line: int
@@ -109,10 +109,11 @@ def commands_of(page: Path, text: str) -> list[Command]:
         if "\n\n" in span[1]:
             continue
         line = prose.count("\n", 0, span.start()) + 1
-        is_whole = page.name == "README.md" and inside[line - 1].startswith("|")  # its tables are to be copied from
+        # A cell of a table that is nothing else is there to be copied.
+        is_whole = re.search(r"\|\s*$", prose[: span.start()]) and re.match(r"\s*\|", prose[span.end() :])
         for words, assignments in _simple_commands(" ".join(span[1].split())):
             if len(words) > 1:
-                found.append(Command(page, line, words, assignments, is_whole and len(words) > 2))
+                found.append(Command(page, line, words, assignments, bool(is_whole)))
     return found
 
 
