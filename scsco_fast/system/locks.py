@@ -17,16 +17,6 @@ _PATIENCE = 0.2  # seconds; a run that starts while another one ends may have to
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # as on some clusters' file systems
 
 
-class _Held(threading.local):
-    """The locks that this thread has."""
-
-    def __init__(self) -> None:
-        self.locks: set[str] = set()
-
-
-_held = _Held()
-
-
 @contextmanager
 def writing(folder: str | os.PathLike[str], only: str | None = None) -> Iterator[None]:
     """Keep others from writing to `folder`, or to one file of it, until the block ends.
@@ -54,19 +44,11 @@ def writing(folder: str | os.PathLike[str], only: str | None = None) -> Iterator
     """
     folder = Path(folder)
     lock = folder / (LOCK if only is None else f".{only}{LOCK}")
-    key = os.path.realpath(lock)
-    if key in _held.locks:
-        yield
-        return
     what = f"{folder}: another run is writing to this folder; wait until it ends, or name another folder"
     if only is not None:
         what = f"{folder / only}: another run is writing to this file; wait until it ends, or name another file"
     with _made(folder), _locked(lock, what):
-        _held.locks.add(key)
-        try:
-            yield
-        finally:
-            _held.locks.discard(key)
+        yield
 
 
 @contextmanager
@@ -88,11 +70,12 @@ def _made(folder: Path) -> Iterator[None]:
 def _locked(path: Path, refusal: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
+    # One object for each path, in which filelock counts the nested blocks of a thread.
     try:
         # filelock would otherwise fall back to a file whose mere presence locks, and a kill leaves that behind.
-        lock = FileLock(path, timeout=_PATIENCE, fallback_to_soft=False)
+        lock = FileLock(path, timeout=_PATIENCE, is_singleton=True, fallback_to_soft=False)
     except TypeError:  # one older than 3.32, as images with their own packages hold; it falls back to nothing
-        lock = FileLock(path, timeout=_PATIENCE)
+        lock = FileLock(path, timeout=_PATIENCE, is_singleton=True)
     try:
         lock.acquire()
     except Timeout as error:
@@ -108,8 +91,9 @@ def _locked(path: Path, refusal: str) -> Iterator[None]:
     finally:
         # Removed while it is held: whoever opened it before gets a lock on a file without a name, which filelock
         # notices and opens anew; whoever opens it after makes a new one, and this block is done.
-        with suppress(OSError):
-            path.unlink()
+        if lock.lock_counter <= 1:  # the outermost block
+            with suppress(OSError):
+                path.unlink()
         lock.release()
 
 
