@@ -106,7 +106,7 @@ def command(arguments: list[str]) -> int:
     without = options.model == "none" or options.identity or options.predictions is not None
     model = None if without else read_model(options.model, device)
     dataset = load_dataset(
-        options.root if options.dataset == "iharmony4" and options.root is not None else options.dataset,
+        options.root or options.dataset,
         protocol=options.protocol,
         resolution=default_resolution(model) if resolution is None else resolution,
         split=options.split,
