@@ -1,35 +1,14 @@
-"""region_norm: both backends against the formula in float64, gradients, and its edge cases."""
+"""region_norm: gradients, its edge cases and errors; tests/contract holds each backend to the formula in float64."""
 
 import pytest
 import torch
-from oracle import MASKS, assert_matches, make_mask, random
+from oracle import assert_matches, make_mask, random
 
 import scsco_fast as sf
 
 
 def parameters(channels: int, dtype: torch.dtype) -> list[torch.Tensor]:
     return [random(channels, seed=seed, dtype=dtype) for seed in (11, 12, 13, 14)]
-
-
-@pytest.mark.parametrize("adapt", [True, False])
-@pytest.mark.parametrize("mask", MASKS)
-def test_eager_equals_reference(mask: str, adapt: bool) -> None:
-    regions = sf.Regions(make_mask(mask, 3, 7, 9))
-
-    def operation(x, *p):
-        return sf.ops.region_norm(x, regions, *p, adapt=adapt)
-
-    for dtype in (torch.float64, torch.float32, torch.bfloat16, torch.float16):
-        assert_matches(operation, [random(3, 5, 7, 9, dtype=dtype, offset=2.0), *parameters(5, torch.float32)])
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (1, 2), (15, 16), (17, 31), (63, 65), (127, 2)])
-def test_odd_shapes(shape: tuple[int, int]) -> None:
-    mask = make_mask("random", 2, *shape)
-    assert_matches(
-        lambda x, *p: sf.ops.region_norm(x, mask, *p),
-        [random(2, 3, *shape, dtype=torch.float32), *parameters(3, torch.float32)],
-    )
 
 
 @pytest.mark.parametrize("backend", ["reference", "eager"])
@@ -74,16 +53,6 @@ def test_layouts_give_the_same_bits() -> None:
     torch.testing.assert_close(y, sf.ops.region_norm(x.contiguous(), mask), rtol=0, atol=0)
     expanded = random(1, 3, 8, 6, dtype=torch.float32).expand(2, -1, -1, -1)
     assert_matches(lambda x: sf.ops.region_norm(x, mask), [expanded])
-
-
-def test_expanded_gradient() -> None:
-    mask = make_mask("random", 2, 4, 4)
-    grads = []
-    for backend in ("reference", "eager"):
-        x = random(2, 3, 4, 4).requires_grad_()
-        sf.ops.region_norm(x, mask, fg_weight=random(3), backend=backend).sum().backward()
-        grads.append(x.grad)
-    torch.testing.assert_close(grads[0], grads[1])
 
 
 @pytest.mark.parametrize(

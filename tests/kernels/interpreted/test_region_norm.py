@@ -1,55 +1,19 @@
-"""region_norm's kernels against the float64 formulas: masks, shapes, layouts, large means, int64 addresses."""
+"""What is particular to region_norm's Triton kernels: the forms they take, and their moments. See tests/contract."""
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from oracle import assert_matches, make_mask, random
+from contract.test_region_norm import check, inputs
+from oracle import make_mask, random
 from torch import Tensor
 
-import scsco_fast as sf
-from scsco_fast.kernels import region_norm as kernels
-from scsco_fast.regions import RegionLevel, Regions
+from scsco_fast.kernels.region_norm import launch as kernels
+from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16]
 Guard = Callable[[Tensor], Tensor]
-
-
-def inputs(
-    batch: int, channels: int, height: int, width: int, dtype: torch.dtype = torch.float32, offset: float = 2.0
-) -> list[Tensor]:
-    """x, and gains and offsets of both regions."""
-    parameters = [random(channels, seed=seed, dtype=torch.float32) for seed in (11, 12, 13, 14)]
-    return [random(batch, channels, height, width, dtype=dtype, offset=offset), *parameters]
-
-
-def check(tensors: list[Tensor], regions: Regions | Tensor, adapt: bool = True) -> None:
-    assert_matches(lambda x, *p: sf.ops.region_norm(x, regions, *p, adapt=adapt), tensors, "triton")
-
-
-def level_of(mask: str, batch: int, height: int, width: int) -> RegionLevel:
-    return Regions(make_mask(mask, batch, height, width)).at(height, width)
-
-
-@pytest.mark.parametrize("adapt", [True, False])
-@pytest.mark.parametrize("mask", ["random", "empty", "full", "one pixel", "all but one", "ragged"])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_masks(mask: str, dtype: torch.dtype, adapt: bool, guarded: Guard) -> None:
-    check([guarded(t) for t in inputs(3, 5, 4, 7, dtype)], make_mask(mask, 3, 4, 7), adapt)
-
-
-@pytest.mark.parametrize("pixels", [1, 2, 15, 16, 17, 31, 63, 64, 65, 127, 130])
-def test_pixels(pixels: int, guarded: Guard) -> None:
-    mask = make_mask("random", 1, 1, pixels)
-    check([guarded(t) for t in inputs(1, 3, 1, pixels)], Regions(mask, make_mask("random", 1, 1, pixels, seed=5)))
-
-
-@pytest.mark.parametrize("channels", [1, 15, 65])
-def test_channels(channels: int, guarded: Guard) -> None:
-    check([guarded(t) for t in inputs(1, channels, 5, 6, torch.float16)], make_mask("random", 1, 5, 6))
 
 
 @pytest.mark.parametrize("mask", ["random", "block"])
@@ -92,8 +56,8 @@ def test_moments_keep_their_digits(size: tuple[int, int], offset: float, apart: 
         x = random(1, 2, *size, offset=offset) + apart * foreground
         x[0, 1] += 1e3 * (index[0, 0] == 0)
         x = x.float()
-        ones, zeros = torch.ones(2), torch.zeros(2)
-        _, mean, std = kernels.forward(x, foreground, None, ones, zeros, ones, zeros, 1e-5, True)
+        affine = torch.tensor([[1.0], [0.0], [1.0], [0.0]]).expand(4, 2)
+        _, mean, std = kernels.forward(x, foreground, None, affine, 1e-5, True)
         for which, region in enumerate((foreground, ~foreground)):
             inside = x.double()[0][:, region[0, 0]]
             truth = (inside.var(1, correction=0) + 1e-5).sqrt()
@@ -102,89 +66,3 @@ def test_moments_keep_their_digits(size: tuple[int, int], offset: float, apart: 
             assert ((mean[0, :, which] - inside.mean(1)).abs() <= band * largest).all()
             # The deviations are from a mean that float32 can hold, which adds its error's square to the variance.
             assert ((std[0, :, which] / truth - 1).abs() <= band + (eps * largest / truth) ** 2).all()
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_layouts(dtype: torch.dtype, guarded: Guard) -> None:
-    mask = make_mask("random", 2, 4, 6)
-    x, *parameters = inputs(2, 5, 4, 6, dtype)
-    for changed in (
-        x.to(memory_format=torch.channels_last),
-        x[:1].expand(2, -1, -1, -1),
-        inputs(2, 5, 6, 4, dtype)[0].transpose(2, 3),
-        x[:, :, :1, :1].expand(-1, -1, 4, 6),
-    ):
-        check([guarded(changed) if 0 not in changed.stride() else changed, *parameters], mask)
-
-
-def test_expanded_gradient() -> None:
-    x, *parameters = (t.requires_grad_() for t in inputs(2, 3, 4, 4))
-    mask, grads = make_mask("random", 2, 4, 4), []
-    for backend in ("triton", "eager"):
-        y = sf.ops.region_norm(x, mask, *parameters, backend=backend)
-        grads.append(torch.autograd.grad(y.sum(), [x, *parameters]))
-    for ours, theirs in zip(*grads, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
-
-
-def test_excluded_pixels_may_hold_nan() -> None:
-    level = Regions(make_mask("random", 2, 5, 7), make_mask("random", 2, 5, 7, seed=9)).at(5, 7)
-    clean, *p = inputs(2, 3, 5, 7)
-    grad = random(2, 3, 5, 7, seed=3, dtype=torch.float32)
-    results = []
-    for x, dy in (
-        (clean, grad),
-        (torch.where(level.valid, clean, torch.nan), torch.where(level.valid, grad, torch.nan)),
-    ):
-        y, mean, std = kernels.forward(x, level.foreground, level.valid, *p, 1e-5, True)
-        back = kernels.backward(dy, x, level.foreground, level.valid, p[0], p[2], mean, std, True)
-        results.append((y, mean, std, *back))
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert (results[0][0][~level.valid.expand_as(clean)] == 0).all()
-
-
-def test_a_large_mean_does_not_hide_the_deviation() -> None:
-    """E[x^2] - E[x]^2 in float32 would have no correct digit here: (10^4)^2 eps is 12."""
-    x, level = random(1, 2, 20, 30, dtype=torch.float32, offset=1e4), level_of("random", 1, 20, 30)
-    ones, zeros = torch.ones(2), torch.zeros(2)
-    _, _, std = kernels.forward(x, level.foreground, None, ones, zeros, ones, zeros, 1e-5, True)
-    truth = torch.stack(
-        [x.double()[0][:, region[0, 0]].var(1, correction=0) for region in (level.foreground, level.background)]
-    )
-    torch.testing.assert_close(std[0].double(), (truth.T + 1e-5).sqrt(), rtol=1e-4, atol=0)
-
-
-def test_registered_op_passes_opcheck() -> None:
-    level = Regions(make_mask("random", 1, 2, 3), make_mask("random", 1, 2, 3, seed=5)).at(2, 3)
-    x, *parameters = (t.requires_grad_() for t in inputs(1, 2, 2, 3))
-    arguments = (x, level.foreground, level.valid, *parameters, 1e-5, True, "triton")
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.scsco_fast.region_norm.default, arguments, test_utils=checks)
-
-
-def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
-    """Channels 2^30 elements apart, in a sparse file of which a few pages exist."""
-    (x, *p), level = inputs(1, 4, 2, 3, torch.float16), level_of("block", 1, 2, 3)
-    apart = 2**30
-    file = np.memmap(tmp_path / "sparse", np.float16, "w+", shape=(3 * apart + 6,))
-    far = torch.from_numpy(file).as_strided((1, 4, 2, 3), (0, apart, 3, 1)).copy_(x)
-    near, moved = [], []
-    for image, results in ((x, near), (far, moved)):
-        y, mean, std = kernels.forward(image, level.foreground, None, *p, 1e-5, True)
-        results += [y, mean, std, *kernels.backward(image, image, level.foreground, None, p[0], p[2], mean, std, True)]
-    assert all(torch.equal(a, b) for a, b in zip(near, moved, strict=True))
-
-
-@pytest.mark.parametrize(
-    ("channels", "dtype", "reason"), [(513, torch.float32, "513 channels"), (2, torch.float64, "float64")]
-)
-def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: str) -> None:
-    x, *p = inputs(1, channels, 1, 2, dtype)
-    assert reason in str(kernels.supports(x))
-    with pytest.raises(ValueError, match=reason):
-        kernels.forward(x, level_of("block", 1, 1, 2).foreground, None, *p, 1e-5, True)
-
-
-def test_an_empty_batch() -> None:
-    check_empty = sf.ops.region_norm(torch.zeros(0, 3, 4, 4), torch.zeros(0, 1, 4, 4), backend="triton")
-    assert check_empty.shape == (0, 3, 4, 4)
