@@ -33,7 +33,7 @@ from PIL import Image
 import scsco_fast as sf
 from scsco_fast.benchmarks.timing import reset_resident_peak, resident
 from scsco_fast.data.masks import read_mask
-from scsco_fast.harmonizing.files import read_image, write_image
+from scsco_fast.harmonizing.image_files import read_image, write_image
 from scsco_fast.system.environment import git_revision
 from scsco_fast.train.presets import PRESETS
 

@@ -22,7 +22,7 @@ with atheris.instrument_imports(include=["PIL", "tifffile", "scsco_fast.data", "
     from scsco_fast.data.images import read_picture, stored_orientation, upright_size
     from scsco_fast.data.masks import read_mask
     from scsco_fast.errors import ScscoError
-    from scsco_fast.harmonizing.files import DeepColorError, read_image, write_image
+    from scsco_fast.harmonizing.image_files import DeepColorError, read_image, write_image
 
 MOST_PIXELS = 4_000_000
 Image.MAX_IMAGE_PIXELS = MOST_PIXELS

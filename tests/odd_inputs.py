@@ -26,7 +26,8 @@ from PIL import Image
 
 from scsco_fast import load_default_model
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.files import harmonize_file, read_image
+from scsco_fast.harmonizing.files import harmonize_file
+from scsco_fast.harmonizing.image_files import read_image
 
 SIZE = (80, 60)  # width and height
 OUTPUTS = ("png", "tif", "webp", "bmp", "jpg", "avif")

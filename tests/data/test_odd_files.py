@@ -19,7 +19,7 @@ from scsco_fast.data.deep_color import read_deep
 from scsco_fast.data.images import read_picture, stored_orientation, upright_size
 from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.files import DeepColorError, read_image, write_image
+from scsco_fast.harmonizing.image_files import DeepColorError, read_image, write_image
 
 # Format and options, the modes that it stores, and by how many levels its codec may move a pixel.
 CARRIERS = [

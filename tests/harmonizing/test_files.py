@@ -10,13 +10,11 @@ from scsco_fast.data.deep_color import DeepPicture, read_deep, write_deep
 from scsco_fast.data.images import open_upright
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.files import (
-    DeepColorError,
     harmonize_cutout_file,
     harmonize_edit_file,
     harmonize_file,
-    read_image,
-    write_image,
 )
+from scsco_fast.harmonizing.image_files import DeepColorError, read_image, write_image
 from scsco_fast.harmonizing.masks import CoverageWarning, grown
 from scsco_fast.harmonizing.pictures import UnchangedWarning, harmonize
 from scsco_fast.harmonizing.settings import Settings
@@ -264,7 +262,7 @@ def test_failed_write_leaves_nothing(
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("scsco_fast.harmonizing.files.save_image", half)
+    monkeypatch.setattr("scsco_fast.harmonizing.image_files.save_image", half)
     before = sorted(folder.iterdir())
     with pytest.raises(ScscoError, match=r"b\.png: cannot be written \(No space left"):
         run(folder, "b.png", small_model)

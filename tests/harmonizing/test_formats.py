@@ -13,7 +13,8 @@ from scsco_fast.data.check import check_dataset
 from scsco_fast.data.images import read_picture, stored_orientation
 from scsco_fast.data.masks import read_mask
 from scsco_fast.errors import ScscoError
-from scsco_fast.harmonizing.files import harmonize_file, read_image, write_image
+from scsco_fast.harmonizing.files import harmonize_file
+from scsco_fast.harmonizing.image_files import read_image, write_image
 from scsco_fast.nn.unet import HarmonizationUNet
 from scsco_fast.nn.weights import save_model
 

@@ -26,10 +26,9 @@ from scsco_fast.harmonizing.files import (
     harmonize_cutout_file,
     harmonize_edit_file,
     harmonize_file,
-    read_image,
-    write_image,
 )
 from scsco_fast.harmonizing.folders import harmonize_folder
+from scsco_fast.harmonizing.image_files import read_image, write_image
 from scsco_fast.harmonizing.masks import RegionWarning
 from scsco_fast.harmonizing.pictures import harmonize
 from scsco_fast.harmonizing.settings import Settings
