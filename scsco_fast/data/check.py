@@ -50,7 +50,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Facts:
-    """What decoding told about one file; `error` is None where it went well, `coverage` is a mask's share above 127."""
+    """What decoding one file has shown; `error` is None where it went well, `coverage` is a mask's share above 127."""
 
     width: int = 0
     height: int = 0

@@ -73,7 +73,7 @@ class IHarmony4(Dataset[Sample | BadSample]):
         if layout.malformed:
             more = f" ({len(layout.malformed)} such lines)" if len(layout.malformed) > 1 else ""
             raise ScscoError(layout.malformed[0] + more)
-        layout.say()
+        layout.log()
         self.missing = layout.missing
         if not layout.members:
             raise ScscoError(layout.no_sample())

@@ -7,7 +7,7 @@ Lists, the first that is there::
     ROOT/train.jsonl                 {"file_name": "HCOCO/composite_images/c21070_1396052_1.jpg", ...}
     ROOT/HCOCO/HCOCO_train.txt       bare names, one list in each subset's folder; ROOT may be such a folder itself
     ROOT/train/                      a folder for each split
-    none                             every picture, for train and test alike, which is said
+    none                             every picture, for train and test alike, with a warning
 
 Folders, for each entry the first that is there::
 
@@ -42,12 +42,12 @@ EQUAL_NAMES = ("composite", "mask", "real")
 ONE_FOLDER = (".", ".", ".")
 
 _SUBSET_OF_LETTER = {"a": "HAdobe5k", "c": "HCOCO", "f": "HFlickr", "d": "Hday2night"}
-_FOLDERS_SAID = {
+_DIALECTS = {
     OFFICIAL: "composite_images, masks, real_images",
     EQUAL_NAMES: "composite, mask, real with equal names",
     ONE_FOLDER: "all files in one folder",
 }
-_NAMES_SAID = 3
+_NAMES_SHOWN = 3
 
 _log = logging.getLogger("scsco_fast.data")
 
@@ -96,7 +96,7 @@ class Layout:
             "wanted, such as HCOCO/composite_images/c21070_1396052_1.jpg"
         )
 
-    def say(self) -> None:
+    def log(self) -> None:
         """Log the dialect in one line, and what is wrong with the lists in one line each."""
         subsets = Counter(member.subset for member in self.members)
         known = f" ({', '.join(f'{name} {count}' for name, count in subsets.items())})" if len(subsets) > 1 else ""
@@ -169,7 +169,7 @@ def find_layout(root: str | os.PathLike[str], split: str, *, real_required: bool
     return Layout(
         root,
         split,
-        f"{kind}; {_FOLDERS_SAID[Counter(entry.parts for entry in entries).most_common(1)[0][0]]}" if entries else kind,
+        f"{kind}; {_DIALECTS[Counter(entry.parts for entry in entries).most_common(1)[0][0]]}" if entries else kind,
         members,
         missing,
         malformed,
@@ -181,7 +181,7 @@ def find_layout(root: str | os.PathLike[str], split: str, *, real_required: bool
 
 def first_of(lines: list[str]) -> str:
     """The first few, for a message."""
-    return "; ".join(lines[:_NAMES_SAID]) + ("; ..." if len(lines) > _NAMES_SAID else "")
+    return "; ".join(lines[:_NAMES_SHOWN]) + ("; ..." if len(lines) > _NAMES_SHOWN else "")
 
 
 def listed_splits(root: str | os.PathLike[str]) -> list[str]:
@@ -315,7 +315,7 @@ def _unlisted(root: Path, split: str, disk: _Disk, real_required: bool) -> Layou
             f"or SUBSET_{split}.txt in each of its subset folders ({', '.join(SUBSETS)}), or composite/ and mask/"
         )
     members, missing = _find_members(entries, disk, real_required)
-    dialect = "no list" + (f"; {_FOLDERS_SAID[entries[0].parts]}" if entries else "")
+    dialect = "no list" + (f"; {_DIALECTS[entries[0].parts]}" if entries else "")
     return Layout(root, split, dialect, members, missing, malformed, [], [], listed=False)
 
 

@@ -199,7 +199,7 @@ def _make_plan(root: str | os.PathLike[str], split: str, size: int, records_per_
     layout = find_layout(root, split)
     if layout.malformed:
         raise ScscoError(layout.malformed[0])
-    layout.say()
+    layout.log()
     if not layout.members:
         raise ScscoError(layout.no_sample())
     reals = list(dict.fromkeys(member.real for member in layout.members if member.real is not None))

@@ -5,8 +5,8 @@ The source "builtin" is the everyday colour photographs inside the wheels of pac
 | name | what | package | standing (as the package states it) | split |
 |---|---|---|---|---|
 | astronaut | Eileen Collins, NASA | scikit-image | public domain | train |
-| motorcycle | a motorcycle in a garage (left view), Middlebury Stereo | scikit-image | CC0 by the photographer | train
-| | rocket | a rocket on its launch pad at dusk, SpaceX | scikit-image | public domain | train |
+| motorcycle | a motorcycle in a garage (left), Middlebury Stereo | scikit-image | CC0 by the photographer | train |
+| rocket | a rocket on its launch pad at dusk, SpaceX | scikit-image | public domain | train |
 | grace_hopper | Grace Hopper, U.S. Navy | matplotlib | public domain | train |
 | china | a Chinese temple, danielbuechele on Flickr | scikit-learn | CC BY 2.0 | train, where installed |
 | flower | a dahlia, vultilion on Flickr | scikit-learn | CC BY 2.0 | train, where installed |
@@ -58,7 +58,7 @@ _OUTLINE_SMOOTHING = 1.5
 _REGION_RANGE = (0.02, 0.6)
 _SEGMENT_SCALE = 150.0
 _SNAP_SCALE = 20.0
-_NAMES_SAID = 3
+_NAMES_SHOWN = 3
 
 # Of Pillow's Gaussian blur, three box blurs, in standard deviations, rounded up: of 1.5 it reaches 4 pixels, of 0.5 it
 # reaches 2.
@@ -235,8 +235,8 @@ def _load_folder(folder: Path, split: str) -> list[Photo]:
     if not photos:
         raise ScscoError(f"{folder}: none of its {len(names)} {split} photographs can be used; first: {reasons[0]}")
     if reasons:
-        said = "; ".join(reasons[:_NAMES_SAID]) + ("; ..." if len(reasons) > _NAMES_SAID else "")
-        _log.warning("%s: %d of %d %s photographs are skipped: %s", folder, len(reasons), len(names), split, said)
+        shown = "; ".join(reasons[:_NAMES_SHOWN]) + ("; ..." if len(reasons) > _NAMES_SHOWN else "")
+        _log.warning("%s: %d of %d %s photographs are skipped: %s", folder, len(reasons), len(names), split, shown)
     return photos
 
 

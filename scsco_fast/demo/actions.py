@@ -19,7 +19,7 @@ from scsco_fast.demo.attention import attention_picture, middle
 from scsco_fast.demo.jobs import Job, cutout_alpha
 from scsco_fast.demo.painting import painting_value
 from scsco_fast.demo.previews import PREVIEW, resized
-from scsco_fast.demo.requests import FIND, KEEP, Desk, Request
+from scsco_fast.demo.requests import FIND, KEEP, Request, RequestReader
 from scsco_fast.demo.stage import stage_value
 from scsco_fast.errors import ScscoError
 from scsco_fast.harmonizing.pictures import UnchangedWarning
@@ -67,7 +67,7 @@ class Actions:
     Args:
         results: folder to keep results in.
         max_megapixels: larger pictures are refused.
-        say: shows a warning.
+        warn: shows a warning.
         saliency: finds the most striking object of a picture; None where that is not offered.
     """
 
@@ -76,23 +76,23 @@ class Actions:
         model: HarmonizationUNet,
         results: Path,
         max_megapixels: float,
-        say: Callable[[str], None],
+        warn: Callable[[str], None],
         saliency: Saliency | None = None,
     ) -> None:
-        self.model, self.results, self.say, self.saliency = model, results, say, saliency
-        self.desk = Desk(max_megapixels)
+        self.model, self.results, self.warn, self.saliency = model, results, warn, saliency
+        self.reader = RequestReader(max_megapixels)
 
     def canvas(self, image: str | None, source: str) -> dict[str, Any] | None:
         """The picture as what is painted over, or nothing; painted already, where its object is to be found."""
         if image is None:
             return None
-        self.desk.check_pixels(image)
+        self.reader.check_pixels(image)
         preview = shrink(read_picture(image).rgb, PREVIEW)
         if source != FIND or self.saliency is None:
             return painting_value(preview)
         found = self.saliency(preview)
         if object_mask(found) is None:
-            self.say("no object stands out clearly; look at what was found, and mend it with brush and eraser")
+            self.warn("no object stands out clearly; look at what was found, and mend it with brush and eraser")
         return painting_value(preview, found)
 
     def stage(self, request: Request) -> dict[str, Any] | None:
@@ -100,11 +100,11 @@ class Actions:
         if request.image is None or request.under is None:
             return None
         for path in (request.image, request.under):
-            self.desk.check_pixels(path)
-        settings = self.desk.settings(request, 1, next(iter(KEEP)))
+            self.reader.check_pixels(path)
+        settings = self.reader.settings(request, 1, next(iter(KEEP)))
         front = read_picture(request.image)
         with tempfile.TemporaryDirectory(dir=self._made()) as folder:
-            mask = self.desk.mask(request, Path(request.image), Path(folder)) if request.has_mask else None
+            mask = self.reader.mask(request, Path(request.image), Path(folder)) if request.has_mask else None
             alpha = cutout_alpha(front, mask, settings)
         return stage_value(front.rgb, alpha, read_picture(request.under).rgb)
 
@@ -114,7 +114,7 @@ class Actions:
         """Harmonize: what is shown, the previews before and after, and the attention of the foreground's middle."""
         folder = Path(tempfile.mkdtemp(dir=self._made()))
         try:
-            job = self.desk.job(request, strength, keep, folder)
+            job = self.reader.job(request, strength, keep, folder)
             result = folder / f"{job.image.stem}_harmonized.png"
             self._write(job, result)
             now = self._shown(job, result)
@@ -134,7 +134,7 @@ class Actions:
         """What `adjusted` shows, at full size in the place of the result."""
         job = replace(now.job, settings=replace(now.job.settings, strength=strength, keep=KEEP[keep]))
         if job != now.job:
-            self._write(job, now.result, UnchangedWarning)  # the others were said before
+            self._write(job, now.result, UnchangedWarning)  # the others were shown before
             now = replace(now, job=job)
         return now, _previews(now)
 
@@ -143,10 +143,10 @@ class Actions:
         path = now.result.with_name(f"{now.job.image.stem}_layer.png")
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # they were said of the picture
+                warnings.simplefilter("ignore", UserWarning)  # they were shown when the picture was made
                 now.job.write(self.model, path, layer=True)
         except ScscoError as error:
-            self.say(f"there is no layer: {error}")
+            self.warn(f"there is no layer: {error}")
             return None
         return path
 
@@ -168,13 +168,13 @@ class Actions:
         maps = attention_maps(self.model, now.composite.to(device), now.mask.to(device), wanted.to(device))
         return attention_picture(now.preview, now.inside, maps[level][0].cpu().numpy(), now.point), now
 
-    def _write(self, job: Job, result: Path, said: type[Warning] = UserWarning) -> None:
+    def _write(self, job: Job, result: Path, shown: type[Warning] = UserWarning) -> None:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
-            warnings.simplefilter("always", said)
+            warnings.simplefilter("always", shown)
             job.write(self.model, result)
         for warning in caught:
-            self.say(str(warning.message))
+            self.warn(str(warning.message))
 
     def _shown(self, job: Job, result: Path) -> Shown:
         rgb, weight, valid = job.scene()

@@ -26,7 +26,7 @@ _log = logging.getLogger("scsco_fast")
 
 
 class MaskFields(NamedTuple):
-    """The fields that tell a mask."""
+    """The fields by which a mask is given."""
 
     source: Any
     uploaded: Any
@@ -82,7 +82,7 @@ def mask_fields(way: Way, name: str, label: str, finds: bool) -> MaskFields:
     return MaskFields(source, uploaded, painted, grow, invert)
 
 
-def on(worker: ThreadPoolExecutor, action: Callable[..., Any]) -> Callable[..., Any]:
+def in_thread(worker: ThreadPoolExecutor, action: Callable[..., Any]) -> Callable[..., Any]:
     """The action, carried out by a worker's thread: that of the page, for one at a time.
 
     Gradio's own threads take turns, and the C library keeps memory for each of them: 2.1 GB instead of 1.2 GB after
@@ -96,7 +96,7 @@ def on(worker: ThreadPoolExecutor, action: Callable[..., Any]) -> Callable[..., 
     return there
 
 
-def said(action: Callable[..., Any], folder: Path) -> Callable[..., Any]:
+def errors_shown(action: Callable[..., Any], folder: Path) -> Callable[..., Any]:
     """The action, with its errors shown in the page in one line that names files as the visitor does.
 
     Args:
@@ -131,7 +131,7 @@ def in_the_page(text: str, folder: Path) -> str:
     """A message in one line, with the names that the visitor's files have, and the page's words for options.
 
     Examples:
-        >>> in_the_page("/tmp/here/a1/cat.png: is 4x4; give another,\\n or --fit-mask to resize it", Path("/tmp/here"))
+        >>> in_the_page("uploads/a1/cat.png: is 4x4; give another,\\n or --fit-mask to resize it", Path("uploads"))
         'cat.png: is 4x4; give another'
     """
     line = " ".join(text.split())

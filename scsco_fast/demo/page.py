@@ -11,7 +11,7 @@ from scsco_fast.data.salient import Saliency
 from scsco_fast.demo.actions import Actions, Shown, forget
 from scsco_fast.demo.address import require_packages
 from scsco_fast.demo.attention import attention_levels
-from scsco_fast.demo.fields import MaskFields, mask_fields, on, picture, said, warn
+from scsco_fast.demo.fields import MaskFields, errors_shown, in_thread, mask_fields, picture, warn
 from scsco_fast.demo.requests import FIND, KEEP, TITLES, Request, Way
 from scsco_fast.demo.samples import sample_composites, sample_cutouts, sample_edits
 from scsco_fast.demo.stage import SCRIPT, TEMPLATE
@@ -172,11 +172,11 @@ class _Wiring:
         ways: list[WayFields],
     ) -> None:
         self.actions, self.levels, self.shown, self.result, self.ways = actions, levels, shown, result, ways
-        self.said, self.worker = partial(said, folder=folder), ThreadPoolExecutor(1)
+        self.errors_shown, self.worker = partial(errors_shown, folder=folder), ThreadPoolExecutor(1)
 
     def alone(self, action: Callable[..., Any]) -> Callable[..., Any]:
-        """The action in the page's one thread, and with what it says shown."""
-        return self.said(on(self.worker, action))
+        """The action in the page's one thread, and with its errors shown."""
+        return self.errors_shown(in_thread(self.worker, action))
 
     def connect(self) -> None:
         import gradio as gr
@@ -252,7 +252,7 @@ class _Wiring:
         inputs = [self.shown, result.strength, result.keep]
         # Neither in the page's queue nor in its thread: a preview need not wait for the full size.
         changed = gr.on(
-            [result.strength.input, result.keep.input], self.said(adjust), inputs,
+            [result.strength.input, result.keep.input], self.errors_shown(adjust), inputs,
             [result.slider, result.download, result.layer], trigger_mode="always_last", show_progress="hidden",
             concurrency_id="adjust", concurrency_limit=1, **_PRIVATE,
         )  # fmt: skip

@@ -58,7 +58,7 @@ function keep() {
 }
 
 function show(value) {
-  if (value && !value.picture) return;  // what was told from here
+  if (value && !value.picture) return;  // this script's own answer
   for (const part of [paper, one(".tools")]) part.style.display = value ? "" : "none";
   one(".hint").style.display = value ? "none" : "";
   undone = [];

@@ -59,8 +59,8 @@ class Request:
         return self.source != OWN.get(self.way) and read_painted(self.painted) is not None
 
 
-class Desk:
-    """Checks what comes in.
+class RequestReader:
+    """Makes a job of a request, or says in one line why it cannot be done.
 
     Args:
         max_megapixels: larger pictures are refused before they are decoded.

@@ -88,7 +88,7 @@ function resize(scale) {  // its middle stays
 }
 
 function show(value) {
-  if (value && !value.background) return;  // what was told from here
+  if (value && !value.background) return;  // this script's own answer
   for (const part of [stage, one(".numbers"), one(".where")]) part.style.display = value ? "" : "none";
   one(".hint").style.display = value ? "none" : "";
   if (!value) { now = null; return; }

@@ -124,7 +124,7 @@ def test_each_dialect_is_read_and_said(
         assert [member.subset for member in layout.members] == ["HCOCO", "HCOCO", "Hday2night"]
     assert layout.listed == (lists is not no_list)
     with caplog.at_level(logging.INFO, "scsco_fast"):
-        layout.say()
+        layout.log()
     assert f"{dialect}: 3 test samples" in caplog.text
     assert ("train and test are the same" in caplog.text) == (lists is no_list)
 
@@ -161,7 +161,7 @@ def test_entries_listed_twice_are_used_once_and_reported(tmp_path: Path, caplog:
     (tmp_path / "IHD_train.txt").write_text("\n".join([*full_lines(), full_lines()[1]]))
     with caplog.at_level(logging.WARNING, "scsco_fast"):
         layout = find_layout(tmp_path, "train")
-        layout.say()
+        layout.log()
     assert names_of(layout) == list(NAMES)
     assert layout.repeated == [str(tmp_path / full_lines()[1])]
     assert "1 train entries are listed more than once and used once" in caplog.text
@@ -174,7 +174,7 @@ def test_entries_of_both_lists_are_reported_from_either_side(tmp_path: Path, cap
     for split in ("train", "test"):
         layout = find_layout(tmp_path, split)
         assert layout.shared == [str(tmp_path / full_lines()[1])]
-    layout.say()
+    layout.log()
     assert f"1 entries are in the list of train and of test: {layout.shared[0]}" in caplog.text
 
 

@@ -19,7 +19,7 @@ from scsco_fast.data.masks import read_mask
 from scsco_fast.data.salient import SIDE
 from scsco_fast.demo.actions import Actions, Shown
 from scsco_fast.demo.attention import attention_levels, attention_picture
-from scsco_fast.demo.fields import in_the_page, on
+from scsco_fast.demo.fields import in_the_page, in_thread
 from scsco_fast.demo.painting import painting_value, read_painted
 from scsco_fast.demo.requests import FIND, OWN, PAINT, Request
 from scsco_fast.demo.samples import sample_composites, sample_cutouts, sample_edits
@@ -368,7 +368,7 @@ def test_a_layer_of_sixteen_bit_grey(actions: Actions, pictures: Path, tmp_path:
 
 def test_all_is_done_in_one_thread_that_knows_the_visitor() -> None:
     visitor: contextvars.ContextVar[str] = contextvars.ContextVar("visitor")
-    action = on(ThreadPoolExecutor(1), lambda _: (threading.get_ident(), visitor.get()))
+    action = in_thread(ThreadPoolExecutor(1), lambda _: (threading.get_ident(), visitor.get()))
 
     def visit(name: str) -> tuple[int, str]:
         visitor.set(name)
