@@ -191,8 +191,10 @@ def test_a_port_is_free_again_after_the_check(address: str) -> None:
 
 def test_only_this_machine_reaches_it(address: str) -> None:
     port = int(address.rsplit(":", 1)[1])
-    with socket.socket() as elsewhere:  # were the server bound to all addresses, this one would be taken
-        elsewhere.bind(("127.0.0.2", port))
+    socket.create_connection(("127.0.0.1", port)).close()
+    # Another address of this machine: a server that is bound to all addresses would answer there.
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", port))
 
 
 def test_another_address_is_warned_of(monkeypatch: pytest.MonkeyPatch, small_model: sf.HarmonizationUNet) -> None:
