@@ -14,12 +14,6 @@ FROM_SHARED_MEMORY = (90, 100, 103)  # compute capabilities with warpgroup produ
 COMPUTE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
-def require(reason: str | None) -> None:
-    """Refuse, before anything is launched, what `supports` gave a reason against."""
-    if reason is not None:
-        raise ValueError(reason)
-
-
 def rows(tensor: Tensor) -> Tensor:
     """(..., H, W) as (..., H * W): a view, or a copy where H and W have no common stride."""
     return tensor.flatten(-2)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-OPERATIONS = ("bain_attention", "region_norm", "masked_gram", "cross_gram", "feature_distances", "gram_distances")
 DTYPES = ("float32", "bfloat16", "float16")
 BFLOAT16_CAPABILITY = (8, 0)
 MAX_IMAGES = 65535  # of a grid's second and third dimension
@@ -40,12 +39,12 @@ def unavailable() -> str | None:
     return _unavailable[wanted]
 
 
-def refusal(operation: str, *tensors: "Tensor") -> str | None:
-    """Why the kernels cannot serve floating maps (..., C, H, W) of an operation, in one line; None if they can.
+def refusal(*tensors: "Tensor") -> str | None:
+    """Why the kernels cannot serve floating maps (..., C, H, W), in one line; None if they can.
 
     Where all else is well it loads the library, so that one that cannot be built or loaded is a reason too.
     """
-    return _unfit_device(tensors[0]) or unavailable() or _unfit(operation, *tensors) or _load_failure()
+    return _unfit_device(tensors[0]) or unavailable() or _unfit(*tensors) or _load_failure()
 
 
 def _unfit_device(tensor: "Tensor") -> str | None:
@@ -56,9 +55,7 @@ def _unfit_device(tensor: "Tensor") -> str | None:
     return f"the inputs are on {tensor.device.type}, the library serves {served}{emulation}"
 
 
-def _unfit(operation: str, *tensors: "Tensor") -> str | None:
-    if operation not in OPERATIONS:
-        return f"there is no CUDA kernel of {operation}"
+def _unfit(*tensors: "Tensor") -> str | None:
     for tensor in tensors:
         name = str(tensor.dtype).removeprefix("torch.")
         if name not in DTYPES:

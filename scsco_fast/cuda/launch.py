@@ -4,12 +4,6 @@ import torch
 from torch import Tensor
 
 
-def require(reason: str | None) -> None:
-    """Refuse, before anything is launched, what `supports` gave a reason against."""
-    if reason is not None:
-        raise ValueError(reason)
-
-
 def rows(tensor: Tensor) -> Tensor:
     """(..., H, W) as (..., H * W): a view, or a copy where H and W have no common stride."""
     return tensor.flatten(-2)

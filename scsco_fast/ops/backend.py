@@ -127,7 +127,7 @@ def refusal(name: str, operation: str, *tensors: Tensor) -> str | None:
     if not (is_reference(name) or implements(name, operation)):
         return f"the {name} backend has no kernel of {operation}"
     if name == "cuda":
-        return cuda.refusal(operation, *tensors)
+        return cuda.refusal(*tensors)
     if name != "triton":
         return unavailable(name)
     if not (tensors[0].is_cuda or kernels.interpreted()):  # before Triton is imported, which takes a second

@@ -1,7 +1,6 @@
 """bain_attention's kernels, Triton's and the compiled ones, on a CUDA device: accuracy of every dtype and of TF32,
 equal bits, streams, CUDA graphs."""
 
-import importlib
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast import cuda, kernels
+from scsco_fast.ops.backend import implementation
 from scsco_fast.regions import Regions
 
 pytestmark = pytest.mark.gpu
@@ -24,11 +24,10 @@ ROOMS = {"triton": kernels, "cuda": cuda}
 @pytest.fixture(params=["triton", "cuda"])
 def module(request: pytest.FixtureRequest) -> Any:
     """A backend's forward and backward."""
-    room = ROOMS[request.param]
-    reason = room.unavailable()
+    reason = ROOMS[request.param].unavailable()
     if reason is not None:
         pytest.skip(reason)
-    return importlib.import_module(f"{room.__name__}.bain_attention")
+    return implementation(request.param, "bain_attention")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Triton's and the compiled kernels of all operations but bain_attention on a CUDA device: accuracy, equal bits,
 streams, CUDA graphs."""
 
-import importlib
 import math
 from collections.abc import Callable, Iterator
 
@@ -19,6 +18,7 @@ from scsco_fast.eager import gram_distances as eager_gram_distances
 from scsco_fast.eager import masked_gram as eager_masked_gram
 from scsco_fast.eager import region_norm as eager_region_norm
 from scsco_fast.ops._transfer_color import TRANSFERS
+from scsco_fast.ops.backend import implementation
 
 pytestmark = pytest.mark.gpu
 KINDS = ["bfloat16", "float16", "tf32", "float32"]
@@ -54,7 +54,7 @@ def tf32(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def kernels_of(backend: str, name: str) -> object:
-    return importlib.import_module(f"{ROOMS[backend].__name__}.{name}")
+    return implementation(backend, name)
 
 
 def inputs(name: str, kind: str, channels: int, size: int, mask: str = "ragged") -> dict[str, Tensor]:
@@ -81,18 +81,17 @@ def both(module: object, name: str, t: dict[str, Tensor]) -> list[Tensor]:
     """Outputs and gradients of an implementation, `kernels` or `eager`."""
     x, b, others, fg = t["x"], t["b"], t["others"], t["foreground"]
     if name == "region_norm":
-        y, mean, std = module.forward(x, fg, None, *t["parameters"], 1e-5, True)
-        grads = module.backward(t["grad"], x, fg, None, t["parameters"][0], t["parameters"][2], mean, std, True)
+        y, mean, std = module.forward(x, fg, None, t["parameters"], 1e-5, True)
+        grads = module.backward(t["grad"], x, fg, None, t["parameters"], mean, std, True)
         return [y, mean, std, *grads]
     if name == "masked_gram":
         return [module.forward(x, fg), module.backward(t["grad_gram"], x, fg)]
     if name == "cross_gram":
         return [module.forward(x, b), *module.backward(t["grad_gram"], x, b)]
     if name == "feature_distances":
-        return [module.forward(x, others), *module.backward(t["grad_distance"], x, others)]
-    found = module.forward(x, b, others)
-    distances, *signs = found if isinstance(found, tuple) else (found,)  # eager keeps the signs of the products
-    return [distances, *module.backward(t["grad_distance"], *signs, x, b, others, False)]
+        return [module.forward(x, others), *module.backward(t["grad_distance"], x, others, False)]
+    distances, signs = module.forward(x, b, others)
+    return [distances, *module.backward(t["grad_distance"], signs, x, b, others, False)]
 
 
 def assert_accurate(module: object, name: str, kind: str, tensors: dict[str, Tensor]) -> None:
@@ -226,7 +225,7 @@ def test_addresses_pass_2_to_the_31(backend: str, name: str) -> None:
         assert torch.equal(module.forward(x, x.flip(0).unsqueeze(1))[1], module.forward(x[1:], x[:1].unsqueeze(1))[0])
         return
     foreground = torch.rand(2, 1, 11600, 11600, device="cuda") > 0.5
-    ones, zeros = torch.ones(8, device="cuda"), torch.zeros(8, device="cuda")
-    y, *_ = module.forward(x, foreground, None, ones, zeros, ones, zeros, 1e-5, True)
-    alone, *_ = module.forward(x[1:], foreground[1:], None, ones, zeros, ones, zeros, 1e-5, True)
+    affine = torch.tensor([[1.0], [0.0], [1.0], [0.0]], device="cuda").expand(4, 8)
+    y, *_ = module.forward(x, foreground, None, affine, 1e-5, True)
+    alone, *_ = module.forward(x[1:], foreground[1:], None, affine, 1e-5, True)
     torch.testing.assert_close(y[1:], alone)

@@ -64,3 +64,17 @@ def test_environment_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SCSCO_BACKEND", "quick")
     with pytest.raises(ValueError, match="SCSCO_BACKEND 'quick'"):
         backend.choose("auto", "cross_gram", torch.zeros(1))
+
+
+def test_a_backend_serves_what_it_has_a_module_of() -> None:
+    """Asked before anything else: a missing kernel is no matter of this machine."""
+    x = torch.zeros(1, 1, 2, 2)
+    for name in ("cuda", "eager"):
+        assert not backend.implements(name, "sum_of_everything")
+        assert backend.refusal(name, "sum_of_everything", x) == f"the {name} backend has no kernel of sum_of_everything"
+    assert not backend.implements("reference", "bain_norm")
+    assert not backend.implements("eager", "bain_norm")
+    assert backend.implements("triton", "bain_norm")
+    assert backend.refusal("cuda", "transfer_color", x) == "the cuda backend has no kernel of transfer_color"
+    with pytest.raises(RuntimeError, match="'cuda' cannot be used: the cuda backend has no kernel of transfer_color"):
+        backend.choose("cuda", "transfer_color", x)
