@@ -109,11 +109,11 @@ class TrainingStep:
         for rows in parts:
             share = (rows.stop - rows.start) / total
             pictures = (composite[rows], real[rows], mask[rows], None if boxes is None else boxes[rows])
-            part = self._prepare(pictures, whole, first + rows.start, index)
             # Only the last part's backward exchanges gradients with the other processes.
             with nullcontext() if rows is parts[-1] else self.processes.no_sync(self.objective):
                 # Backward averages over the processes; the sum is wanted.
-                terms = self._pass(part, share * self.processes.world_size)
+                weight = share * self.processes.world_size
+                terms = self._pass(self._prepare(pictures, whole, first + rows.start, index), weight)
             losses = {name: share * term.detach() + losses.get(name, 0) for name, term in terms.items()}
         self._update(losses, index)
         self.timer.mark("optimizer")
