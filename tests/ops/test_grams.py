@@ -1,15 +1,17 @@
-"""masked_gram, cross_gram, feature_distances and gram_distances against their formulas in float64."""
+"""masked_gram, cross_gram, feature_distances and gram_distances: the reference, and what is the eager backend's own.
+
+tests/contract/ holds what every backend must do.
+"""
 
 from typing import Any
 
 import pytest
 import torch
-from oracle import MASKS, assert_matches, make_mask, random
+from oracle import assert_matches, make_mask, random
 
 import scsco_fast as sf
 from scsco_fast.eager import gram_distances as eager_gram_distances
 
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 SHAPES = [(1, 1, 1), (2, 1, 2), (3, 15, 16), (17, 5, 31), (65, 8, 8)]
 BACKENDS = ["reference", "eager"]
 
@@ -23,33 +25,10 @@ def maps(*shape: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
     ]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("mask", MASKS)
-def test_masked_gram(mask: str, dtype: torch.dtype) -> None:
-    regions = sf.Regions(make_mask(mask, 3, 7, 9))
-    assert_matches(lambda f: sf.ops.masked_gram(f, regions), [random(3, 5, 7, 9, dtype=dtype)])
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_shape_and_dtype(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    anchor, background, others = maps(*shape, dtype=dtype)
-    assert_matches(lambda f: sf.ops.masked_gram(f), [anchor])
-    assert_matches(sf.ops.cross_gram, [anchor, background])
-    assert_matches(sf.ops.feature_distances, [anchor, others])
-    if dtype != torch.float32:
-        # In float32 a Gram entry near 0 may take either sign, and its gradient jumps: see the test with distinct signs.
-        anchor, background, others = (t.double() for t in (anchor, background, others))
-    assert_matches(sf.ops.gram_distances, [anchor, background, others])
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_gram_distances_in_low_precision(dtype: torch.dtype) -> None:
-    """Positive features keep every Gram difference away from 0, where the sign of its gradient would be rounding's."""
-    anchor, background, others = (t.double().abs() for t in maps(6, 9, 7))
-    shift = torch.tensor([2.0, 4.0, -6.0], dtype=torch.float64).reshape(1, 3, 1, 1, 1)
-    inputs = [t.to(dtype) for t in (anchor, background, others + anchor.unsqueeze(1) + shift)]
-    assert_matches(sf.ops.gram_distances, inputs)
+def test_gram_distances_of_any_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    assert_matches(sf.ops.gram_distances, maps(*shape, dtype=dtype))
 
 
 def test_masked_gram_is_the_cross_gram_of_the_masked_features() -> None:
@@ -104,20 +83,6 @@ def test_constants_get_no_gradient_and_the_anchor_the_same(operation: Any, backe
     (operation(*every, backend=backend) * weights).sum().backward()
     torch.testing.assert_close(alone.grad, every[0].grad, rtol=1e-12, atol=1e-15)
     assert all(tensor.grad is None for tensor in constants)
-
-
-def test_layouts_expanded_inputs_and_gradients() -> None:
-    anchor, background, others = maps(4, 5, 6, dtype=torch.float64)
-    last = [t.transpose(-1, -3).contiguous().transpose(-1, -3) for t in (anchor, background, others)]
-    wide = [t[:1].expand(2, *t.shape[1:]) for t in (anchor, background, others)]
-    for a, b, o in (last, wide):
-        assert_matches(sf.ops.masked_gram, [a])
-        assert_matches(sf.ops.cross_gram, [a, b])
-        assert_matches(sf.ops.feature_distances, [a, o])
-        assert_matches(sf.ops.gram_distances, [a, b, o])
-    leaf = anchor.clone().requires_grad_()
-    sf.ops.gram_distances(leaf, background, others).sum().backward()  # the gradient arrives expanded
-    assert torch.isfinite(leaf.grad).all()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
