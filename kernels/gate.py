@@ -227,7 +227,7 @@ def _cell(figures: Sequence[object]) -> str:
 
 def _span(figures: Sequence[int]) -> str:
     few, many = min(figures, default=0), max(figures, default=0)
-    return str(few) if few == many else f"{few} to {many}"
+    return str(few) if few == many else f"{few}-{many}"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -125,7 +125,7 @@ def test_the_page_has_each_kernel_on_each_architecture() -> None:
     assert "| bain_attention_fwd_kernel | 1 / 1 / 0 | 168 / 168 / - | 56.0 / 56.0 / - | 0 | 0 | 400 / 400 / 0 |" in text
     assert (
         "| bain_attention_fwd_kernel | 2 / 1 / 1 | 255 / 168 / 168 | 56.0 | 32 / 0 / 0 | 1 / 0 / 0 "
-        "| 400 to 575 / 400 / 555 |" in text
+        "| 400-575 / 400 / 555 |" in text
     )
     assert "| kernel | 64 channels | 128 channels |" in text
     assert "| fwd | 400 / 400 / - | 575 / - / 555 |" in text
