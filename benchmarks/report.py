@@ -246,8 +246,8 @@ HEADER += "|---|---|---|---|---|---|---|---|---|---|---|"
 
 
 def tables(rows: Sequence[Row]) -> str:
-    """A table of all rows for each operation, below one line that is true of all but those with a line of their own."""
-    parts = [under(rows)]
+    """A table of all rows for each operation."""
+    parts = []
     for (op, detail), found in grouped(rows, "op", "detail"):
         title = f"### {op}" + (f", {detail}" if detail else "")
         fastest = {}
@@ -255,8 +255,7 @@ def tables(rows: Sequence[Row]) -> str:
             fastest[case] = min((row.ms for row in same if row.ms), default=None)
         ordered = sorted(found, key=lambda row: (row.batch, row.channels, row.size, row.foreground, row.dtype))
         lines = [line(row, fastest[without_backend(row)]) for row in ordered]
-        own = [] if under(found) == parts[0] else [under(found), ""]
-        parts.append("\n".join([title, "", *own, HEADER, *lines]))
+        parts.append("\n".join([title, "", under(found), "", HEADER, *lines]))
     return "\n\n".join(parts)
 
 
