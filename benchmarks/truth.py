@@ -51,7 +51,7 @@ def bain_attention(
 def bain_norm(level: RegionLevel, query: Tensor, key: Tensor, value: Tensor, normalised: Tensor) -> Tensor:
     one, zero = normalised.new_ones(normalised.shape[1]), normalised.new_zeros(normalised.shape[1])
     mean, std = bain_attention(level, query, key, value)
-    return affine(normalised, mean, std, level.foreground, None, one, zero, one, zero)
+    return affine(normalised, mean, std, level.foreground, None, torch.stack([one, zero, one, zero]))
 
 
 def take(table: Tensor, index: Tensor) -> Tensor:

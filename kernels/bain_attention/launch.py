@@ -135,8 +135,8 @@ def forward(
     Returns:
         mean, std, in the memory format of value, and the buffers that `scsco_fast.kernels.bain_attention` describes.
     """
-    results = mean, std, *saved = allocate(query, key, value)
-    attend(query, key, value, order, counts, scale, eps, (mean, std), tuple(saved), None)
+    mean, std, packed, moments, scalars = results = allocate(query, key, value)
+    attend(query, key, value, order, counts, scale, eps, (mean, std), (packed, moments, scalars), None)
     return results
 
 

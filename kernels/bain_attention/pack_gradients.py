@@ -270,6 +270,6 @@ def pack_gradients(
         num_warps=warps,
         **tiles,
     )
-    if norm is not None:
+    if norm is not None and sums is not None:
         torch.sum(sums, (0, 1), out=norm.d_affine)
     return half_rows, delta, span

@@ -35,8 +35,9 @@ def forward(
         normalised: (B, C, H, W) of any layout, each pixel normalised by its own region's moments.
         affine: (4, C), the rows fg_weight, fg_bias, bg_weight and bg_bias.
     """
-    results = y, *saved = allocate(query, key, value, normalised)
-    attend(query, key, value, order, counts, scale, eps, (y, None), tuple(saved), (normalised, _read(affine)))
+    y, packed, moments, scalars = results = allocate(query, key, value, normalised)
+    saved, norm = (packed, moments, scalars), (normalised, _read(affine))
+    attend(query, key, value, order, counts, scale, eps, (y, None), saved, norm)
     return results
 
 
@@ -59,9 +60,10 @@ def backward(
 
     Of query, key and value only shapes and dtypes are read.
     """
-    results = *grads, d_normalised, d_affine = allocate_gradients(grad, query, key, value, normalised)
+    results = allocate_gradients(grad, query, key, value, normalised)
+    dq, dk, dv, d_normalised, d_affine = results
     norm, saved = NormGradient(_read(affine), d_normalised, d_affine), (packed, moments, scalars)
-    attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, tuple(grads), norm)
+    attend_backward((grad, normalised), query, key, value, order, counts, saved, scale, eps, (dq, dk, dv), norm)
     return results
 
 

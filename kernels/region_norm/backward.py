@@ -19,6 +19,7 @@ def _gradient_terms(
     image,
     c,
     channels,
+    inside,  # whether c is a channel
     first,  # of the programs that share these channels: it stores the affine's gradients
     mean_b,
     std_f,
@@ -33,13 +34,13 @@ def _gradient_terms(
 ):
     """From the sums over an image's regions: what `gradient` takes, and the affine's gradients, stored."""
     size_f, size_b = tl.maximum(size_f, 1.0), tl.maximum(size_b, 1.0)
-    weight_f = affine_row(affine_ptr, 0, c, channels)
-    slope_b = affine_row(affine_ptr, 2, c, channels) / std_b
+    weight_f = affine_row(affine_ptr, 0, c, channels, inside)
+    slope_b = affine_row(affine_ptr, 2, c, channels, inside) / std_b
     slope_f, d_fg_weight = weight_f, sum_xf
     if ADAPT:
         slope_f = weight_f * std_b
         d_fg_weight = std_b * sum_xf + mean_b * sum_f
-    at, used = image * 4 * channels + c, (c < channels) & first
+    at, used = image * 4 * channels + c, inside & first
     tl.store(d_affine_ptr + at, d_fg_weight, mask=used)
     tl.store(d_affine_ptr + at + channels, sum_f, mask=used)
     tl.store(d_affine_ptr + at + 2 * channels, sum_xb, mask=used)
@@ -99,7 +100,7 @@ def region_norm_bwd_tile_kernel(
     fg, bg = fg[None, :], bg[None, :]
     centred = x - tl.where(fg, mean_f[:, None], mean_b[:, None])
     slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean = _gradient_terms(
-        *(affine_ptr, d_affine_ptr, image, c, channels, True),
+        *(affine_ptr, d_affine_ptr, image, c, channels, c < channels, True),
         *(mean_b, std_f, std_b, tl.sum(fg.to(tl.float32), 1), tl.sum(bg.to(tl.float32), 1)),
         *(tl.sum(tl.where(fg, dy, 0.0), 1), tl.sum(tl.where(bg, dy, 0.0), 1)),
         *(tl.sum(tl.where(fg, dy * centred, 0.0), 1) / std_f, tl.sum(tl.where(bg, dy * centred, 0.0), 1) / std_b),
@@ -170,7 +171,7 @@ def region_norm_bwd_plane_kernel(
 
     size_f, size_b = sizes_of(n_f, n_b, pixels, HAS_VALID)
     slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean = _gradient_terms(
-        *(affine_ptr, d_affine_ptr, image, c, channels, True),
+        *(affine_ptr, d_affine_ptr, image, c, channels, True, True),
         *(mean_b, std_f, std_b, size_f, size_b),
         *(tl.sum(s_f, 0), tl.sum(s_b, 0), tl.sum(t_f, 0) / std_f, tl.sum(t_b, 0) / std_b, ADAPT),
     )
@@ -289,7 +290,7 @@ def region_norm_bwd_dx_kernel(
     size_f = tl.sum(counts_of(count_ptr, image, splits, 0, SPLITS), 0)
     size_b = tl.sum(counts_of(count_ptr, image, splits, 1, SPLITS), 0)
     slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b, through, lean = _gradient_terms(
-        *(affine_ptr, d_affine_ptr, image, c, channels, part == 0),
+        *(affine_ptr, d_affine_ptr, image, c, channels, c < channels, part == 0),
         *(mean_b, std_f, std_b, size_f, size_b, sum_f, sum_b, sum_xf, sum_xb, ADAPT),
     )
     grad_ptr += image * stride_gb + c.to(tl.int64)[:, None] * stride_gc

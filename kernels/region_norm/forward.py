@@ -18,15 +18,15 @@ FEW = tl.constexpr(16)  # sampled pixels of a region below which the sample does
 
 
 @triton.jit
-def _coefficients(affine_ptr, c, channels, mean_b, std_f, std_b, ADAPT: tl.constexpr):
+def _coefficients(affine_ptr, c, channels, inside, mean_b, std_f, std_b, ADAPT: tl.constexpr):
     """Gain and offset of both regions' centred pixels."""
-    gain_f = affine_row(affine_ptr, 0, c, channels)
-    bias_f = affine_row(affine_ptr, 1, c, channels)
+    gain_f = affine_row(affine_ptr, 0, c, channels, inside)
+    bias_f = affine_row(affine_ptr, 1, c, channels, inside)
     if ADAPT:
         bias_f = gain_f * mean_b + bias_f
         gain_f = gain_f * std_b
-    gain_b = affine_row(affine_ptr, 2, c, channels) / std_b
-    return gain_f / std_f, bias_f, gain_b, affine_row(affine_ptr, 3, c, channels)
+    gain_b = affine_row(affine_ptr, 2, c, channels, inside) / std_b
+    return gain_f / std_f, bias_f, gain_b, affine_row(affine_ptr, 3, c, channels, inside)
 
 
 @triton.jit
@@ -81,7 +81,7 @@ def region_norm_fwd_tile_kernel(
     std_b = _deviation(tl.sum(tl.where(bg, away * away, 0.0), 1), n_b, EPS)
 
     _store_moments(mean_ptr, std_ptr, image * channels + c, c < channels, mean_f, mean_b, std_f, std_b)
-    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, mean_b, std_f, std_b, ADAPT)
+    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, c < channels, mean_b, std_f, std_b, ADAPT)
     y = away * tl.where(fg, gain_f[:, None], gain_b[:, None]) + tl.where(fg, bias_f[:, None], bias_b[:, None])
     y = tl.where(fg | bg, y, 0.0)
     y_ptr += (image * channels + c)[:, None] * pixels
@@ -169,8 +169,8 @@ def region_norm_fwd_plane_kernel(
     mean_f, mean_b = shift_f + off_f, shift_b + off_b
     std_f = _deviation(tl.sum(q_f, 0) - off_f * off_f * size_f, size_f, EPS)
     std_b = _deviation(tl.sum(q_b, 0) - off_b * off_b * size_b, size_b, EPS)
-    _store_moments(mean_ptr, std_ptr, image * channels + c, c < channels, mean_f, mean_b, std_f, std_b)
-    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, mean_b, std_f, std_b, ADAPT)
+    _store_moments(mean_ptr, std_ptr, image * channels + c, True, mean_f, mean_b, std_f, std_b)
+    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, True, mean_b, std_f, std_b, ADAPT)
 
     for first in range(0, pixels, ROWS * RUNS):
         n = (first + at).to(tl.int64)
@@ -284,7 +284,7 @@ def region_norm_fwd_apply_kernel(
     mean_b, std_b = _merged(count_ptr, moment_ptr, image, splits, channels, c, 1, EPS, SPLITS)
     if part == 0:
         _store_moments(mean_ptr, std_ptr, image * channels + c, c < channels, mean_f, mean_b, std_f, std_b)
-    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, mean_b, std_f, std_b, ADAPT)
+    gain_f, bias_f, gain_b, bias_b = _coefficients(affine_ptr, c, channels, c < channels, mean_b, std_f, std_b, ADAPT)
 
     x_ptr += image * stride_xb + c.to(tl.int64)[:, None] * stride_xc
     y_ptr += (image * channels + c)[:, None] * pixels

@@ -122,8 +122,7 @@ def forward(
             strides = x_rows.stride()[:2]
             region_norm_fwd_plane_kernel[plan.grid](*inputs, *outputs, *strides, *sizes, **flags, **plan.meta)
         else:
-            parts, sizes = _parts(x, plan), (*sizes, plan.parts, plan.blocks)
-            last = (*x_rows.stride(), *sizes)
+            parts, last = _parts(x, plan), (*x_rows.stride(), *sizes, plan.parts, plan.blocks)
             region_norm_fwd_moments_kernel[plan.grid](*inputs, *parts, *last, **has_valid, **_no_splits(plan))
             region_norm_fwd_apply_kernel[plan.grid](*inputs, *parts, *outputs, *last, **flags, **plan.meta)
     return results

@@ -19,9 +19,9 @@ def regions(fg_ptr, valid_ptr, n, inside, HAS_VALID: tl.constexpr):
 
 
 @triton.jit
-def affine_row(affine_ptr, ROW: tl.constexpr, c, channels):
-    """Of (4, C): gain and offset of the foreground, gain and offset of the background."""
-    return tl.load(affine_ptr + ROW * channels + c, mask=c < channels, other=0.0)
+def affine_row(affine_ptr, ROW: tl.constexpr, c, channels, inside):
+    """Of (4, C): gain and offset of the foreground, gain and offset of the background; 0 where c is not `inside`."""
+    return tl.load(affine_ptr + ROW * channels + c, mask=inside, other=0.0)
 
 
 @triton.jit
