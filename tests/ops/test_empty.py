@@ -71,9 +71,9 @@ def test_opcheck() -> None:
     """Fakes and gradients of the registered forms agree with what they compute."""
     level = sf.Regions(torch.zeros(0, 1, 4, 5), torch.ones(0, 1, 4, 5)).at(4, 5)
     x, query, key = (tensor.requires_grad_() for tensor in maps(0, 3))
-    others, gain = torch.zeros(0, 2, 3, 4, 5, requires_grad=True), torch.ones(3, requires_grad=True)
+    others, affine = torch.zeros(0, 2, 3, 4, 5, requires_grad=True), torch.ones(4, 3, requires_grad=True)
     arguments = {
-        "region_norm": (x, level.foreground, level.valid, gain, gain, gain, gain, 1e-5, True, "eager"),
+        "region_norm": (x, level.foreground, level.valid, affine, 1e-5, True, "eager"),
         "bain_attention": (query, key, x, level.order, level.counts, 0.5, 1e-5, "eager"),
         "masked_gram": (x, level.foreground, "eager"),
         "cross_gram": (x, query, "eager"),
