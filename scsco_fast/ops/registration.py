@@ -22,7 +22,7 @@ _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 
 def register_operation(
-    name: str, fake: Callable[..., Any] | None = None, differentiable: bool = True
+    name: str, fake: Callable[..., Any], differentiable: bool = True
 ) -> Callable[[Callable[..., Any]], Any]:
     """Make a function an operation of our namespace, which torch.compile and autograd do not look into; a decorator.
 
@@ -50,8 +50,7 @@ def register_operation(
         _library.define(schema, tags=torch.Tag.pt2_compliant_tag)
         _library.impl(name, body, "CompositeExplicitAutograd")
         BODIES[name] = body
-        if fake is not None:
-            torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
         if not differentiable:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", partial(_refuse, name), lib=_library)
         return getattr(getattr(torch.ops, NAMESPACE), name).default
