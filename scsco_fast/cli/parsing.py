@@ -5,6 +5,7 @@ import ast
 import dataclasses
 import difflib
 import inspect
+import re
 import shutil
 import textwrap
 import types
@@ -68,19 +69,24 @@ def parse(
     parser = _parser(program, found, description or inspect.getdoc(options) or "")
     try:
         _check_empty(arguments)
-        given, rest = parser.parse_known_args([_with_hyphens(argument) for argument in arguments])
-        if rest:
-            raise _MistakeError(_unknown(rest[0], [option.flag for option in found if not option.positional]))
-        values = {name: value for name, value in vars(given).items() if value is not dataclasses.MISSING}
+        # Intermixed takes an option between two positionals, and overlooks --, after which nothing is an option.
+        read = parser.parse_known_args if "--" in arguments else parser.parse_known_intermixed_args
+        given, rest = read([_with_hyphens(argument) for argument in arguments])
+        unknown = [argument for argument in rest if argument != "--"]  # some versions of Python leave it there
+        if unknown:
+            raise _MistakeError(_unknown(unknown[0], [option.flag for option in found if not option.positional]))
+        values = {
+            option.name: option.value(getattr(given, option.name))
+            for option in found
+            if getattr(given, option.name, dataclasses.MISSING) is not dataclasses.MISSING
+        }
         missing = [option for option in found if option.required and option.name not in values]
         if missing:
             named = [option.usage for option in missing if not option.positional]
             raise _MistakeError(f"missing {', '.join(named) or 'an argument: ' + missing[0].usage}")
     except _MistakeError as mistake:
         raise ScscoError(f"{mistake} (see {program} --help)") from None
-    return _built(
-        options, {option.name: option.value(values[option.name]) for option in found if option.name in values}, default
-    )
+    return _built(options, values, default)
 
 
 class _MistakeError(Exception):
@@ -88,8 +94,22 @@ class _MistakeError(Exception):
 
 
 class _Parser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What is a value though it begins with a dash: -3, -1e-3 and -120,40. Before Python 3.14 it is -3 alone.
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf$)")
+
     def error(self, message: str) -> NoReturn:
         raise _MistakeError(message.removeprefix("argument "))
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(text, width, break_on_hyphens=False, break_long_words=False)
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        """A fixed number of values, which is "+" for argparse since None stands for all of them."""
+        return str(action.metavar) if action.nargs == "+" else super()._format_args(action, default_metavar)
 
 
 class _Option(NamedTuple):
@@ -134,15 +154,23 @@ class _Option(NamedTuple):
             shared["default"] = dataclasses.MISSING  # SUPPRESS would be taken for a value
             add_argument(self.flag, nargs="?", type=self._converter(), metavar=self.usage, **shared)
         else:
-            open_ended = Ellipsis in self.several
-            nargs, action = ("*", "extend") if open_ended else (len(self.several) or None, "store")
-            add_argument(self.flag, nargs=nargs, action=action, type=self._converter(), metavar=self.metavar, **shared)
+            nargs, action = ("*", "extend") if Ellipsis in self.several else ("+" if self.several else None, "store")
+            metavar = " ".join([self.metavar] * len(self.several)) if nargs == "+" else self.metavar
+            add_argument(self.flag, nargs=nargs, action=action, type=self._converter(), metavar=metavar, **shared)
 
     def value(self, given: Any) -> Any:
         """What argparse found as the field has it: a tuple is a list there."""
         if not isinstance(given, list):
             return given
-        return given[0] if given == [None] or (self.single and len(given) == 1) else tuple(given)
+        if given == [None] or (self.single and len(given) == 1):
+            return given[0]
+        if None in given:
+            raise _MistakeError(f"{self.flag} has None among other values; None stands alone")
+        if not self.several:  # --name=-- before Python 3.13
+            raise _MistakeError(f"{self.flag}: expected one argument")
+        if Ellipsis not in self.several and len(given) != len(self.several):
+            raise _MistakeError(f"{self.flag}: expected {len(self.several)} arguments")
+        return tuple(given)
 
     def _help(self) -> str:
         default = " ".join(map(str, self.default)) if isinstance(self.default, tuple) else self.default
@@ -214,14 +242,14 @@ def _texts(kind: type[Any]) -> dict[str, str]:
 def _parser(program: str, options: Sequence[_Option], description: str) -> argparse.ArgumentParser:
     width = shutil.get_terminal_size().columns - 2
     paragraphs = [  # an indented one is left as it is
-        text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), width)
+        text if text.startswith(" ") else textwrap.fill(" ".join(text.split()), width, break_on_hyphens=False)
         for text in description.split("\n\n")
     ]
     parser = _Parser(
         program,
         " ".join([program, *(option.usage for option in options if option.required), "[OPTIONS]"]).replace("%", "%%"),
         "\n\n".join(paragraphs).replace("%", "%%"),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
         allow_abbrev=False,
     )
     adders: dict[str, Callable[..., argparse.Action]] = {_OWN: parser.add_argument}

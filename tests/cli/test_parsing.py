@@ -53,6 +53,13 @@ class Pair:
     second: int
 
 
+@dataclass(frozen=True)
+class Hole:
+    first: Path
+    second: int
+    deep: bool = False
+
+
 GIVEN = ["--output", "a.png"]
 
 
@@ -100,6 +107,28 @@ def test_underscores_and_negative_numbers() -> None:
     assert read(*GIVEN, "--thin_paint", "--coats", "-2", "--size", "-1", "-.5").size == (-1, -0.5)
 
 
+@pytest.mark.parametrize("value", ["-120,40", "-1e-3", "-inf"])
+def test_what_begins_like_a_negative_number_is_a_value(value: str) -> None:
+    assert read("--output", value).output == Path(value)
+
+
+@pytest.mark.parametrize("arguments", [["--size", "None"], ["--size=None"], ["--size", "1", "2", "--size", "None"]])
+def test_none_stands_for_all_values_of_a_fixed_number(arguments: list[str]) -> None:
+    assert read(*arguments, default=Options(Path("b.png"), Brush(), size=(1.0, 2.0))).size is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [["a", "3", "--deep"], ["a", "--deep", "3"], ["--deep", "a", "3"], ["--deep", "--", "a", "3"]]
+)
+def test_an_option_stands_anywhere_between_values_without_names(arguments: list[str]) -> None:
+    assert parse(Hole, arguments, "hole", positional=True) == Hole(Path("a"), 3, True)
+
+
+def test_after_two_hyphens_nothing_is_an_option() -> None:
+    assert parse(Pair, ["--", "-a", "3"], "pair", positional=True) == Pair(Path("-a"), 3)
+    assert read(*GIVEN, "--").output == Path("a.png")
+
+
 def test_without_names() -> None:
     assert parse(Pair, ["a_b", "3"], "pair", positional=True) == Pair(Path("a_b"), 3)
 
@@ -112,6 +141,8 @@ def test_without_names() -> None:
         ([*GIVEN, "--coats", "two"], "--coats is 'two'; wanted a whole number (see paint --help)"),
         ([*GIVEN, "--size", "1", "x"], "--size is 'x'; wanted"),
         ([*GIVEN, "--size", "1"], "--size: expected 2 arguments (see paint --help)"),
+        ([*GIVEN, "--size", "None", "1"], "--size has None among other values; None stands alone (see paint --help)"),
+        (["--output=--"], "--output: expected one argument (see paint --help)"),
         ([*GIVEN, "--colour", "blue"], "invalid choice 'blue' for argument '--colour'; wanted one of red, green ("),
         ([*GIVEN, "--thin-pain"], "there is no option --thin-pain; did you mean --thin-paint? (see paint --help)"),
         ([*GIVEN, "--xyz=3"], "there is no option --xyz (see paint --help)"),
@@ -177,6 +208,14 @@ brush options:
   --wet, --no-wet       Dip it in water. (default: on)
 """
     )
+
+
+def test_help_breaks_no_word_at_a_hyphen(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "44")
+    default = Options(Path("ground/half-statistics"), Brush())
+    with pytest.raises(SystemExit):
+        parse(Options, ["--help"], "paint", default, "Paint the whole wall with half-statistics.")
+    assert capsys.readouterr().out.count("half-statistics") == 2
 
 
 def test_without_its_source_the_help_has_no_texts(
