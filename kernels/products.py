@@ -67,24 +67,15 @@ def _left(g_ptr, stride_gm, stride_gk, m, k, rows, depth, SYMMETRIC: tl.constexp
 @triton.jit
 def product_with_features(
     g_ptr,
-    stride_gm,
-    stride_gk,
+    stride_gm, stride_gk,
     f_ptr,
-    stride_fc,
-    stride_fn,
-    m,
-    n,
+    stride_fc, stride_fn,
+    m, n,
     inside,  # which of the pixels n count; the others may hold NaN
-    rows,
-    depth,
-    pixels,
-    SYMMETRIC: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    rows, depth, pixels,
+    SYMMETRIC: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     """sum_k g[m, k] f[k, n], float32 [BLOCK_M, BLOCK_N]; no work where no pixel counts."""
     steps = tl.where(tl.max(inside.to(tl.int32), 0) > 0, tl.cdiv(depth, BLOCK_K), 0)
     scale = tl.full((BLOCK_M,), 1.0, tl.float32)

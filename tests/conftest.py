@@ -1,4 +1,4 @@
-"""Skips `gpu` tests where there is no GPU, shares the cores among test processes, and gives the tests small networks."""
+"""Skips `gpu` tests where there is no GPU, shares the cores among test processes, and gives tests small networks."""
 
 import os
 import signal

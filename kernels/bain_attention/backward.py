@@ -26,27 +26,12 @@ def _of_rows(span_ptr, image, SCALED: tl.constexpr):
 
 @triton.jit
 def _dq_block(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    q,
-    g,
-    rows,
-    left,
-    lse,
-    delta,
-    dq,
+    q_ptr, k_ptr, v_ptr, g_ptr,
+    q, g, rows, left, lse, delta, dq,
     scale,  # to base 2
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """dq / scale after another block of keys; WHOLE: all BLOCK_N of them are there."""
     if WHOLE:
         left = None
@@ -72,23 +57,12 @@ def bain_attention_bwd_dq_kernel(
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     d_query_ptr,  # (B, D, N)
-    stride_yb,  # of d_query
-    stride_yc,
-    stride_yn,
-    scale,
-    n_pixels,
-    n_keys,  # D
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    NEGATE: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    stride_yb, stride_yc, stride_yn,  # of d_query
+    scale, n_pixels, n_keys,  # N, D
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, SCALED: tl.constexpr,
+    NEGATE: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     image, start_m = tl.program_id(1).to(tl.int64), tl.program_id(0) * BLOCK_M
     n_query = queries(counts_ptr, image)
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
@@ -133,31 +107,13 @@ def bain_attention_bwd_dq_kernel(
 
 @triton.jit
 def _dkv_block(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    g_ptr,
-    lse_ptr,
-    delta_ptr,
-    k,
-    v,
-    rows,
-    left,
-    column,
-    dk,
-    dv,
+    q_ptr, k_ptr, v_ptr, g_ptr, lse_ptr, delta_ptr,
+    k, v, rows, left, column, dk, dv,
     scale,  # to base 2
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, DK: tl.constexpr, DV: tl.constexpr,
     WHOLE: tl.constexpr,
-):
+):  # fmt: skip
     """dk / scale and the moments' dv after another block of queries; WHOLE: all BLOCK_M of them are there."""
     query = tl.arange(0, BLOCK_M)
     if WHOLE:
@@ -184,38 +140,15 @@ def _dkv_block(
 @triton.jit
 def bain_attention_bwd_dkv_kernel(
     rows_ptr,  # these as in bain_attention_bwd_dq_kernel
-    values_ptr,
-    moments_ptr,
-    grads_ptr,
-    scalars_ptr,
-    delta_ptr,
-    span_ptr,
-    order_ptr,
-    counts_ptr,
+    values_ptr, moments_ptr, grads_ptr, scalars_ptr, delta_ptr, span_ptr, order_ptr, counts_ptr,
     d_key_ptr,  # (B, D, N), None without DK
     d_value_ptr,  # (B, C, N), None without DV
-    stride_kb,
-    stride_kc,
-    stride_kn,
-    stride_vb,
-    stride_vc,
-    stride_vn,
-    scale,
-    n_pixels,
-    n_keys,  # D
-    n_channels,  # C
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SCALED: tl.constexpr,
-    DK: tl.constexpr,
-    DV: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    stride_kb, stride_kc, stride_kn, stride_vb, stride_vc, stride_vn,
+    scale, n_pixels, n_keys, n_channels,  # N, D, C
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, SCALED: tl.constexpr, DK: tl.constexpr,
+    DV: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """dk and dv of a block of keys; dv alone may take one block of channels, dk needs them all."""
     image, start_n = tl.program_id(2).to(tl.int64), tl.program_id(0) * BLOCK_N
     first_column = tl.program_id(1) * BLOCK_C

@@ -50,25 +50,13 @@ def products(
 
 @triton.jit
 def _attend_block(
-    q_ptr,
-    k_ptr,
-    v_ptr,
-    q,
-    n_rows,
+    q_ptr, k_ptr, v_ptr,
+    q, n_rows,
     left,  # keys from this block on
-    moments,
-    peak,
-    total,
-    scale,
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    WHOLE: tl.constexpr,
-):
+    moments, peak, total, scale,
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, WHOLE: tl.constexpr,
+):  # fmt: skip
     """The online softmax's state after another block of keys; WHOLE: all BLOCK_N of them are there."""
     if WHOLE:
         left = None
@@ -93,20 +81,14 @@ def _attend_block(
 
 @triton.jit
 def _attend(
-    q_ptr,
-    k_ptr,
+    q_ptr, k_ptr,
     v_ptr,  # at the first column that is wanted
     n_rows,  # queries of this block
     n_keys,
     scale,  # to base 2
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
     """Means of v' and v'^2 in turn, [BLOCK_M, 2 BLOCK_C], and the log-sum-exp [BLOCK_M] in base 2, over n_keys keys."""
     moments = tl.zeros([BLOCK_M, 2 * BLOCK_C], tl.float32)
     # A finite start: before the first key, and for a row whose logits are all -inf, weights are 0 and not NaN.
@@ -151,28 +133,12 @@ def bain_attention_fwd_kernel(
     std_ptr,  # (B, C, N), None where NORM
     x_ptr,  # (B, C, N) normalised map where NORM
     affine_ptr,  # (4, C) where NORM: gain and offset of the foreground, of the background
-    stride_yb,  # of mean and std
-    stride_yc,
-    stride_yn,
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    scale,
-    eps,
-    n_pixels,
-    n_channels,
-    splits,
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SPLIT: tl.constexpr,
-    NORM: tl.constexpr,
+    stride_yb, stride_yc, stride_yn, stride_xb, stride_xc, stride_xn,  # y: of mean and std
+    scale, eps, n_pixels, n_channels, splits,
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, NORM: tl.constexpr,
     LAST: tl.constexpr,
-):
+):  # fmt: skip
     image, start = tl.program_id(2).to(tl.int64), tl.program_id(0) * BLOCK_M
     n_query = queries(counts_ptr, image)
     if start >= n_query:
@@ -234,22 +200,12 @@ def bain_attention_fwd_kernel(
 def _store_moments(
     mean,  # [places, channels]
     variance,
-    mean_ptr,
-    std_ptr,
-    x_ptr,
-    affine_ptr,
-    pixel,
-    channel,
-    is_query,
-    n_channels,
-    stride_yc,
-    stride_yn,
-    stride_xc,
-    stride_xn,
+    mean_ptr, std_ptr, x_ptr, affine_ptr,
+    pixel, channel, is_query, n_channels,
+    stride_yc, stride_yn, stride_xc, stride_xn,
     eps,
-    NORM: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    NORM: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Queries' mean and deviation, or BAIN's output, to their pixels of one image's maps."""
     std = tl.sqrt_rn(tl.maximum(variance, 0.0) + eps)
     if NORM:
@@ -271,24 +227,11 @@ def bain_attention_fwd_merge_kernel(
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     mean_ptr,  # these as in bain_attention_fwd_kernel
-    std_ptr,
-    x_ptr,
-    affine_ptr,
-    stride_yb,
-    stride_yc,
-    stride_yn,
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    eps,
-    n_pixels,
-    n_channels,
-    splits,
-    WIDTH: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    NORM: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    std_ptr, x_ptr, affine_ptr,
+    stride_yb, stride_yc, stride_yn, stride_xb, stride_xc, stride_xn,
+    eps, n_pixels, n_channels, splits,
+    WIDTH: tl.constexpr, BLOCK_P: tl.constexpr, NORM: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Adds the splits of the keys in their order, each weighted by its sum of exponentials."""
     image = tl.program_id(2).to(tl.int64)
     n_query = queries(counts_ptr, image)

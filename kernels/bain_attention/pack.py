@@ -99,18 +99,10 @@ def _sums(
     v_ptr,
     channels,
     order_ptr,
-    shift,
-    first_rank,
-    last_rank,
-    n_pixels,
-    n_bg,
-    n_channels,
-    stride_c,
-    stride_n,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    shift, first_rank, last_rank, n_pixels, n_bg, n_channels,
+    stride_c, stride_n,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Sums of v - shift and of its square over background pixels of these ranks, [BLOCK_C] each."""
     first = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     second = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
@@ -131,16 +123,10 @@ def bain_attention_moments_kernel(
     order_ptr,  # (B, N)
     counts_ptr,  # (B, 2)
     sums_ptr,  # (B, 2, SPLITS, C)
-    stride_vb,
-    stride_vc,
-    stride_vn,
-    n_pixels,
-    n_channels,
-    SPLITS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    stride_vb, stride_vc, stride_vn,
+    n_pixels, n_channels,
+    SPLITS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     channels = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     n_bg = tl.load(counts_ptr + 2 * image + 1).to(tl.int32)
@@ -204,36 +190,12 @@ def bain_attention_pack_kernel(
     scalars_ptr,  # (B, N + 2 WIDTH)
     mean_ptr,  # (B, C, N), or BAIN's output where NORM
     std_ptr,  # (B, C, N), None where NORM
-    stride_qb,
-    stride_qc,
-    stride_qn,
-    stride_kb,
-    stride_kc,
-    stride_kn,
-    stride_vb,
-    stride_vc,
-    stride_vn,
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    stride_yb,  # of mean and std
-    stride_yc,
-    stride_yn,
-    headroom,
-    n_pixels,
-    n_keys,  # D
-    n_channels,  # C
-    KEY_WIDTH: tl.constexpr,
-    WIDTH: tl.constexpr,
-    SPLITS: tl.constexpr,
-    NEGATE: tl.constexpr,
-    FUSED: tl.constexpr,
-    NORM: tl.constexpr,
-    TF32: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    stride_qb, stride_qc, stride_qn, stride_kb, stride_kc, stride_kn, stride_vb, stride_vc, stride_vn,
+    stride_xb, stride_xc, stride_xn, stride_yb, stride_yc, stride_yn,  # y: of mean and std
+    headroom, n_pixels, n_keys, n_channels,  # N, D, C
+    KEY_WIDTH: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, NEGATE: tl.constexpr, FUSED: tl.constexpr,
+    NORM: tl.constexpr, TF32: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Rows of queries, keys and values, and the outputs of all pixels that are no query."""
     image = tl.program_id(2).to(tl.int64)
     place = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)

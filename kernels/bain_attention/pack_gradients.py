@@ -49,29 +49,13 @@ def _moment_gradients(d_mean, d_std, first, variance, unit, eps):
 @triton.jit
 def bain_attention_bwd_range_kernel(
     d_mean_ptr,  # these as in bain_attention_bwd_pack_kernel
-    d_std_ptr,
-    affine_ptr,
-    moments_ptr,
-    scalars_ptr,
-    order_ptr,
-    counts_ptr,
+    d_std_ptr, affine_ptr, moments_ptr, scalars_ptr, order_ptr, counts_ptr,
     largest_ptr,  # (B, programs per image)
-    stride_mb,
-    stride_mc,
-    stride_mn,
-    stride_sb,
-    stride_sc,
-    stride_sn,
-    eps,
-    n_pixels,
-    n_channels,
-    WIDTH: tl.constexpr,
-    NORM: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    stride_mb, stride_mc, stride_mn, stride_sb, stride_sc, stride_sn,
+    eps, n_pixels, n_channels,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, SPLITS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
     LAST: tl.constexpr,
-):
+):  # fmt: skip
     """Largest |da| and |db|, so that float16 can hold them: gradients may be far below its smallest number."""
     split, image = tl.program_id(0), tl.program_id(2).to(tl.int64)
     first_channel = tl.program_id(1) * BLOCK_C
@@ -129,28 +113,12 @@ def bain_attention_bwd_pack_kernel(
     span_ptr,  # (B,)
     dx_ptr,  # (B, C, N) gradient of the normalised map where NORM
     sum_ptr,  # (B, blocks, 4, C) sums for the affine's gradient where NORM
-    stride_mb,
-    stride_mc,
-    stride_mn,
-    stride_sb,
-    stride_sc,
-    stride_sn,
-    stride_xb,  # of dx
-    stride_xc,
-    stride_xn,
-    eps,
-    n_pixels,
-    n_channels,
-    n_largest,
-    WIDTH: tl.constexpr,
-    NORM: tl.constexpr,
-    SCALED: tl.constexpr,
-    TF32: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    LAST: tl.constexpr,
-):
+    stride_mb, stride_mc, stride_mn, stride_sb, stride_sc, stride_sn,
+    stride_xb, stride_xc, stride_xn,  # of dx
+    eps, n_pixels, n_channels, n_largest,
+    WIDTH: tl.constexpr, NORM: tl.constexpr, SCALED: tl.constexpr, TF32: tl.constexpr, BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_L: tl.constexpr, LAST: tl.constexpr,
+):  # fmt: skip
     """Gradients by place: rows of queries; with NORM the other pixels too, for dx and the affine."""
     block, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     n_fg = tl.load(counts_ptr + 2 * image).to(tl.int32)

@@ -8,24 +8,13 @@ from scsco_fast.kernels.products import map_block, product_with_features, store_
 
 @triton.jit
 def cross_gram_bwd_kernel(
-    g_ptr,
-    f_ptr,
+    g_ptr, f_ptr,
     out_ptr,  # (B, rows, N)
-    stride_gb,
-    stride_gm,
-    stride_gk,
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    rows,
-    depth,
-    pixels,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    stride_gb, stride_gm, stride_gk, stride_fb, stride_fc, stride_fn,
+    rows, depth, pixels,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     image, m, n = map_block(BLOCK_M, BLOCK_N)
     out = product_with_features(
         g_ptr + image * stride_gb,

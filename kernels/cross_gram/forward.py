@@ -8,27 +8,15 @@ from scsco_fast.kernels.products import feature_tile, matrix_block, operand, sto
 
 @triton.jit
 def cross_gram_fwd_kernel(
-    a_ptr,
-    b_ptr,
+    a_ptr, b_ptr,
     part_ptr,  # (splits, B, Ca, Cb)
-    stride_ab,
-    stride_ac,
-    stride_an,
-    stride_bb,
-    stride_bc,
-    stride_bn,
-    a_channels,
-    b_channels,
-    pixels,
-    images,
+    stride_ab, stride_ac, stride_an, stride_bb, stride_bc, stride_bn,
+    a_channels, b_channels, pixels, images,
     columns,  # tiles in a row of the matrix
     blocks,  # of pixels in one split
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     part = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)
     m, k = matrix_block(tl.program_id(0), columns, BLOCK_M, BLOCK_N)

@@ -8,31 +8,14 @@ from scsco_fast.kernels.feature_distances.forward import map_tile
 
 @triton.jit
 def feature_distances_bwd_kernel(
-    f_ptr,
-    o_ptr,
+    f_ptr, o_ptr,
     grad_ptr,  # (B, J): of each distance
     df_ptr,  # (B, C, N)
     do_ptr,  # (B, J, C, N)
-    stride_gb,
-    stride_gj,
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_ob,
-    stride_oj,
-    stride_oc,
-    stride_on,
-    others,
-    channels,
-    pixels,
-    columns,
-    blocks,
-    factor,
-    ANCHOR_ONLY: tl.constexpr,
-    BLOCK_J: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    stride_gb, stride_gj, stride_fb, stride_fc, stride_fn, stride_ob, stride_oj, stride_oc, stride_on,
+    others, channels, pixels, columns, blocks, factor,
+    ANCHOR_ONLY: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     f_ptr += image * stride_fb

@@ -14,26 +14,15 @@ def map_tile(block, columns, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def feature_distances_fwd_kernel(
-    f_ptr,
-    o_ptr,
+    f_ptr, o_ptr,
     part_ptr,  # (B, J, splits)
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_ob,
-    stride_oj,
-    stride_oc,
-    stride_on,
-    others,
-    channels,
-    pixels,
+    stride_fb, stride_fc, stride_fn, stride_ob, stride_oj, stride_oc, stride_on,
+    others, channels, pixels,
     columns,  # tiles in a row of pixels
     blocks,  # tiles in one split
     factor,
-    BLOCK_J: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    BLOCK_J: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     j = (tl.program_id(1) * BLOCK_J + tl.arange(0, BLOCK_J)).to(tl.int64)

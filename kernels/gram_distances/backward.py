@@ -9,27 +9,15 @@ from scsco_fast.kernels.products import feature_tile, map_block, operand, store_
 
 @triton.jit
 def gram_distances_bwd_features_kernel(
-    sign_ptr,
-    b_ptr,
+    sign_ptr, b_ptr,
     grad_ptr,  # (B, J): of each distance
     df_ptr,  # (B, Cf, N)
     do_ptr,  # (B, J, Cf, N)
     ANCHOR_ONLY: tl.constexpr,  # leaves do out
-    stride_gb,
-    stride_gj,
-    stride_bb,
-    stride_bc,
-    stride_bn,
-    channels,
-    b_channels,
-    pixels,
-    others,
-    factor,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    stride_gb, stride_gj, stride_bb, stride_bc, stride_bn,
+    channels, b_channels, pixels, others, factor,
+    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     image, m, n = map_block(BLOCK_M, BLOCK_N)
     b_ptr += image * stride_bb
     df = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
@@ -52,31 +40,13 @@ def gram_distances_bwd_features_kernel(
 
 @triton.jit
 def gram_distances_bwd_background_kernel(
-    sign_ptr,
-    f_ptr,
-    o_ptr,
-    grad_ptr,
+    sign_ptr, f_ptr, o_ptr, grad_ptr,
     db_ptr,  # (B, Cb, N)
-    stride_gb,
-    stride_gj,
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_ob,
-    stride_oj,
-    stride_oc,
-    stride_on,
-    channels,
-    b_channels,
-    pixels,
-    others,
-    factor,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    stride_gb, stride_gj, stride_fb, stride_fc, stride_fn, stride_ob, stride_oj, stride_oc, stride_on,
+    channels, b_channels, pixels, others, factor,
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     image, m, n = map_block(BLOCK_M, BLOCK_N)
     f_ptr += image * stride_fb
     o_ptr += image * stride_ob

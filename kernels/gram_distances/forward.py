@@ -20,35 +20,16 @@ def _sign(x):
 
 @triton.jit
 def gram_distances_fwd_kernel(
-    f_ptr,
-    b_ptr,
-    o_ptr,
+    f_ptr, b_ptr, o_ptr,
     sign_ptr,  # (B, J, Cf, Cb) int8
     part_ptr,  # (B, J, tiles): each tile's sum of absolute values; if SPLIT, (splits, B, J, Cf, Cb): half differences
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_bb,
-    stride_bc,
-    stride_bn,
-    stride_ob,
-    stride_oj,
-    stride_oc,
-    stride_on,
-    channels,
-    b_channels,
-    pixels,
-    columns,
-    splits,
+    stride_fb, stride_fc, stride_fn, stride_bb, stride_bc, stride_bn, stride_ob, stride_oj, stride_oc, stride_on,
+    channels, b_channels, pixels, columns, splits,
     share,  # of the pixels, a multiple of BLOCK_K
     factor,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    SPLIT: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    COMPUTE: tl.constexpr, PRECISION: tl.constexpr, SPLIT: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     tile, part = tl.program_id(0) // splits, tl.program_id(0) % splits
     other, image = tl.program_id(1).to(tl.int64), tl.program_id(2).to(tl.int64)
     m, k = matrix_block(tile, columns, BLOCK_M, BLOCK_N)

@@ -8,27 +8,13 @@ from scsco_fast.kernels.products import map_block, product_with_features, store_
 
 @triton.jit
 def masked_gram_bwd_kernel(
-    g_ptr,
-    f_ptr,
-    mask_ptr,
+    g_ptr, f_ptr, mask_ptr,
     out_ptr,  # (B, C, N)
-    stride_gb,
-    stride_gm,
-    stride_gk,
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_mb,
-    stride_mn,
-    channels,
-    pixels,
-    HAS_MASK: tl.constexpr,
-    COMPUTE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
+    stride_gb, stride_gm, stride_gk, stride_fb, stride_fc, stride_fn, stride_mb, stride_mn,
+    channels, pixels,
+    HAS_MASK: tl.constexpr, COMPUTE: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
     image, m, n = map_block(BLOCK_M, BLOCK_N)
     inside = n < pixels
     if HAS_MASK:

@@ -54,26 +54,14 @@ def _store_both(out_ptr, total, i, j, channels):
 
 @triton.jit
 def masked_gram_fwd_kernel(
-    f_ptr,
-    mask_ptr,
-    list_ptr,
-    count_ptr,
+    f_ptr, mask_ptr, list_ptr, count_ptr,
     part_ptr,  # (splits, B, tiles of the upper triangle, BLOCK_M, BLOCK_M); of one split, out (B, C, C)
-    stride_fb,
-    stride_fc,
-    stride_fn,
-    stride_mb,
-    stride_mn,
-    channels,
-    pixels,
-    blocks,
+    stride_fb, stride_fc, stride_fn, stride_mb, stride_mn,
+    channels, pixels, blocks,
     tiles,  # in a row of the matrix
-    HAS_MASK: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr,
+    HAS_MASK: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
-):
+):  # fmt: skip
     tile = tl.program_id(0)
     part = tl.program_id(1)
     image = tl.program_id(2).to(tl.int64)

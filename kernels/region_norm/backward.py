@@ -16,22 +16,12 @@ def _moments(mean_ptr, std_ptr, image, c, channels, REGION: tl.constexpr):
 def _gradient_terms(
     affine_ptr,  # (4, C)
     d_affine_ptr,  # (B, 4, C)
-    image,
-    c,
-    channels,
+    image, c, channels,
     inside,  # whether c is a channel
     first,  # of the programs that share these channels: it stores the affine's gradients
-    mean_b,
-    std_f,
-    std_b,
-    size_f,
-    size_b,
-    sum_f,
-    sum_b,
-    sum_xf,
-    sum_xb,
+    mean_b, std_f, std_b, size_f, size_b, sum_f, sum_b, sum_xf, sum_xb,
     ADAPT: tl.constexpr,
-):
+):  # fmt: skip
     """From the sums over an image's regions: what `gradient` takes, and the affine's gradients, stored."""
     size_f, size_b = tl.maximum(size_f, 1.0), tl.maximum(size_b, 1.0)
     weight_f = affine_row(affine_ptr, 0, c, channels, inside)
@@ -64,28 +54,14 @@ def _gradient(dy, centred, fg, slope_f, slope_b, drop_f, drop_b, tilt_f, tilt_b,
 
 @triton.jit
 def region_norm_bwd_tile_kernel(
-    grad_ptr,
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
-    mean_ptr,
-    std_ptr,
+    grad_ptr, x_ptr, fg_ptr, valid_ptr, mean_ptr, std_ptr,
     affine_ptr,  # (4, C)
     dx_ptr,  # (B, C, N)
     d_affine_ptr,  # (B, 4, C): this image's part
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    stride_gb,
-    stride_gc,
-    stride_gn,
-    channels,
-    pixels,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    stride_xb, stride_xc, stride_xn, stride_gb, stride_gc, stride_gn,
+    channels, pixels,
+    ADAPT: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N).to(tl.int64)
@@ -116,28 +92,14 @@ def region_norm_bwd_tile_kernel(
 
 @triton.jit
 def region_norm_bwd_plane_kernel(
-    grad_ptr,
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
-    mean_ptr,
-    std_ptr,
+    grad_ptr, x_ptr, fg_ptr, valid_ptr, mean_ptr, std_ptr,
     affine_ptr,  # (4, C)
     dx_ptr,  # (B, C, N)
     d_affine_ptr,  # (B, 4, C)
-    stride_xb,
-    stride_xc,
-    stride_gb,
-    stride_gc,
-    stride_gn,
-    channels,
-    pixels,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    EVEN: tl.constexpr,
-    ROWS: tl.constexpr,
-    RUNS: tl.constexpr,
-):
+    stride_xb, stride_xc, stride_gb, stride_gc, stride_gn,
+    channels, pixels,
+    ADAPT: tl.constexpr, HAS_VALID: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr, RUNS: tl.constexpr,
+):  # fmt: skip
     image, c = tl.program_id(1).to(tl.int64), tl.program_id(0)
     mean_f, std_f = _moments(mean_ptr, std_ptr, image, c, channels, 0)
     mean_b, std_b = _moments(mean_ptr, std_ptr, image, c, channels, 1)
@@ -192,28 +154,13 @@ def region_norm_bwd_plane_kernel(
 
 @triton.jit
 def region_norm_bwd_sums_kernel(
-    grad_ptr,
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
-    mean_ptr,
-    std_ptr,
+    grad_ptr, x_ptr, fg_ptr, valid_ptr, mean_ptr, std_ptr,
     count_ptr,  # (B, splits, 2)
     sum_ptr,  # (B, splits, 4, C): sum of dy over foreground and background, sum of dy xh likewise
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    stride_gb,
-    stride_gc,
-    stride_gn,
-    channels,
-    pixels,
-    splits,
-    blocks,
-    HAS_VALID: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    stride_xb, stride_xc, stride_xn, stride_gb, stride_gc, stride_gn,
+    channels, pixels, splits, blocks,
+    HAS_VALID: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -251,33 +198,15 @@ def region_norm_bwd_sums_kernel(
 
 @triton.jit
 def region_norm_bwd_dx_kernel(
-    grad_ptr,
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
-    mean_ptr,
-    std_ptr,
-    count_ptr,
-    sum_ptr,
+    grad_ptr, x_ptr, fg_ptr, valid_ptr, mean_ptr, std_ptr, count_ptr, sum_ptr,
     affine_ptr,  # (4, C)
     dx_ptr,  # (B, C, N)
     d_affine_ptr,  # (B, 4, C): this image's part
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    stride_gb,
-    stride_gc,
-    stride_gn,
-    channels,
-    pixels,
-    splits,
-    blocks,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    stride_xb, stride_xc, stride_xn, stride_gb, stride_gc, stride_gn,
+    channels, pixels, splits, blocks,
+    ADAPT: tl.constexpr, HAS_VALID: tl.constexpr, SPLITS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

@@ -46,24 +46,15 @@ def _deviation(squares, count, EPS: tl.constexpr):
 
 @triton.jit
 def region_norm_fwd_tile_kernel(
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
+    x_ptr, fg_ptr, valid_ptr,
     affine_ptr,  # (4, C)
     y_ptr,  # (B, C, N)
     mean_ptr,  # (B, C, 2)
     std_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    channels,
-    pixels,
-    EPS: tl.constexpr,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    stride_xb, stride_xc, stride_xn,
+    channels, pixels,
+    EPS: tl.constexpr, ADAPT: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     n = tl.arange(0, BLOCK_N).to(tl.int64)
@@ -115,24 +106,17 @@ def _shifts(x_ptr, fg_ptr, valid_ptr, pixels, HAS_VALID: tl.constexpr):
 
 @triton.jit
 def region_norm_fwd_plane_kernel(
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
+    x_ptr, fg_ptr, valid_ptr,
     affine_ptr,  # (4, C)
     y_ptr,  # (B, C, N)
     mean_ptr,  # (B, C, 2)
     std_ptr,
-    stride_xb,
-    stride_xc,
-    channels,
-    pixels,
-    EPS: tl.constexpr,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
+    stride_xb, stride_xc,
+    channels, pixels,
+    EPS: tl.constexpr, ADAPT: tl.constexpr, HAS_VALID: tl.constexpr,
     EVEN: tl.constexpr,  # the plane is a whole number of steps
-    ROWS: tl.constexpr,
-    RUNS: tl.constexpr,
-):
+    ROWS: tl.constexpr, RUNS: tl.constexpr,
+):  # fmt: skip
     image, c = tl.program_id(1).to(tl.int64), tl.program_id(0)
     x_ptr += image * stride_xb + c.to(tl.int64) * stride_xc
     y_ptr += (image * channels + c) * pixels
@@ -197,22 +181,14 @@ def _add_moments(x, region, count, mean, m2):
 
 @triton.jit
 def region_norm_fwd_moments_kernel(
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
+    x_ptr, fg_ptr, valid_ptr,
     count_ptr,  # (B, splits, 2)
     moment_ptr,  # (B, splits, 4, C): mean of foreground and background, their sums of squared deviations
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    channels,
-    pixels,
-    splits,
+    stride_xb, stride_xc, stride_xn,
+    channels, pixels, splits,
     blocks,  # of pixels in one split
-    HAS_VALID: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-):
+    HAS_VALID: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -254,29 +230,16 @@ def _merged(
 
 @triton.jit
 def region_norm_fwd_apply_kernel(
-    x_ptr,
-    fg_ptr,
-    valid_ptr,
-    count_ptr,
-    moment_ptr,
+    x_ptr, fg_ptr, valid_ptr, count_ptr, moment_ptr,
     affine_ptr,  # (4, C)
     y_ptr,  # (B, C, N)
     mean_ptr,  # (B, C, 2)
     std_ptr,
-    stride_xb,
-    stride_xc,
-    stride_xn,
-    channels,
-    pixels,
-    splits,
-    blocks,
-    EPS: tl.constexpr,
-    ADAPT: tl.constexpr,
-    HAS_VALID: tl.constexpr,
-    SPLITS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    stride_xb, stride_xc, stride_xn,
+    channels, pixels, splits, blocks,
+    EPS: tl.constexpr, ADAPT: tl.constexpr, HAS_VALID: tl.constexpr, SPLITS: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
-):
+):  # fmt: skip
     part = tl.program_id(0)
     image = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

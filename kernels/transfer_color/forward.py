@@ -231,21 +231,12 @@ def _composite(out_ptr, raw, new, change, n, pixels):
 
 @triton.jit
 def transfer_color_reinhard_kernel(
-    image_ptr,
-    mask_ptr,
-    moment_ptr,
-    wanted_ptr,
+    image_ptr, mask_ptr, moment_ptr, wanted_ptr,
     out_ptr,  # (B, 3, N)
-    stride_b,
-    stride_c,
-    stride_n,
-    stride_mb,
-    stride_mn,
-    pixels,
-    splits,
-    wanted_splits,
+    stride_b, stride_c, stride_n, stride_mb, stride_mn,
+    pixels, splits, wanted_splits,
     BLOCK: tl.constexpr,
-):
+):  # fmt: skip
     image = tl.program_id(1).to(tl.int64)
     sizes = _column(moment_ptr, image, splits, 0)
     total = tl.maximum(tl.sum(sizes, 0), 1.0)
