@@ -53,6 +53,21 @@ def test_using_every_public_name_is_light() -> None:
     assert run_python(code).strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "home"),
+    [
+        ("data", "SyntheticComposites", "synthesis"),
+        ("export", "export", "export.program"),
+        ("export", "export_program", "export.program"),
+    ],
+)
+def test_a_public_name_is_where_it_was(package: str, name: str, home: str) -> None:
+    at_home, there = (importlib.import_module(f"scsco_fast.{module}") for module in (home, package))
+    assert getattr(there, name) is getattr(at_home, name)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = there.nothing
+
+
 def test_mapped_packages_are_importable_from_anywhere() -> None:
     code = "import scsco_fast.kernels, scsco_fast.train.presets as p; print(sorted(p.PRESETS))"
     assert run_python(code).strip() == "['compact', 'compact-gpu', 'demo', 'paper']"

@@ -1,4 +1,10 @@
-"""Samples for training and evaluation: iHarmony4, a packed store of it, and photographs."""
+"""Samples for training and evaluation: iHarmony4, a packed store of it, and photographs.
+
+`SyntheticComposites` can be imported from here too; its home is `scsco_fast.synthesis`, which imports this package.
+"""
+
+import importlib
+from typing import Any
 
 from scsco_fast.data.iharmony4 import IHarmony4
 from scsco_fast.data.images import Picture, image_to_tensor, read_picture, tensor_to_image
@@ -23,3 +29,9 @@ __all__ = [
     "read_picture",
     "tensor_to_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "SyntheticComposites":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return importlib.import_module("scsco_fast.synthesis").SyntheticComposites
