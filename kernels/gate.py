@@ -19,12 +19,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from scsco_fast.kernels import no_triton
+from scsco_fast.kernels.cases import ARCHITECTURES, PIPELINED_CHANNELS, Case
 from scsco_fast.kernels.resources import (
-    ARCHITECTURES,
     OPERATIONS,
-    PIPELINED_CHANNELS,
     SHARED_LIMIT,
-    Case,
     Resources,
     all_cases,
     measure_all,

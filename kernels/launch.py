@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from scsco_fast.kernels.resources import ARCHITECTURES, Case
+from scsco_fast.kernels.cases import ARCHITECTURES, Case
 
 FROM_SHARED_MEMORY = (90, 100, 103)  # compute capabilities with warpgroup products
 COMPUTE = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}

@@ -7,8 +7,8 @@ import torch
 import triton
 import triton.language as tl
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.launch import COMPUTE, case, pointers
-from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.rounding import to_tf32
 
 

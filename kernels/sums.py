@@ -5,8 +5,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.launch import case, empty, pointers, split
-from scsco_fast.kernels.resources import Case
 
 MOST = 256  # parts of one sum
 WARPS = 1

@@ -21,7 +21,8 @@ from scsco_fast.benchmarks.gpu_pass import STAGES
 from scsco_fast.benchmarks.gpu_pass.plan import Plan, plan_of
 from scsco_fast.kernels.bain_attention import candidates
 from scsco_fast.kernels.bain_attention import launch as bain_attention
-from scsco_fast.kernels.resources import OPERATIONS, Case, all_cases, measure, name
+from scsco_fast.kernels.cases import Case
+from scsco_fast.kernels.resources import OPERATIONS, all_cases, measure, name
 
 SM, CORES = 90, 16
 PRECISIONS = {"half": 2, "tf32": 1, "ieee": 1}  # dtypes in the accuracy stage

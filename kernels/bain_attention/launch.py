@@ -50,8 +50,8 @@ from scsco_fast.kernels.bain_attention.pack_gradients import (
     pack_gradients,
 )
 from scsco_fast.kernels.bain_attention.table import CHANNELS, KEYS, TABLE, Config
+from scsco_fast.kernels.cases import ARCHITECTURES, CLASSES, Case
 from scsco_fast.kernels.launch import common_dtype, on_device, precision, rows
-from scsco_fast.kernels.resources import ARCHITECTURES, CLASSES, Case
 
 PROGRAMS = 264  # wanted of the forward: two for each of an H100's 132 SMs
 SPLITS = 8  # at most: each is read again by the merge

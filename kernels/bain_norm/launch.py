@@ -11,7 +11,7 @@ from torch import Tensor
 from scsco_fast.kernels.bain_attention.launch import attend, attend_backward
 from scsco_fast.kernels.bain_attention.pack_gradients import NormGradient
 from scsco_fast.kernels.bain_norm import allocate, allocate_gradients
-from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.cases import Case
 
 
 def forward(

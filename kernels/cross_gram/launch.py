@@ -3,6 +3,7 @@
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.cross_gram.backward import cross_gram_bwd_kernel
 from scsco_fast.kernels.cross_gram.forward import cross_gram_fwd_kernel
 from scsco_fast.kernels.launch import COMPUTE, common_dtype, empty, is_ragged, on_device, pointers, precision, rows
@@ -16,7 +17,6 @@ from scsco_fast.kernels.products import (
     table_cases,
     tile_of,
 )
-from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import shares
 
 PROGRAMS = 264  # wanted: two for each of an H100's 132 SMs

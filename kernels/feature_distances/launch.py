@@ -6,11 +6,11 @@ import triton
 from torch import Tensor
 
 from scsco_fast.kernels import MAX_PIXELS
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.feature_distances import allocate_gradients
 from scsco_fast.kernels.feature_distances.backward import feature_distances_bwd_kernel
 from scsco_fast.kernels.feature_distances.forward import feature_distances_fwd_kernel
 from scsco_fast.kernels.launch import case, empty, on_device, pointers, rows
-from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import shares, sum_cases, sum_parts
 
 PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.gram_distances import allocate_gradients, allocate_signs
 from scsco_fast.kernels.gram_distances.backward import (
     gram_distances_bwd_background_kernel,
@@ -41,7 +42,6 @@ from scsco_fast.kernels.products import (
     table_cases,
     tile_of,
 )
-from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import shares, sum_parts
 
 PROGRAMS = 264  # wanted: two for each of an H100's 132 SMs

@@ -9,6 +9,7 @@ import torch
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.launch import (
     COMPUTE,
     case,
@@ -40,7 +41,6 @@ from scsco_fast.kernels.products import (
     table_cases,
     tile_of,
 )
-from scsco_fast.kernels.resources import Case
 
 PROGRAMS = 264  # wanted: two for each of an H100's 132 SMs
 SPLITS = 16  # at most

@@ -12,6 +12,7 @@ import torch
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, rows, split
 from scsco_fast.kernels.region_norm import allocate, allocate_gradients
 from scsco_fast.kernels.region_norm.backward import (
@@ -26,7 +27,6 @@ from scsco_fast.kernels.region_norm.forward import (
     region_norm_fwd_plane_kernel,
     region_norm_fwd_tile_kernel,
 )
-from scsco_fast.kernels.resources import Case
 
 SPLITS = 32  # at most: bounds the buffers of partial sums and the work of merging them
 PROGRAMS = 1056  # wanted: eight for each of an H100's 132 SMs

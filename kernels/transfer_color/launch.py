@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.launch import case, empty, mask_rows, on_device, pointers, rows
 from scsco_fast.kernels.memory import contiguous_like
-from scsco_fast.kernels.resources import Case
 from scsco_fast.kernels.sums import shares
 from scsco_fast.kernels.transfer_color.forward import (
     AFFINE,

@@ -9,8 +9,9 @@ import pytest
 pytest.importorskip("triton")
 
 from scsco_fast.kernels import gate
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.gate import Row
-from scsco_fast.kernels.resources import Case, Resources, all_cases
+from scsco_fast.kernels.resources import Resources, all_cases
 
 CASES = all_cases(["region_norm"])
 

@@ -9,7 +9,8 @@ import pytest
 pytest.importorskip("triton")
 
 from scsco_fast.kernels import gate, resources
-from scsco_fast.kernels.resources import ARCHITECTURES, CLASSES, Case, Resources, all_cases, measure, measure_all, name
+from scsco_fast.kernels.cases import ARCHITECTURES, CLASSES, Case
+from scsco_fast.kernels.resources import Resources, all_cases, measure, measure_all, name
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "benchmarks/kernel_resources.csv"

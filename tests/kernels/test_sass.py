@@ -11,7 +11,7 @@ import triton.language as tl
 
 from scsco_fast import kernels
 from scsco_fast.kernels import resources, sass
-from scsco_fast.kernels.resources import Case
+from scsco_fast.kernels.cases import Case
 from scsco_fast.kernels.sass import Instruction
 
 pytestmark = pytest.mark.skipif(kernels.interpreted(), reason="an interpreter makes no machine code")
