@@ -17,13 +17,13 @@ TABLE = ROOT / "benchmarks/kernel_resources.csv"
 TRITONS = ("3.6.0", "3.7.1")  # of the table
 
 CASES = all_cases()
-# Of the kernels without products sm_90 only: what they need hardly depends on the architecture.
+# Of the kernels without products sm_90 only: what they need hardly depends on the architecture. The table has them all.
 CORE = [
     (case, sm)
     for case in CASES
     if case.core
     for sm in case.architectures
-    if sm == 90 or (sm in (80, 100) and case.needs_tensor_cores)
+    if sm == 90 or (sm == 80 and case.needs_tensor_cores)
 ]
 
 

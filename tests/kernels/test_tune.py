@@ -88,7 +88,7 @@ def test_screening_names_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.slow
 def test_screening_compiles_and_rewrites_the_file(tmp_path: Path) -> None:
     """One candidate that fits and one whose accumulators cannot."""
-    path = tmp_path / "bain_attention/candidates.txt"
+    path = tmp_path / "candidates.txt"
     wide = Config(128, 64, 64, 64, 4, 4)._replace(block_n=128)
     path.write_text("# a comment\n" + " ".join(candidates.COLUMNS) + "\n")
     candidates.write([Candidate(KEY, "fwd", START, "-"), Candidate(KEY, "dkv", wide, "-")], path)

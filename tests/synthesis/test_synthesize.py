@@ -234,11 +234,11 @@ def test_killed_and_continued_is_the_same_dataset(
 
 
 @pytest.mark.slow
-def test_killed_twenty_times(starter: subprocess.Popen[str], photographs: Path, dataset: Path, tmp_path: Path) -> None:
+def test_killed_forty_times(starter: subprocess.Popen[str], photographs: Path, dataset: Path, tmp_path: Path) -> None:
     rng = random.Random(1)
-    for index in range(20):
+    for index in range(10):
         output = tmp_path / f"out{index}"
-        for _ in range(2):
+        for _ in range(4):
             kill_at(starter, photographs, output, rng.randint(0, 8), rng.uniform(0, 0.3))
         synthesize(photographs, output, count=COUNT, workers=2 if index % 5 == 0 else 0)
         assert digests(output) == digests(dataset), index
