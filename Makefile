@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 SCSCO := $(BIN)/scsco
 # A process for each core; a file's tests share what they build, so they stay in one process.
 PARALLEL := -n auto --maxprocesses 8 --dist loadfile
-FAST := tests/ops tests/nn tests/style tests/test_regions.py tests/test_house.py tests/test_packaging.py
+FAST := tests/ops tests/contract tests/nn tests/style tests/test_regions.py tests/test_house.py tests/test_packaging.py
 
 .PHONY: help demo test test-fast lint docs bench clean build/typed
 .DELETE_ON_ERROR:

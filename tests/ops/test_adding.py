@@ -52,6 +52,7 @@ def run(folder: Path, compiles: bool, **environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_eager_backend_and_triton_s_compiler(folder: Path) -> None:
     """Twelve shapes and dtypes, layouts, opcheck, an empty batch and errors; the kernels compile without a GPU."""
     assert "16 passed" in run(folder, compiles=no_triton() is None)
