@@ -208,7 +208,7 @@ def _options(kind: type[Any], default: Any, positional: bool, group: str = _OWN)
         value = field.default if default is None else getattr(default, field.name)
         if dataclasses.is_dataclass(hint):
             inner = None if default is None else value
-            yield from _options(typing.cast(type[Any], hint), inner, positional, f"{field.name} options")
+            yield from _options(typing.cast(type[Any], hint), inner, positional, field.name)
             continue
         kinds = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
         single = tuple(kind for kind in kinds if typing.get_origin(kind) is not tuple and kind is not types.NoneType)

@@ -29,10 +29,10 @@ def command(arguments: list[str]) -> int:
     options = _parse_train(rest, program, default)
     check_backend()
     if options.verify:
-        return _verify(options.config, options.verify_steps)
+        return _verify(options.settings, options.verify_steps)
     from scsco_fast.train import train
 
-    train(options.config, profile=options.profile)
+    train(options.settings, profile=options.profile)
     return 0
 
 
@@ -42,7 +42,7 @@ def _parse_train(arguments: list[str], program: str, default: Any) -> Any:
 
     @dataclass(frozen=True)
     class TrainOptions:
-        config: TrainConfig
+        settings: TrainConfig
         profile: bool = False
         """Also write a trace of a few steps, and a table of the ten most expensive operations, to RUN/profile."""
         verify: bool = False

@@ -202,7 +202,7 @@ options:
   --coats INT           How often. (default: 2)
   --thin-paint          Save paint.
 
-brush options:
+brush:
   --width INT           Pixels; 100 % is all. (default: 3)
   --hairs [TEXT ...]    One kind, or several. (default: soft)
   --wet, --no-wet       Dip it in water. (default: on)
