@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,8 @@ def ask(path: Path, *arguments: str) -> tuple[int, Any]:
 
 def _exchange(path: Path, method: str, where: str, body: bytes | None) -> tuple[int, Any]:
     connection = Connection(path)
-    connection.request(method, where, body)
+    with suppress(BrokenPipeError):  # a refusal may come before the body is sent
+        connection.request(method, where, body)
     answer = connection.getresponse()
     content = json.loads(answer.read())
     connection.close()
