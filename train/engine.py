@@ -1,6 +1,7 @@
 """The training loop: from a configuration to a run folder."""
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -181,12 +182,13 @@ class Run:
     def validate(self) -> bool:
         """Measure the averaged model on the held-out composites; True where its fMSE is the lowest so far."""
         processes, best, found = self.step.processes, self.progress.best, {}
+        lowest = math.inf if best is None else best["fmse"]
         with processes.together():
             if processes.rank == 0:
                 found = validation_means(self.step, self.validation)
         found = processes.all_gather_object(found)[0]
         self.validated = {f"validation_{name}": value for name, value in found.items()}
-        if best is not None and found["fmse"] >= best["fmse"]:
+        if not found["fmse"] < lowest:  # also where it is not a number
             return False
         self.progress.best = {"step": self.progress.step, **found}
         return True

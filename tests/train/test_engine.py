@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import signal
 import subprocess
@@ -265,6 +266,16 @@ def test_best_model_is_kept(tiny: Tiny, pictures: Any, monkeypatch: pytest.Monke
     assert checkpoint.load_checkpoint(folder / "checkpoints" / "best.pt")["step"] == 4
     rows = read_rows(folder / "metrics.csv")
     assert [row["validation_fmse"] for row in rows] == [5.0, 3.0, 4.0, 3.5, 3.2]
+
+
+def test_a_validation_without_a_number_is_never_the_best(
+    tiny: Tiny, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([math.nan, 5.0, math.nan])
+    monkeypatch.setattr(engine, "validation_means", lambda *_: {"fmse": next(values), "psnr": 30.0})
+    folder = train(tiny(validate_every=2), pictures(), pictures())
+    assert last(folder)["best"] == {"step": 4, "fmse": 5.0, "psnr": 30.0}
+    assert checkpoint.load_checkpoint(folder / "checkpoints" / "best.pt")["step"] == 4
 
 
 def test_validation_changes_nothing_in_the_training(tiny: Tiny, pictures: Any, tmp_path: Path) -> None:
