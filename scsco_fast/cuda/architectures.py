@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from scsco_fast.cuda.compilers import BuildError
 
@@ -100,15 +100,6 @@ def serves(architectures: str, capability: tuple[int, int]) -> bool:
         if ptx and not suffix and built <= capability:
             return True
     return False
-
-
-def code_flags(architectures: tuple[str, ...]) -> Iterator[str]:
-    """nvcc's options for these entries."""
-    for entry in architectures:
-        number = entry.removesuffix("+PTX").replace(".", "")
-        yield f"-gencode=arch=compute_{number},code=sm_{number}"
-        if entry.endswith("+PTX"):
-            yield f"-gencode=arch=compute_{number},code=compute_{number}"
 
 
 def _capability(entry: str) -> tuple[int, int]:

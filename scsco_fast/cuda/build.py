@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from scsco_fast.cuda.architectures import chosen_architectures, code_flags
+from scsco_fast.cuda.architectures import chosen_architectures
 from scsco_fast.cuda.compilers import (
     BuildError,
     cuda_of,
@@ -138,6 +138,15 @@ def source_folder() -> Path:
         if any(folder.glob("*.cu")):
             return folder
     raise BuildError(f"there are no CUDA sources (*.cu) in {package / 'csrc'}: install scsco-fast again")
+
+
+def code_flags(architectures: tuple[str, ...]) -> Iterator[str]:
+    """nvcc's options for these entries."""
+    for entry in architectures:
+        number = entry.removesuffix("+PTX").replace(".", "")
+        yield f"-gencode=arch=compute_{number},code=sm_{number}"
+        if entry.endswith("+PTX"):
+            yield f"-gencode=arch=compute_{number},code=compute_{number}"
 
 
 def source_digest(target: str, sources: Path) -> str:
