@@ -52,7 +52,7 @@ def check_affine(
     dtype = accumulate_dtype(features, *present)
     if not present:
         affine = features.new_ones((4, channels), dtype=dtype)
-        affine[1::2] = 0
+        affine[1::2].zero_()  # and not = 0, which under torch.compile is a copy of a constant on the CPU
         return affine
     rows = []
     for name, parameter in given.items():
