@@ -151,8 +151,8 @@ class TrainConfig:
     compile: bool = False
     """Compile model and loss with torch.compile."""
     cuda_graph: bool = False
-    """Capture forward and backward in a CUDA graph. One GPU, `accumulate` 1; the style encoder then sees whole
-    pictures."""
+    """Capture forward and backward in a CUDA graph, one for each size of the style encoder's windows. One GPU,
+    `accumulate` 1."""
     deterministic: bool = False
     """Only algorithms that give the same bits in each run; slower, and an operation without one is an error."""
     device: str = "auto"
