@@ -330,6 +330,12 @@ def test_what_a_build_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert plan.name == names[-1], "torch's version is no part of it"
 
 
+def test_flags_stand_in_the_file_that_the_digest_reads() -> None:
+    """Elsewhere a changed flag would leave the library of the old one in use."""
+    files = Path(build.__file__).parent.glob("*.py")
+    assert [path.name for path in files if "-gencode" in path.read_text()] == [Path(build.__file__).name]
+
+
 @needs_cxx
 def test_a_build_is_made_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MAX_JOBS", raising=False)
