@@ -25,6 +25,22 @@ __device__ __forceinline__ void add_block(float (&own)[N], const Place& here, Sh
   }
 }
 
+// A thread's items of a tile in both maps, and their regions.
+template <class T, int V, bool CHANNELS_LAST, int P>
+__device__ __forceinline__ void load_tiles(const NormMap<T>& grad, const NormMap<T>& x, const NormMasks& masks,
+                                           const NormPlace<V, CHANNELS_LAST>& here, int64_t start,
+                                           const NormShape& shape, int (&regions)[kItems][P], float (&dy)[kItems][V],
+                                           float (&values)[kItems][V]) {
+#pragma unroll
+  for (int i = 0; i < kItems; ++i) {
+    const int64_t n = start + here.pixel(i);
+    const bool inside = n < here.last && here.channel < shape.channels;
+    load_regions(masks, here.image, n, n < here.last, regions[i]);
+    load_item(grad, here, n, inside, dy[i]);
+    load_item(x, here, n, inside, values[i]);
+  }
+}
+
 template <class T, int V, bool CHANNELS_LAST>
 __global__ void __launch_bounds__(kThreads, kMinBlocks)
     region_norm_bwd_sums_kernel(NormMap<T> grad, NormMap<T> x, NormMasks masks, Global<const float> mean,
@@ -50,14 +66,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (int64_t start = here.first; start < here.last; start += here.tile) {
     float dy[kItems][V], values[kItems][V];
     int regions[kItems][P];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int64_t n = start + here.pixel(i);
-      const bool inside = n < here.last && here.channel < shape.channels;
-      load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(grad, here, n, inside, dy[i]);
-      load_item(x, here, n, inside, values[i]);
-    }
+    load_tiles(grad, x, masks, here, start, shape, regions, dy, values);
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
 #pragma unroll
@@ -189,14 +198,7 @@ __global__ void __launch_bounds__(kThreads, kMinBlocks)
   for (int64_t start = here.first; start < here.last; start += here.tile) {
     float dy[kItems][V], values[kItems][V];
     int regions[kItems][P];
-#pragma unroll
-    for (int i = 0; i < kItems; ++i) {
-      const int64_t n = start + here.pixel(i);
-      const bool inside = n < here.last && here.channel < shape.channels;
-      load_regions(masks, here.image, n, n < here.last, regions[i]);
-      load_item(grad, here, n, inside, dy[i]);
-      load_item(x, here, n, inside, values[i]);
-    }
+    load_tiles(grad, x, masks, here, start, shape, regions, dy, values);
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
 #pragma unroll
