@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+Guard = Callable[[Tensor], Tensor]
 GUARD = 128  # elements of NaN before and after a buffer
 
 
@@ -18,7 +19,7 @@ def nan_in_new_memory() -> Iterator[None]:
 
 
 @pytest.fixture
-def guarded() -> Callable[[Tensor], Tensor]:
+def guarded() -> Guard:
     """A copy of a tensor, of the same layout, that lies inside a buffer of NaN."""
 
     def copy(tensor: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ tests/contract/ holds what every backend of an operation must do. Here it runs w
 tests/kernels/test_interpreted.py and tests/cuda/test_emulated.py run it again in processes for theirs.
 """
 
+import pytest
 import torch
 
 from scsco_fast import cuda, kernels
@@ -16,3 +17,11 @@ DTYPES = {
     "triton": [torch.float32, torch.float16],
 }[BACKEND]
 OTHER = "reference" if BACKEND == "eager" else "eager"  # to compare with
+# Channels, dtype and the reason of maps that it refuses.
+REFUSED = {
+    "eager": [],
+    "cuda": [(2, torch.float64, "float64")],
+    "triton": [(513, torch.float32, "513 channels"), (2, torch.float64, "float64")],
+}[BACKEND]
+# What takes the interpreter ten seconds a case, and tests sizes of tiles that Triton's kernels do not have.
+long_interpreted = pytest.mark.skipif(BACKEND == "triton", reason="too long for Triton's interpreter")

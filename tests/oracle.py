@@ -22,6 +22,8 @@ import scsco_fast as sf
 
 FLOAT64 = 1e-12
 MASKS = ("random", "empty", "full", "one pixel", "all but one", "ragged", "soft", "block")
+# Of torch.library.opcheck, for any backend; tests/ops/test_registration.py adds the comparison of traced gradients.
+OPCHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
 
 
 def make_mask(kind: str, batch: int, height: int, width: int, seed: int = 0) -> Tensor:

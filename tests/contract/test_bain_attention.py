@@ -1,14 +1,14 @@
 """bain_attention of every backend against the float64 formulas: masks, shapes, widths, layouts, numerics, addresses."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from attention_oracle import assert_digits_kept_over_many_keys
+from guarded import Guard
 from mode import BACKEND, DTYPES, OTHER
-from oracle import MASKS, assert_matches, make_mask, random, run
+from oracle import MASKS, OPCHECKS, assert_matches, make_mask, random, run
 from torch import Tensor
 
 import scsco_fast as sf
@@ -17,7 +17,6 @@ from scsco_fast.ops.backend import implementation, refusal
 from scsco_fast.regions import RegionLevel, Regions
 
 kernels = implementation(BACKEND, "bain_attention")
-Guard = Callable[[Tensor], Tensor]
 REFUSED = {
     "eager": [],
     "cuda": [(4, 4, torch.float64, "float64")],
@@ -147,8 +146,7 @@ def test_registered_op_passes_opcheck() -> None:
     level = Regions(make_mask("random", 1, 2, 3)).at(2, 3)
     tensors = [t.requires_grad_() for t in inputs(1, 2, 3)]
     arguments = (*tensors, level.order, level.counts, 0.5, 1e-5, BACKEND)
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.scsco_fast.bain_attention.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.scsco_fast.bain_attention.default, arguments, test_utils=OPCHECKS)
 
 
 def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:

@@ -1,18 +1,16 @@
 """bain_norm of every backend against the float64 formulas, in one pass or composed of the attention and the affine."""
 
-from collections.abc import Callable
-
 import pytest
 import torch
+from guarded import Guard
 from mode import BACKEND, DTYPES, OTHER
-from oracle import MASKS, assert_matches, make_mask, random
+from oracle import MASKS, OPCHECKS, assert_matches, make_mask, random
 from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.ops.backend import implements
 from scsco_fast.regions import Regions
 
-Guard = Callable[[Tensor], Tensor]
 ONE_PASS = implements(BACKEND, "bain_norm")
 
 
@@ -87,8 +85,7 @@ def test_registered_op_passes_opcheck() -> None:
     *maps, a, b, c, d = inputs(1, 2, 3)
     tensors = [t.requires_grad_() for t in (*maps, torch.stack([a, b, c, d]))]
     arguments = (*tensors[:4], level.order, level.counts, tensors[4], 0.5, 1e-5, BACKEND)
-    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(torch.ops.scsco_fast.bain_norm.default, arguments, test_utils=checks)
+    torch.library.opcheck(torch.ops.scsco_fast.bain_norm.default, arguments, test_utils=OPCHECKS)
 
 
 def test_module_equals_its_other_self() -> None:

@@ -1,28 +1,19 @@
 """feature_distances of every backend against the float64 formulas."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mode import BACKEND, DTYPES
-from oracle import assert_matches, random
+from guarded import Guard
+from mode import BACKEND, DTYPES, REFUSED, long_interpreted
+from oracle import OPCHECKS, assert_matches, random
 from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.ops.backend import implementation, refusal
 
 kernels = implementation(BACKEND, "feature_distances")
-CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-Guard = Callable[[Tensor], Tensor]
-# What takes the interpreter ten seconds a case, and tests sizes of tiles that Triton's kernels do not have.
-long_interpreted = pytest.mark.skipif(BACKEND == "triton", reason="too long for Triton's interpreter")
-REFUSED = {
-    "eager": [],
-    "cuda": [(2, torch.float64, "float64")],
-    "triton": [(513, torch.float32, "513 channels"), (2, torch.float64, "float64")],
-}
 
 
 def maps(batch: int, others: int, channels: int, pixels: tuple[int, int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -142,7 +133,7 @@ def test_nothing_to_compare(batch: int, count: int) -> None:
 def test_registered_op_passes_opcheck() -> None:
     anchor, others = (t.requires_grad_() for t in maps(1, 2, 2, (2, 3), torch.float32))
     operation = torch.ops.scsco_fast.feature_distances.default
-    torch.library.opcheck(operation, (anchor, others, BACKEND), test_utils=CHECKS)
+    torch.library.opcheck(operation, (anchor, others, BACKEND), test_utils=OPCHECKS)
 
 
 def test_the_same_bits_every_time() -> None:
@@ -165,7 +156,7 @@ def test_addresses_pass_2_to_the_31(tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED[BACKEND])
+@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED)
 def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: str) -> None:
     anchor, others = maps(1, 1, channels, (1, 2), dtype)
     assert reason in str(refusal(BACKEND, "feature_distances", anchor, others))

@@ -1,29 +1,20 @@
 """gram_distances of every backend against the float64 formulas."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from gram_maps import assert_distances_match, maps
-from mode import BACKEND, DTYPES
-from oracle import assert_matches, random
+from guarded import Guard
+from mode import BACKEND, DTYPES, REFUSED, long_interpreted
+from oracle import OPCHECKS, assert_matches, random
 from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.ops.backend import implementation, is_compiled, refusal
 
 kernels = implementation(BACKEND, "gram_distances")
-CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-Guard = Callable[[Tensor], Tensor]
-# What takes the interpreter ten seconds a case, and tests sizes of tiles that Triton's kernels do not have.
-long_interpreted = pytest.mark.skipif(BACKEND == "triton", reason="too long for Triton's interpreter")
-REFUSED = {
-    "eager": [],
-    "cuda": [(2, torch.float64, "float64")],
-    "triton": [(513, torch.float32, "513 channels"), (2, torch.float64, "float64")],
-}
 
 
 def check(*tensors: Tensor) -> None:
@@ -187,7 +178,7 @@ def test_no_others_and_no_images() -> None:
 def test_registered_op_passes_opcheck() -> None:
     tensors = (t.requires_grad_() for t in maps(1, 2, 3, 4, (2, 3), torch.float32))
     operation = torch.ops.scsco_fast.gram_distances.default
-    torch.library.opcheck(operation, (*tensors, BACKEND), test_utils=CHECKS)
+    torch.library.opcheck(operation, (*tensors, BACKEND), test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -214,7 +205,7 @@ def test_addresses_pass_2_to_the_31(width: int, tmp_path: Path) -> None:
         assert all(torch.equal(a, b) for a, b in zip(results(grad, *plain), results(grad, *moved), strict=True))
 
 
-@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED[BACKEND])
+@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED)
 def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: str) -> None:
     tensors = maps(1, 1, channels, 2, (1, 2), dtype)
     assert reason in str(refusal(BACKEND, "gram_distances", *tensors))

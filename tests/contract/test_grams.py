@@ -1,13 +1,13 @@
 """masked_gram and cross_gram of every backend against the float64 formulas."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from mode import BACKEND, DTYPES
-from oracle import MASKS, assert_matches, make_mask, random
+from guarded import Guard
+from mode import BACKEND, DTYPES, REFUSED, long_interpreted
+from oracle import MASKS, OPCHECKS, assert_matches, make_mask, random
 from torch import Tensor
 
 import scsco_fast as sf
@@ -17,16 +17,7 @@ from scsco_fast.ops.backend import implementation, is_compiled, refusal
 from scsco_fast.regions import Regions
 
 masked_gram, cross_gram = implementation(BACKEND, "masked_gram"), implementation(BACKEND, "cross_gram")
-CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-Guard = Callable[[Tensor], Tensor]
-# What takes the interpreter ten seconds a case, and tests sizes of tiles that Triton's kernels do not have.
-long_interpreted = pytest.mark.skipif(BACKEND == "triton", reason="too long for Triton's interpreter")
 MASKED = [("random", 72), ("block", 72), ("block", 136)]
-REFUSED = {
-    "eager": [],
-    "cuda": [(2, torch.float64, "float64")],
-    "triton": [(513, torch.float32, "513 channels"), (2, torch.float64, "float64")],
-}
 
 
 def check_masked(features: Tensor, mask: Tensor | Regions | None) -> None:
@@ -239,8 +230,8 @@ def test_registered_ops_pass_opcheck() -> None:
     a, b = (random(1, 3, 2, 3, seed=seed, dtype=torch.float32).requires_grad_() for seed in range(2))
     foreground = make_mask("random", 1, 2, 3) > 0.5
     ops = torch.ops.scsco_fast
-    torch.library.opcheck(ops.masked_gram.default, (a, foreground, BACKEND), test_utils=CHECKS)
-    torch.library.opcheck(ops.cross_gram.default, (a, b, BACKEND), test_utils=CHECKS)
+    torch.library.opcheck(ops.masked_gram.default, (a, foreground, BACKEND), test_utils=OPCHECKS)
+    torch.library.opcheck(ops.cross_gram.default, (a, b, BACKEND), test_utils=OPCHECKS)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -267,7 +258,7 @@ def test_addresses_pass_2_to_the_31(width: int, tmp_path: Path) -> None:
     assert torch.equal(cross_gram.forward(far, near), cross_gram.forward(near, near))
 
 
-@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED[BACKEND])
+@pytest.mark.parametrize(("channels", "dtype", "reason"), REFUSED)
 def test_what_is_not_served_is_named(channels: int, dtype: torch.dtype, reason: str) -> None:
     a = random(1, channels, 1, 2, dtype=dtype)
     assert reason in str(refusal(BACKEND, "masked_gram", a))

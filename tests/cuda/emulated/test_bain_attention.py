@@ -1,7 +1,6 @@
 """What is particular to bain_attention compiled from csrc/: shared memory, products, NaN, checks; see contract/ too."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from attention_oracle import KINDS, assert_accurate, both, saved_by_pixel
 from attention_oracle import inputs as attention_inputs
 from contract.test_bain_attention import check, inputs, results
 from oracle import assert_matches, make_mask, random, run
-from torch import Tensor
 
 import scsco_fast as sf
 from scsco_fast.cuda import bain_attention as kernels
@@ -18,7 +16,6 @@ from scsco_fast.eager import bain_attention as eager
 from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-Guard = Callable[[Tensor], Tensor]
 
 
 # Two stages of what a block walks, one stage, and rows of which only some columns stand there.

@@ -1,6 +1,5 @@
 """What is particular to region_norm compiled from csrc/: tiles and splits, vectors, its checks. See tests/contract."""
 
-from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -15,7 +14,6 @@ from scsco_fast.eager import region_norm as eager
 from scsco_fast.regions import RegionLevel, Regions
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-Guard = Callable[[Tensor], Tensor]
 
 
 @pytest.mark.parametrize("mask", ["random", "block"])

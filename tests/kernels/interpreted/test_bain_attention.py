@@ -1,7 +1,6 @@
 """What is particular to the Triton kernels of BAIN: splits of the keys, buffers, units; tests/contract has the rest."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from scsco_fast.kernels.bain_attention import pack as packing
 from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16]
-Guard = Callable[[Tensor], Tensor]
 
 
 @pytest.mark.parametrize("mask", ["random", "one pixel", "block", "ragged", "all but one", "full", "empty"])

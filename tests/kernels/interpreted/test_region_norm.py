@@ -1,19 +1,17 @@
 """What is particular to region_norm's Triton kernels: the forms they take, and their moments. See tests/contract."""
 
 import math
-from collections.abc import Callable
 
 import pytest
 import torch
 from contract.test_region_norm import check, inputs
+from guarded import Guard
 from oracle import make_mask, random
-from torch import Tensor
 
 from scsco_fast.kernels.region_norm import launch as kernels
 from scsco_fast.regions import Regions
 
 DTYPES = [torch.float32, torch.float16]
-Guard = Callable[[Tensor], Tensor]
 
 
 @pytest.mark.parametrize("mask", ["random", "block"])
