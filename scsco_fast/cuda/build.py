@@ -33,7 +33,6 @@ from scsco_fast.cuda.compilers import (
     torch_version,
 )
 
-TARGETS = ("cuda", "emulated")
 LIBRARY = {"cuda": "libscsco_fast_cuda.so", "emulated": "libscsco_fast_emulated.so"}
 FACTS, LOG = "facts.json", "build.log"
 SECONDS = 10  # of a core for one source file and one architecture, on average
@@ -138,15 +137,6 @@ def source_folder() -> Path:
         if any(folder.glob("*.cu")):
             return folder
     raise BuildError(f"there are no CUDA sources (*.cu) in {package / 'csrc'}: install scsco-fast again")
-
-
-def code_flags(architectures: tuple[str, ...]) -> Iterator[str]:
-    """nvcc's options for these entries."""
-    for entry in architectures:
-        number = entry.removesuffix("+PTX").replace(".", "")
-        yield f"-gencode=arch=compute_{number},code=sm_{number}"
-        if entry.endswith("+PTX"):
-            yield f"-gencode=arch=compute_{number},code=compute_{number}"
 
 
 def source_digest(target: str, sources: Path) -> str:
@@ -264,9 +254,9 @@ def _locked(path: Path, say: Callable[[str], object]) -> Iterator[None]:
 
 def _ninja_file(plan: Plan, files: list[Path]) -> str:
     small = [SMALL] if plan.target == "cuda" and cuda_of(plan.compiler_version) >= SMALL_SINCE else []
-    flags = [*COMPILE[plan.target], *small, *code_flags(plan.architectures), "-isystem", str(plan.include)]
+    flags = [*COMPILE[plan.target], *small, *_code_flags(plan.architectures), "-isystem", str(plan.include)]
     # Without an architecture nvcc links an empty cubin of its default one into the library.
-    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target], *code_flags(plan.architectures)]
+    link_flags = [f"-L{torch_folder() / 'lib'}", *LINK[plan.target], *_code_flags(plan.architectures)]
     objects = " ".join(f"{path.stem}.o" for path in files)
     lines = [
         *("rule compile", f"  command = {_shell(plan.compiler, *flags)} -c $in -o $out"),
@@ -278,6 +268,15 @@ def _ninja_file(plan: Plan, files: list[Path]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _code_flags(architectures: tuple[str, ...]) -> Iterator[str]:
+    """nvcc's options for these entries."""
+    for entry in architectures:
+        number = entry.removesuffix("+PTX").replace(".", "")
+        yield f"-gencode=arch=compute_{number},code=sm_{number}"
+        if entry.endswith("+PTX"):
+            yield f"-gencode=arch=compute_{number},code=compute_{number}"
 
 
 def _shell(*words: str) -> str:
