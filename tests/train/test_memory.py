@@ -25,13 +25,14 @@ BLOCK = 64 * 2**20
 def take():
     torch.ones(BLOCK, dtype=torch.uint8)
 
-def blocks():  # that are in memory beyond those at the start
-    pages = int(open("/proc/self/statm").read().split()[1])
-    return (pages * os.sysconf("SC_PAGE_SIZE") - before) / BLOCK
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+def added():  # since the start, in blocks
+    return (resident() - before) / BLOCK
 
 take()
-before = 0
-before = blocks() * BLOCK
+before = resident()
 """
 
 
@@ -44,10 +45,15 @@ def run(lines: str) -> list[float]:
 
 @needs_glibc
 def test_freed_memory_stays_within_the_block_and_goes_back_after_it() -> None:
-    within, after, later = run(
-        "with kept_memory() as arranged:\n    assert arranged\n    take()\n    print(blocks())\n"
-        "print(blocks())\ntake()\nprint(blocks())\n"
-    )
+    within, after, later = run("""
+with kept_memory() as arranged:
+    assert arranged
+    take()
+    print(added())
+print(added())
+take()
+print(added())
+""")
     assert within > 1 / 2
     assert after < 1 / 4
     assert later < 1 / 4
@@ -55,19 +61,29 @@ def test_freed_memory_stays_within_the_block_and_goes_back_after_it() -> None:
 
 @needs_glibc
 def test_an_inner_block_does_not_end_the_outer_one() -> None:
-    within, after = run(
-        "with kept_memory():\n    with kept_memory():\n        pass\n    take()\n    print(blocks())\nprint(blocks())\n"
-    )
+    within, after = run("""
+with kept_memory():
+    with kept_memory():
+        pass
+    take()
+    print(added())
+print(added())
+""")
     assert within > 1 / 2
     assert after < 1 / 4
 
 
 @needs_glibc
 def test_an_exception_gives_the_memory_back() -> None:
-    within, after = run(
-        "try:\n    with kept_memory():\n        take()\n        print(blocks())\n        raise ZeroDivisionError\n"
-        "except ZeroDivisionError:\n    print(blocks())\n"
-    )
+    within, after = run("""
+try:
+    with kept_memory():
+        take()
+        print(added())
+        raise ZeroDivisionError
+except ZeroDivisionError:
+    print(added())
+""")
     assert within > 1 / 2
     assert after < 1 / 4
 
@@ -75,14 +91,19 @@ def test_an_exception_gives_the_memory_back() -> None:
 @needs_glibc
 def test_small_blocks_stay_with_the_process_afterwards() -> None:
     """glibc raises its thresholds by itself, until one is set: then they stay as they are set."""
-    (faults,) = run(
-        "with kept_memory():\n    pass\n"
-        "def faults():\n    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
-        "torch.ones(2**22, dtype=torch.uint8)\n"
-        "start = faults()\n"
-        "for _ in range(20):\n    torch.ones(2**22, dtype=torch.uint8)\n"
-        "print(faults() - start)\n"
-    )
+    (faults,) = run("""
+with kept_memory():
+    pass
+
+def faults():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+torch.ones(2**22, dtype=torch.uint8)
+start = faults()
+for _ in range(20):
+    torch.ones(2**22, dtype=torch.uint8)
+print(faults() - start)
+""")
     pages = 2**22 // os.sysconf("SC_PAGE_SIZE")
     assert faults < 20 * pages * 3 // 4  # all 20 times without the thresholds; 1 to 5 times with them
 
