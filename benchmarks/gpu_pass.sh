@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, stage by stage, on a machine that is lent for minutes: docs/gpu-pass.md.
 #   benchmarks/gpu_pass.sh [--rehearse] OUT STAGE... [-- ARGUMENTS]
-# STAGE: look accuracy speed tune train cuda, or all. OUT receives STAGE.jsonl, log.txt and the tuned table; a second call
-# goes on where the first ended, if OUT still holds the first one's files. ARGUMENTS go to every stage (--only REGEX).
+# STAGE: look accuracy speed tune train profile cuda, or all. OUT receives STAGE.jsonl, log.txt and the tuned table; a
+# second call goes on where the first ended, if OUT still holds the first one's files. ARGUMENTS go to every stage
+# (--only REGEX).
 # The stage pytest, which stands alone, runs the tests that need a GPU; its ARGUMENTS are pytest's.
 # --rehearse: the same on a CPU, with small shapes, and one stage more: compiles, which says what the pass compiles and how
 # long that takes. It needs torch and Triton, and neither pip nor a network. PYTHON names another Python than python3.
 # SCSCO_PASS_SECONDS: what the whole call may take.
 set -uo pipefail
 SECONDS=0
-order=(look accuracy speed tune train cuda)
-declare -A limit=([look]=30 [accuracy]=150 [speed]=200 [tune]=200 [train]=200 [cuda]=200 [pytest]=200)
+order=(look accuracy speed tune train profile cuda)
+declare -A limit=([look]=30 [accuracy]=150 [speed]=200 [tune]=200 [train]=200 [profile]=60 [cuda]=200 [pytest]=200)
 start_limit=90 # of a stage's start, before its own time: runner.py's START_SECONDS
 end_limit=10   # a stage that does not end by itself is told to after the half of it, and killed after the other
 least=20       # a stage that has less is not begun

@@ -4,4 +4,4 @@
 same items, with small shapes, on a CPU.
 """
 
-STAGES = ("look", "accuracy", "speed", "tune", "train", "cuda")
+STAGES = ("look", "accuracy", "speed", "tune", "train", "profile", "cuda")

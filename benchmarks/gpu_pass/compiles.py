@@ -70,7 +70,7 @@ def lines(stage: str, plan: Plan) -> Iterator[tuple[str, int, int, int]]:
         shapes = {shape[1:] for shape in (*plan.attention, *plan.norm)} | set(plan.counted[1])
         for kind, copies in PRECISIONS.items():
             yield from ((kind, keys, channels, copies) for keys, channels in sorted(shapes))
-    elif stage in ("speed", "cuda"):
+    elif stage in ("speed", "profile", "cuda"):
         yield from (("half", min(64, channels), channels, 1) for channels in sorted({c for _, c in plan.maps}))
     elif stage == "train":
         yield from (("half", 64, channels, 1) for channels in (64, 128, 256, 512))

@@ -1,24 +1,19 @@
 """The compiled CUDA library: built, accurate, clean under compute-sanitizer, and timed beside Triton."""
 
-import os
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from scsco_fast.benchmarks import operations
-from scsco_fast.benchmarks.gpu_pass import accuracy, speed
+from scsco_fast.benchmarks.gpu_pass import accuracy, speed, tools
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan
 
 BUILD_SECONDS, CHECK_SECONDS = 150.0, 90.0
 CHECK_MARGIN = 10.0  # a check is ended this long before its item's deadline, so that its report is kept
-TOOL, TOOL_PATH = "compute-sanitizer", f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"
+TOOL = "compute-sanitizer"
 # All at once, the most telling first. Triton's kernels load columns that nobody wrote and nothing uses: no initcheck.
 CHECKS = {"cuda": ("memcheck", "racecheck", "initcheck", "synccheck"), "triton": ("memcheck",)}
 VARIANTS = ("cuda", "triton")
@@ -99,21 +94,11 @@ def sanitized(plan: Plan, backend: str, check: str) -> Iterator[Record]:
 
     Torch's caching allocator hands out parts of large blocks, in which an access out of bounds is none: it is off.
     """
-    tool = shutil.which(TOOL, path=TOOL_PATH)
+    tool = tools.find(TOOL)
     program = Path(__file__).resolve().parents[2] / "tests/kernels/every_kernel.py"
     if tool is None or plan.rehearsing:
         yield {"note": f"{TOOL} is not there" if tool is None else "there is no GPU to check"}
         return
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, str(program), backend]
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    with tempfile.TemporaryFile("w+") as output:
-        # A group of its own, because the tool's end is not that of the program it started.
-        run = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-        try:
-            code: int | str = run.wait(CHECK_SECONDS - CHECK_MARGIN)
-        except subprocess.TimeoutExpired:
-            os.killpg(run.pid, signal.SIGKILL)
-            code = "out of time"
-        output.seek(0)
-        report = output.read().splitlines()
+    code, report = tools.run(command, CHECK_SECONDS - CHECK_MARGIN, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
     yield {"exit code": code, "report": report[-LINES:], "passed": code == 0}

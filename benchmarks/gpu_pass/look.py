@@ -13,6 +13,7 @@ import torch
 import scsco_fast as sf
 from scsco_fast import cuda
 from scsco_fast.benchmarks import rows
+from scsco_fast.benchmarks.gpu_pass import tools
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan
 from scsco_fast.benchmarks.gpu_pass.problems import BATCH, OTHERS, matmul_precision, problem, ragged
@@ -21,6 +22,7 @@ from scsco_fast.info import doctor
 from scsco_fast.ops._transfer_color import TRANSFERS
 
 SECONDS = 25.0
+TOOLS = ("nvcc", "ncu", "compute-sanitizer", "cuobjdump")
 PACKAGES = ("torch", "triton", "numpy", "safetensors", "tensorboard", "scikit-image", "matplotlib", "ninja")
 # The build shares the cores with the kernels' compilation of the next stage.
 BUILD = "from scsco_fast.cuda import build; build.build(build.plan({target!r}))"
@@ -42,6 +44,7 @@ def phases(plan: Plan) -> list[Phase]:
 def machine(plan: Plan) -> Iterator[Record]:
     yield {"machine": rows.machine(plan.device), "python": sys.version.split()[0], "system": platform.platform()}
     yield {"packages": {name: _version(name) for name in PACKAGES}, "backends": sf.ops.backends()}
+    yield {"tools": {name: tools.find(name) for name in TOOLS}}
     if plan.device == "cuda":
         facts = torch.cuda.get_device_properties(0)
         names = ("name", "major", "minor", "total_memory", "multi_processor_count", "L2_cache_size")

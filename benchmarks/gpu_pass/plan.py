@@ -24,6 +24,7 @@ class Plan:
         vgg: maps of the style loss's times. colors: size of pictures.
         pictures: sizes of the network's times; width: its base channels, by levels.
         tuned: the lines that are tuned, and the size of their maps.
+        profiled: map whose kernels' counters are read.
         preset: of the training step; steps: that are timed.
     """
 
@@ -46,6 +47,7 @@ class Plan:
     pictures: Sequence[int] = (256, 512, 1024)
     network: tuple[int, int, int] = (64, 8, 1)  # base channels, levels, batch
     tuned: Sequence[Attention] = ((128, 64, 64), (64, 64, 128), (32, 64, 512))
+    profiled: Map = (128, 64)
     preset: str = "paper"
     steps: int = 7
 
@@ -74,6 +76,7 @@ def plan_of(out: Path, cache: Path, rehearse: bool) -> Plan:
         pictures=(32,),
         network=(4, 5, 1),
         tuned=((8, 64, 64),),
+        profiled=(8, 16),
         preset="demo",
         steps=2,
     )
