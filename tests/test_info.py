@@ -1,5 +1,6 @@
 """`doctor` says what is there, what is not, and why."""
 
+import importlib.metadata
 import json
 
 import pytest
@@ -20,7 +21,7 @@ def test_sections() -> None:
         "optional",
         "environment",
     ]
-    assert report["versions"]["torch"] == torch.__version__
+    assert report["versions"]["torch"] == importlib.metadata.version("torch")
     assert report["backends"] == ops.backends()
     assert "cpu" in report["devices"]
     assert len(report["devices"]) == 1 + torch.cuda.device_count()

@@ -51,10 +51,11 @@ COMPILE = {
 # it since 12.8, but only from 13 on can every driver that runs the library read it.
 SMALL, SMALL_SINCE = "--compress-mode=size", 13
 # libtorch.so brings libtorch_cuda.so where there is one, so a library linked against a CPU build runs on a CUDA build.
-# The CUDA runtime is linked statically (nvcc's default): torch may come with another one.
+# The CUDA runtime is linked statically (nvcc's default): torch may come with another one. The C++ library comes first,
+# since the libtorch.so of some builds (2.11 with CUDA) has copies of a few of its functions, which others have not.
 LINK = {
-    "cuda": ("-shared", "-Xlinker=--no-as-needed", "-ltorch", "-ltorch_cpu"),
-    "emulated": ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-ltorch", "-ltorch_cpu"),
+    "cuda": ("-shared", "-Xlinker=--no-as-needed", "-lstdc++", "-ltorch", "-ltorch_cpu"),
+    "emulated": ("-shared", "-Wl,--no-as-needed", "-Wl,--no-undefined", "-lstdc++", "-ltorch", "-ltorch_cpu"),
 }
 
 

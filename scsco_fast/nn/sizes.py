@@ -13,6 +13,14 @@ from scsco_fast.regions import THRESHOLD
 MAJORITY = THRESHOLD + 1e-5
 
 
+def exporting() -> bool:
+    """Whether `torch.export` is tracing, in its mode that is not strict, for a graph that cannot decide on a size.
+
+    torch 2.10 and 2.11 answer yes to `is_exporting` in what `torch.compile` traces too.
+    """
+    return torch.compiler.is_exporting() and not torch.compiler.is_dynamo_compiling()
+
+
 def reduced_size(size: Sequence[int], longest: int) -> tuple[int, int]:
     """Height and width with the longer side reduced to `longest` pixels; a smaller size stays as it is."""
     if max(size) <= longest:
@@ -65,7 +73,7 @@ def pad_inputs(
     """Replicate the composite to the right and below; what is added is not valid, and what is not valid is black."""
     if valid is not None:
         composite = torch.where(valid > THRESHOLD, composite, 0)
-    if torch.compiler.is_exporting():
+    if exporting():
         return _pad_any(composite, mask, valid, multiple)
     bottom, right = -composite.shape[-2] % multiple, -composite.shape[-1] % multiple
     if not bottom and not right:
@@ -91,7 +99,7 @@ def _pad_any(composite: Tensor, mask: Tensor, valid: Tensor | None, multiple: in
 
 
 def crop(x: Tensor, height: int, width: int) -> Tensor:
-    if not torch.compiler.is_exporting():
+    if not exporting():
         return x[..., :height, :width]
     # A slice would ask whether it is shorter than x.
     rows, columns = (torch.arange(side, device=x.device) for side in (height, width))

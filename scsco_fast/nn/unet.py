@@ -21,7 +21,7 @@ from scsco_fast.nn.affine import (
 )
 from scsco_fast.nn.local_affine import apply_local_affine, extend
 from scsco_fast.nn.norm import BAIN, RAIN, ReleasedRAIN
-from scsco_fast.nn.sizes import crop, pad_inputs, reduce_inputs, reduced_size
+from scsco_fast.nn.sizes import crop, exporting, pad_inputs, reduce_inputs, reduced_size
 from scsco_fast.ops import region_norm
 from scsco_fast.regions import THRESHOLD, Regions
 
@@ -217,7 +217,7 @@ class HarmonizationUNet(nn.Module):
         if self.head != "affine":
             raise ValueError(f'only a network with head="affine" has coefficients; this one has head={self.head!r}')
         _check_inputs(composite, mask, valid)
-        if torch.compiler.is_exporting():  # a graph for all sizes cannot decide on the size
+        if exporting():  # a graph for all sizes cannot decide on the size
             return about_grey(self._predict(composite, mask, valid))
         size = composite.shape[-2:]
         small = self.inner_size(size, working_size)

@@ -113,7 +113,9 @@ def test_killed_at_twenty_random_moments_and_resumed_to_the_same_bytes(root: Pat
             time.sleep(rng.uniform(0, seconds / (1 + part)))
             os.kill(process, signal.SIGKILL)
             os.waitpid(process, 0)
-        if not (place / "train" / "index.json").exists():
+        if (place / "train" / "index.json").exists():
+            seconds *= 0.7  # other work slowed the timed run down
+        else:
             unfinished += 1
             with pytest.raises(ScscoError, match=r"not finished; run the same scsco prepare again|no such store"):
                 PackedDataset(place)

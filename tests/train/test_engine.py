@@ -1,6 +1,7 @@
 """Whole runs of a few steps: what they write, how they stop, and that a resumed run is the same run."""
 
 import errno
+import importlib.metadata
 import json
 import math
 import os
@@ -75,7 +76,7 @@ def test_config_is_saved_as_given_and_as_resolved(tiny: Tiny, pictures: Any) -> 
     saved = json.loads((folder / "config.json").read_text())
     device, precision = ("cuda", "bfloat16") if torch.cuda.is_available() else ("cpu", "float32")
     assert saved["resolved"] == {"device": device, "precision": precision}
-    assert saved["versions"]["torch"] == torch.__version__
+    assert saved["versions"]["torch"] == importlib.metadata.version("torch")
     assert saved["parameters"] > 0
 
 

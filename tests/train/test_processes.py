@@ -78,7 +78,8 @@ def test_resumed_run_of_two_processes_is_the_same_run(two: tuple[Path, list[str]
     assert whole["training"]["skips"].tolist() == [1, 0, 0]
     assert f"resumed from {folder / 'stopped' / 'checkpoints' / 'last.pt'} at step 3" in first
     assert "stopped by a signal" in first
-    spoken = [line for line in second.splitlines() if not ("RANDOM weights" in line or "VGG16Features" in line)]
+    others = ("RANDOM weights", "VGG16Features", "[Gloo] Rank")  # the last are torch 2.10's
+    spoken = [line for line in second.splitlines() if not any(other in line for other in others)]
     assert spoken == []  # one process speaks for all
 
 
