@@ -3,6 +3,7 @@
 import importlib.util
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def test_blocks_without_foreground_are_not_computed(
     with torch.profiler.profile() as profile, torch.no_grad():
         network(torch.rand(batch, 3, height, width), mask)
     computed = sum(event.count for event in profile.key_averages() if event.key == "aten::_softmax")
-    assert computed == wanted < every
+    # Before torch 2.12 a scan computes its first block once more, to see the shapes.
+    twice = len(sizes) if torch.__version__ < "2.12" else 0
+    assert computed == wanted + twice < every
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -193,6 +196,7 @@ def test_onnx_needs_little_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"head": "affine", "upsampling": "resize"}], ids=str)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
+@pytest.mark.skipif(torch.__version__ < "2.13", reason="AOTInductor compiles no scan before torch 2.13")
 def test_a_compiled_package_computes_the_same(options: dict[str, object], tmp_path: Path) -> None:
     """Of a network with one BAIN: compiling takes as long as the graph is."""
     model = make(norm=["instance", "instance", "rain", "bain"], **options)
@@ -248,3 +252,16 @@ def test_what_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(sf.ScscoError, match="needs a C\\+\\+ compiler, and no-such-compiler is not found"):
         formats.check("model.pt2", "aoti")
+
+
+def test_a_torch_that_cannot_compile_the_loop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", sys.executable)
+    for version in ("2.9.1", "2.12.1+cu130"):
+        monkeypatch.setattr(formats, "version", lambda _, named=version: named)
+        with pytest.raises(
+            sf.ScscoError, match=rf"AOTInductor of torch {re.escape(version)} cannot compile .* pt2 or onnx"
+        ):
+            formats.check("model.pt2", "aoti")
+        formats.check("model.pt2", "pt2")
+    monkeypatch.setattr(formats, "version", lambda _: "2.13.0a0+git1")
+    formats.check("model.pt2", "aoti")
