@@ -11,7 +11,7 @@
 set -uo pipefail
 SECONDS=0
 order=(look accuracy speed tune train profile cuda)
-declare -A limit=([look]=30 [accuracy]=150 [speed]=200 [tune]=200 [train]=200 [profile]=60 [cuda]=200 [pytest]=200)
+declare -A limit=([look]=30 [accuracy]=150 [speed]=200 [tune]=200 [train]=200 [profile]=90 [cuda]=200 [pytest]=200)
 start_limit=90 # of a stage's start, before its own time: runner.py's START_SECONDS
 end_limit=10   # a stage that does not end by itself is told to after the half of it, and killed after the other
 least=20       # a stage that has less is not begun

@@ -101,4 +101,7 @@ def sanitized(plan: Plan, backend: str, check: str) -> Iterator[Record]:
         return
     command = [tool, "--tool", check, "--error-exitcode", "9", sys.executable, str(program), backend]
     code, report = tools.run(command, CHECK_SECONDS - CHECK_MARGIN, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+    if code == tools.OUT_OF_TIME:
+        yield {"report": report[-LINES:]}
+        raise TimeoutError(f"{check} was not done in time")  # which another call tries again
     yield {"exit code": code, "report": report[-LINES:], "passed": code == 0}

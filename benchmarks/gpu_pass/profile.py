@@ -1,8 +1,8 @@
 """Hardware counters of single kernels, read by Nsight Compute (ncu): what a kernel that is too slow waits for.
 
-    python -m scsco_fast.benchmarks.gpu_pass.profile OUT CACHE OPERATION [--rehearse]
+    python -m scsco_fast.benchmarks.gpu_pass.profile OUT CACHE [--rehearse]
 
-is what ncu watches: one forward and backward of an operation by Triton, between the marks of CUDA's profiler.
+is what ncu watches: a forward and backward of each operation by Triton, between the marks of CUDA's profiler.
 """
 
 import argparse
@@ -18,83 +18,102 @@ from scsco_fast.benchmarks import operations
 from scsco_fast.benchmarks.gpu_pass import speed, tools
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan, plan_of
+from scsco_fast.benchmarks.timing import gradients_of
+from scsco_fast.benchmarks.truth import outputs_and_gradients
 
 MODULE = "scsco_fast.benchmarks.gpu_pass.profile"
-SECONDS, MARGIN = 60.0, 5.0  # of an item; ncu is ended this long before its deadline, so that its report is kept
+SECONDS, MARGIN = 80.0, 10.0  # ncu is interrupted this long before its item's deadline, so that its report is kept
 OPERATIONS = ("bain_attention", "region_norm")
 # What bounds a kernel: rates of the units beside their peaks, the pipes' use, caches, what warps wait for, occupancy.
 SECTIONS = (
     *("SpeedOfLight", "ComputeWorkloadAnalysis", "MemoryWorkloadAnalysis", "WarpStateStats"),
     *("SchedulerStats", "LaunchStats", "Occupancy"),
 )
-NOT_METRICS = frozenset(
+NOT_COUNTERS = frozenset(
     ("ID", "Process ID", "Process Name", "Host Name", "Kernel Name", "Context", "Stream", "Device", "CC")
 )
-LINES = 20  # of a report without a kernel
+LINES = 40  # of a report without its table
 
 
 def phases(plan: Plan) -> list[Phase]:
-    """One after the other: two profilers cannot read the counters at once."""
-    return [Phase([Item(f"ncu {name}", SECONDS, partial(profiled, plan, name)) for name in OPERATIONS])]
+    """One run of ncu, as starting it takes longest; the kernels are compiled before."""
+    warm = [partial(launch, plan, name) for name in OPERATIONS]
+    return [Phase([Item("ncu", SECONDS, partial(profiled, plan), warm)])]
 
 
-def profiled(plan: Plan, name: str) -> Iterator[Record]:
-    """The counters of each kernel that the operation launches; a rehearsal runs the program alone."""
-    program = [sys.executable, "-m", MODULE, str(plan.out), str(plan.cache), name]
+def profiled(plan: Plan) -> Iterator[Record]:
+    """The counters of each kernel that the operations launch; a rehearsal runs the program alone."""
+    program = [sys.executable, "-m", MODULE, str(plan.out), str(plan.cache)]
+    seconds = SECONDS * plan.scale - MARGIN
     if plan.rehearsing:
-        code, report = tools.run([*program, "--rehearse"], SECONDS * plan.scale - MARGIN, {})
+        code, report = tools.run([*program, "--rehearse"], seconds, {})
         yield {"note": "there is no GPU to profile", "passed": code == 0, "report": report[-LINES:]}
         return
     tool = tools.find("ncu")
     if tool is None:
         yield {"note": "ncu is not there"}
         return
-    code, report = tools.run([tool, *options(name), *program], SECONDS - MARGIN, {})
-    kernels = list(counters(report))
+    table = plan.cache / "ncu.csv"
+    table.unlink(missing_ok=True)
+    code, report = tools.run([tool, *options(table), *program], seconds, {})
+    lines = table.read_text(errors="replace").splitlines() if table.exists() else []
+    kernels = list(counters(lines))
     yield from kernels
     if code != 0 or not kernels:
-        yield {"exit code": code, "report": report[-LINES:], "passed": False}
+        said = [line for line in lines if not line.startswith('"')]  # ncu's own words, which are in the table's file
+        yield {"exit code": code, "report": [*report[-LINES:], *said[-LINES:]]}
+        raise RuntimeError(f"ncu ended with {code} and {len(kernels)} kernels")
 
 
-def options(name: str) -> list[str]:
+def options(table: Path) -> list[str]:
     """Of ncu: our kernels between the profiler's marks, as a table. The clocks stay as they are."""
     sections = [argument for section in SECTIONS for argument in ("--section", section)]
-    which = ["--profile-from-start", "off", "--kernel-name", f"regex:^{name}_"]
-    return ["--csv", "--page", "raw", "--clock-control", "none", *which, *sections]
+    which = ["--profile-from-start", "off", "--kernel-name", f"regex:^({'|'.join(OPERATIONS)})_"]
+    return ["--csv", "--page", "raw", "--log-file", str(table), "--clock-control", "none", *which, *sections]
 
 
-def counters(report: Sequence[str]) -> Iterator[Record]:
+def counters(lines: Sequence[str]) -> Iterator[Record]:
     """Name and counters of each kernel of ncu's table, which has a line of names, one of units, and one a launch."""
-    table = csv.reader(line for line in report if line.startswith('"'))
-    names, units = next(table, None), next(table, None)
-    if names is None or units is None:
-        return
-    for values in table:
-        found = dict(zip(names, values, strict=True))
-        of = dict(zip(names, units, strict=True))
-        metrics = {n: f"{value} {of[n]}".strip() for n, value in found.items() if value and n not in NOT_METRICS}
-        yield {"kernel": found["Kernel Name"], "counters": metrics}
+    rows = list(csv.reader(line for line in lines if line.startswith('"')))
+    names = next((row for row in rows if row[0] == "ID"), [])
+    _, units, *launches = [row for row in rows if names and len(row) == len(names)] or [[], []]
+    for values in launches:
+        found = {n: f"{value} {unit}".strip() for n, unit, value in zip(names, units, values, strict=True) if value}
+        yield {"kernel": found["Kernel Name"], "counters": {n: v for n, v in found.items() if n not in NOT_COUNTERS}}
+
+
+def launch(plan: Plan, name: str) -> None:
+    """A forward and backward of an operation, after one that compiles and loads what it needs."""
+    size, channels = plan.profiled
+    where = (plan.device, speed.dtype_of(plan), plan.batch, channels, size, plan.ratios[0])
+    with operations.emulated_backends():
+        case = getattr(operations, name)(*where)
+    variant = {variant.name: variant for variant in case.variants}["triton"]
+    function, tensors = variant.function, variant.inputs(0)
+    with torch.no_grad():
+        outputs, _ = outputs_and_gradients(function, tensors, ())
+    gradients = gradients_of(outputs, tensors[0].dtype)
+    outputs_and_gradients(function, tensors, gradients)
+    on_gpu = plan.device == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.start()
+    outputs_and_gradients(function, tensors, gradients)
+    if on_gpu:
+        torch.cuda.synchronize()
+        torch.cuda.profiler.stop()
 
 
 def main() -> None:
+    tools.end_with_parent()
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("cache", type=Path)
-    parser.add_argument("operation", choices=OPERATIONS)
     parser.add_argument("--rehearse", action="store_true")
     given = parser.parse_args()
     plan = plan_of(given.out, given.cache, given.rehearse)
-    size, channels = plan.profiled
-    where = (plan.device, speed.dtype_of(plan), plan.batch, channels, size, plan.ratios[0])
-    make = partial(getattr(operations, given.operation), *where)
-    speed.call(given.operation, make, "triton")  # what is compiled or loaded at the first call
-    if plan.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.profiler.start()
-    speed.call(given.operation, make, "triton")
-    if plan.device == "cuda":
-        torch.cuda.synchronize()
-        torch.cuda.profiler.stop()
+    for name in OPERATIONS:
+        launch(plan, name)
 
 
 if __name__ == "__main__":

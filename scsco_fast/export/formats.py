@@ -2,7 +2,6 @@
 
 import os
 import shutil
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -11,7 +10,6 @@ from scsco_fast.errors import ScscoError
 from scsco_fast.system.files import check_writable
 
 Format = Literal["pt2", "onnx", "aoti"]
-COMPILES_SINCE = (2, 13)  # the torch whose AOTInductor compiles `scan`: earlier ones end in an AssertionError
 SUFFIXES: dict[Format, str] = {"pt2": ".pt2", "onnx": ".onnx", "aoti": ".pt2"}
 
 
@@ -40,9 +38,4 @@ def check(path: str | Path, format: Format, size: tuple[int, int] | None = None)
     compiler = os.environ.get("CXX") or "g++"
     if format == "aoti" and shutil.which(compiler) is None:
         raise ScscoError(f"AOTInductor needs a C++ compiler, and {compiler} is not found; install g++, or set CXX")
-    torch = version("torch")
-    if format == "aoti" and tuple(map(int, torch.split(".")[:2])) < COMPILES_SINCE:
-        raise ScscoError(
-            f"AOTInductor of torch {torch} cannot compile BAIN's loop; install torch 2.13, or write pt2 or onnx"
-        )
     check_writable(Path(path).parent)

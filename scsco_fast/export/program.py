@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scsco_fast.errors import ScscoError
 from scsco_fast.export.formats import Format, check
 from scsco_fast.nn.norm import BAIN
 from scsco_fast.nn.unet import HarmonizationUNet
@@ -38,6 +39,7 @@ INPUTS, OUTPUT = ("composite", "mask"), "output"
 # The operations themselves. `torch.cond` and its like have dynamo trace the functions that they are given, and dynamo
 # remembers: a network exported after others had been compiled by the same process refused batches of one picture.
 _scan, _cond = torch.ops.higher_order.scan, torch.ops.higher_order.cond
+COMPILES_LOOPS = "2.13"  # the first torch whose AOTInductor compiles `scan`; in 2.12 that ends in an AssertionError
 _EXAMPLE = (2, 70, 100)  # batch, height, width: none of them 1, which the exporter would keep for good
 
 
@@ -69,6 +71,10 @@ def export(model: HarmonizationUNet, path: str | Path, format: Format, size: tup
         scsco_fast.errors.ScscoError: model.onnx: the format pt2 has the suffix .pt2; name a .pt2 file
     """
     check(path, format, size)
+    loops = any(isinstance(norm, BAIN) for norm in model.norm)
+    if format == "aoti" and loops and torch.__version__ < COMPILES_LOOPS:
+        given, wanted = f"torch {torch.__version__} cannot compile BAIN's loop", f"torch {COMPILES_LOOPS} or newer"
+        raise ScscoError(f"AOTInductor of {given}; install {wanted}, or write pt2 or onnx")
     if format == "aoti" and size is None:
         size = (model.working_size, model.working_size)
     write = {"pt2": _write_program, "onnx": _write_onnx, "aoti": _write_aoti}[format]

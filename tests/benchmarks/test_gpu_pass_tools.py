@@ -1,18 +1,25 @@
 """Programs that watch a stage's kernels: Nsight Compute's table is read, and nothing they start outlives its time."""
 
+import dataclasses
 import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from scsco_fast.benchmarks.gpu_pass import profile, tools
-from scsco_fast.benchmarks.gpu_pass.plan import Plan
+from scsco_fast.benchmarks import operations
+from scsco_fast.benchmarks.gpu_pass import cuda, profile, tools
+from scsco_fast.benchmarks.gpu_pass.plan import Plan, plan_of
+from scsco_fast.benchmarks.operations import Case, Count
 
-# What Nsight Compute 2025.3 prints of two launches, with three of some hundred counters.
+# What Nsight Compute 2025.3 writes of two launches, with three of some hundred counters.
 TABLE = """==PROF== Connected to process 31 (/usr/bin/python3.12)
 ==PROF== Profiling "bain_attention_fwd_kernel" - 0: 0%....50%....100% - 41 passes
 ==PROF== Disconnected from process 31
@@ -21,29 +28,59 @@ TABLE = """==PROF== Connected to process 31 (/usr/bin/python3.12)
 "","","","","","","","","","","","us","register/thread","%"
 "0","31","python3.12","127.0.0.1","bain_attention_fwd_kernel","1","7","(128, 1, 1)","(208, 16, 1)","0","9.0",\
 "1,234.5","168","61.25"
+"a line","of another kind"
 "1","31","python3.12","127.0.0.1","bain_attention_bwd_dq_kernel","1","7","(128, 1, 1)","(104, 16, 1)","0","9.0",\
 "2,000.0","","40.5"
 """
+PLACEHOLDER = "TABLE"
+OPTIONS = [
+    "--csv",
+    "--page",
+    "raw",
+    "--log-file",
+    PLACEHOLDER,
+    "--clock-control",
+    "none",
+    "--profile-from-start",
+    "off",
+]
+OPTIONS += ["--kernel-name", "regex:^(bain_attention|region_norm)_", "--section", "SpeedOfLight"]
+OPTIONS += ["--section", "ComputeWorkloadAnalysis", "--section", "MemoryWorkloadAnalysis"]
+OPTIONS += ["--section", "WarpStateStats", "--section", "SchedulerStats", "--section", "LaunchStats"]
+OPTIONS += ["--section", "Occupancy"]
 
 
-def stand_in(folder: Path, text: str, code: int = 0) -> Path:
-    """A program in ncu's place that writes its arguments down."""
-    (folder / "report").write_text(text)
-    fake = folder / "ncu"
-    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{folder}/arguments"\ncat "{folder}/report"\nexit {code}\n')
-    fake.chmod(0o755)
-    return fake
+class Profiler:
+    """The item `ncu` of a plan for a GPU, and a shell script in ncu's place: its arguments are kept."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder, self.table, self.records = folder, folder / "ncu.csv", list[dict[str, Any]]()
+        self.fake = folder / "ncu"
+        monkeypatch.setattr(tools, "SEARCHED", str(folder))
+        (phase,) = profile.phases(Plan("cuda", folder, folder))
+        (self.item,) = phase.items
+        assert not phase.together
+
+    def run(self, text: str, then: str) -> None:
+        (self.folder / "text").write_text(text)
+        self.fake.write_text(
+            f'#!/bin/sh\nprintf "%s\\n" "$@" >"{self.folder}/given"\n[ -s "{self.folder}/text" ] && '
+            f'cp "{self.folder}/text" "{self.table}"\necho of the program\n{then}\n'
+        )
+        self.fake.chmod(0o755)
+        self.records.clear()
+        for record in self.item.measure():
+            self.records.append(record)
 
 
-def records(folder: Path, monkeypatch: pytest.MonkeyPatch, fake: Path | None) -> list[dict[str, Any]]:
-    monkeypatch.setattr(tools, "find", lambda name: fake and str(fake))
-    (phase,) = profile.phases(Plan("cuda", folder, folder))
-    assert not phase.together
-    return list(phase.items[0].measure())
+@pytest.fixture
+def profiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Profiler:
+    return Profiler(tmp_path, monkeypatch)
 
 
-def test_counters_are_those_of_each_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = records(tmp_path, monkeypatch, stand_in(tmp_path, TABLE))
+def test_counters_are_those_of_each_kernel(profiler: Profiler, tmp_path: Path) -> None:
+    profiler.run(TABLE, "exit 0")
+    first, second = profiler.records
     assert first == {
         "kernel": "bain_attention_fwd_kernel",
         "counters": {
@@ -56,40 +93,107 @@ def test_counters_are_those_of_each_kernel(tmp_path: Path, monkeypatch: pytest.M
     }
     assert second["kernel"] == "bain_attention_bwd_dq_kernel"
     assert "launch__registers_per_thread" not in second["counters"]
-    given = (tmp_path / "arguments").read_text().split("\n")
-    assert given[given.index("--clock-control") + 1] == "none"
-    assert given[given.index("--kernel-name") + 1] == "regex:^bain_attention_"
-    assert given[given.index("-m") :][1:5] == [profile.MODULE, str(tmp_path), str(tmp_path), "bain_attention"]
+    options = [str(profiler.table) if option == PLACEHOLDER else option for option in OPTIONS]
+    program = [sys.executable, "-m", profile.MODULE, str(tmp_path), str(tmp_path)]
+    assert (tmp_path / "given").read_text().split("\n") == [*options, *program, ""]
 
 
-@pytest.mark.parametrize(("text", "code"), [("==ERROR== ERR_NVGPUCTRPERM\n", 0), (TABLE, 1), ("", 0)])
-def test_a_profiler_that_fails_or_sees_no_kernel_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, code: int
+@pytest.mark.parametrize(
+    ("text", "then", "kernels", "said"),
+    [
+        ("==ERROR== ERR_NVGPUCTRPERM\n", "exit 1", 0, "==ERROR== ERR_NVGPUCTRPERM"),
+        (TABLE, "echo Traceback; exit 1", 2, "Traceback"),
+        ("", "exit 0", 0, "of the program"),
+        (TABLE.partition('"0"')[0], "exit 0", 0, "==PROF== Disconnected from process 31"),
+        ('"a lonely line"\n', "exit 0", 0, "of the program"),
+    ],
+)
+def test_a_profiler_that_fails_or_sees_no_kernel_is_a_failure(
+    profiler: Profiler, text: str, then: str, kernels: int, said: str
 ) -> None:
-    *_, last = records(tmp_path, monkeypatch, stand_in(tmp_path, text, code))
-    assert last == {"exit code": code, "report": text.splitlines()[-profile.LINES :], "passed": False}
+    profiler.table.write_text(TABLE)  # of an earlier call
+    with pytest.raises(RuntimeError, match=rf"ncu ended with {then[-1]} and {kernels} kernels"):
+        profiler.run(text, then)
+    assert len(profiler.records) == kernels + 1
+    assert said in profiler.records[-1]["report"]
 
 
-def test_without_a_profiler_a_note_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert records(tmp_path, monkeypatch, None) == [{"note": "ncu is not there"}]
+def test_a_profiler_that_hangs_says_what_it_has(profiler: Profiler, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profile, "SECONDS", profile.MARGIN + 1)
+    late = profiler.folder / "late"
+    late.write_text(TABLE)
+    with pytest.raises(RuntimeError, match="ncu ended with out of time and 2 kernels"):
+        profiler.run("", f"trap 'cp {late} {profiler.table}; exit 0' INT\nsleep 600 & wait")
+    assert len(profiler.records) == 3
 
 
-def test_what_a_tool_has_started_ends_with_it(tmp_path: Path) -> None:
+def test_without_a_profiler_a_note_says_so(profiler: Profiler) -> None:
+    assert list(profiler.item.measure()) == [{"note": "ncu is not there"}]
+
+
+def test_one_backward_is_between_the_marks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what comes before it has run everything once."""
+    seen: list[str] = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        seen.append("forward")
+        y = x * 2
+        if y.requires_grad:
+            y.register_hook(lambda _: seen.append("backward"))
+        return y
+
+    variant = operations.Variant("triton", function, lambda _: [torch.ones(2, requires_grad=True)], lambda: ([], []))
+    case = Case("region_norm", torch.float32, 1, 16, 8, 0.2, [variant], Count(None, 1.0), Count(None, 1.0))
+    monkeypatch.setattr(operations, "region_norm", lambda *_: case)
+    monkeypatch.setattr(profile, "gradients_of", lambda outputs, dtype: [torch.ones(2)])
+    for name in ("start", "stop"):
+        monkeypatch.setattr(torch.cuda.profiler, name, lambda named=name: seen.append(named))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: seen.append("wait"))
+    profile.launch(dataclasses.replace(plan_of(tmp_path, tmp_path, rehearse=True), device="cuda"), "region_norm")
+    once = ["forward", "backward"]
+    assert seen == ["forward", *once, "wait", "start", *once, "wait", "stop"]
+    monkeypatch.setattr(operations, "region_norm", lambda *_: dataclasses.replace(case, variants=[]))
+    with pytest.raises(KeyError, match="triton"):
+        profile.launch(plan_of(tmp_path, tmp_path, rehearse=True), "region_norm")
+
+
+def test_a_check_that_is_out_of_time_is_not_a_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A failure is tried again by the next call; what is wrong stays wrong."""
+    monkeypatch.setattr(tools, "find", lambda name: name)
+    monkeypatch.setattr(tools, "run", lambda *_: (tools.OUT_OF_TIME, ["a line"]))
+    check = cuda.sanitized(Plan("cuda", tmp_path, tmp_path), "triton", "memcheck")
+    assert next(check) == {"report": ["a line"]}
+    with pytest.raises(TimeoutError, match="memcheck was not done in time"):
+        next(check)
+
+
+def test_what_a_tool_has_started_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checker starts the program through another one; the program that is left would keep the GPU busy."""
-    watched = "sleep 600 & echo $!; wait"
-    code, lines = tools.run(["sh", "-c", f"echo $NAMED; sh -c '{watched}' & wait"], 2.0, {"NAMED": "passed on"})
-    assert code == "out of time"
+    monkeypatch.setattr(tools, "END_SECONDS", 1.0)
+    watched = "trap : INT; sleep 600 & echo $!; wait; wait"
+    command = f"trap : INT; echo $NAMED; sh -c '{watched}' & wait; wait"
+    code, lines = tools.run(["sh", "-c", command], 2.0, {"NAMED": "passed on"})
+    assert code == tools.OUT_OF_TIME
     assert lines[0] == "passed on"
-    deadline = time.monotonic() + 30
-    while runs(int(lines[1])) and time.monotonic() < deadline:  # a killed process may take a moment to end
+    assert ends(int(lines[1]))
+
+
+def test_a_tool_ends_with_its_caller(tmp_path: Path) -> None:
+    """However that ends: a stage that is killed can kill nothing itself."""
+    code = "from scsco_fast.benchmarks.gpu_pass import tools\n"
+    code += f"tools.run(['sh', '-c', 'echo $$ >{tmp_path}/pid; kill -9 $PPID; exec sleep 600'], 600.0, {{}})"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    assert ends(int((tmp_path / "pid").read_text()))
+
+
+def ends(pid: int) -> bool:
+    """Whether a process has ended or soon will; one whose end nobody has asked for yet has."""
+    state, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + 30
+    while state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z":
+        if time.monotonic() > deadline:
+            return False
         time.sleep(0.05)
-    assert not runs(int(lines[1]))
-
-
-def runs(pid: int) -> bool:
-    """Whether a process has not ended; one whose end nobody has asked for yet has."""
-    state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
 
 
 def test_what_a_tool_prints_and_returns_is_kept() -> None:
