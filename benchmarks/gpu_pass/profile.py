@@ -105,7 +105,6 @@ def launch(plan: Plan, name: str) -> None:
 
 
 def main() -> None:
-    tools.end_with_parent()
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("cache", type=Path)
