@@ -197,7 +197,9 @@ def test_onnx_needs_little_memory(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"head": "affine", "upsampling": "resize"}], ids=str)
 @pytest.mark.skipif(shutil.which(os.environ.get("CXX") or "g++") is None, reason="needs a C++ compiler")
-@pytest.mark.skipif(torch.__version__ < "2.13", reason="AOTInductor compiles no scan before torch 2.13")
+@pytest.mark.skipif(
+    torch.__version__ < export.COMPILES_LOOPS, reason=f"AOTInductor compiles no scan before {export.COMPILES_LOOPS}"
+)
 def test_a_compiled_package_computes_the_same(options: dict[str, object], tmp_path: Path) -> None:
     """Of a network with one BAIN: compiling takes as long as the graph is."""
     model = make(norm=["instance", "instance", "rain", "bain"], **options)

@@ -1,6 +1,6 @@
 """Hardware counters of single kernels, read by Nsight Compute (ncu): what a kernel that is too slow waits for.
 
-    python -m scsco_fast.benchmarks.gpu_pass.profile OUT CACHE [--rehearse]
+    python -m scsco_fast.benchmarks.gpu_pass.profile [--rehearse]
 
 is what ncu watches: a forward and backward of each operation by Triton, between the marks of CUDA's profiler.
 """
@@ -18,8 +18,7 @@ from scsco_fast.benchmarks import operations
 from scsco_fast.benchmarks.gpu_pass import speed, tools
 from scsco_fast.benchmarks.gpu_pass.items import Item, Phase, Record
 from scsco_fast.benchmarks.gpu_pass.plan import Plan, plan_of
-from scsco_fast.benchmarks.timing import gradients_of
-from scsco_fast.benchmarks.truth import outputs_and_gradients
+from scsco_fast.benchmarks.timing import Work
 
 MODULE = "scsco_fast.benchmarks.gpu_pass.profile"
 SECONDS, MARGIN = 80.0, 10.0  # ncu is interrupted this long before its item's deadline, so that its report is kept
@@ -43,7 +42,7 @@ def phases(plan: Plan) -> list[Phase]:
 
 def profiled(plan: Plan) -> Iterator[Record]:
     """The counters of each kernel that the operations launch; a rehearsal runs the program alone."""
-    program = [sys.executable, "-m", MODULE, str(plan.out), str(plan.cache)]
+    program = [sys.executable, "-m", MODULE]
     seconds = SECONDS * plan.scale - MARGIN
     if plan.rehearsing:
         code, report = tools.run([*program, "--rehearse"], seconds, {})
@@ -76,9 +75,9 @@ def counters(lines: Sequence[str]) -> Iterator[Record]:
     """Name and counters of each kernel of ncu's table, which has a line of names, one of units, and one a launch."""
     rows = list(csv.reader(line for line in lines if line.startswith('"')))
     names = next((row for row in rows if row[0] == "ID"), [])
-    _, units, *launches = [row for row in rows if names and len(row) == len(names)] or [[], []]
-    for values in launches:
-        found = {n: f"{value} {unit}".strip() for n, unit, value in zip(names, units, values, strict=True) if value}
+    table = [row for row in rows if len(row) == len(names)]
+    for values in table[2:]:
+        found = {n: f"{value} {unit}".strip() for n, unit, value in zip(names, table[1], values, strict=True) if value}
         yield {"kernel": found["Kernel Name"], "counters": {n: v for n, v in found.items() if n not in NOT_COUNTERS}}
 
 
@@ -89,16 +88,13 @@ def launch(plan: Plan, name: str) -> None:
     with operations.emulated_backends():
         case = getattr(operations, name)(*where)
     variant = {variant.name: variant for variant in case.variants}["triton"]
-    function, tensors = variant.function, variant.inputs(0)
-    with torch.no_grad():
-        outputs, _ = outputs_and_gradients(function, tensors, ())
-    gradients = gradients_of(outputs, tensors[0].dtype)
-    outputs_and_gradients(function, tensors, gradients)
+    work = Work(variant.function, [variant.inputs(0)], "forward+backward")
+    work.run(0)
     on_gpu = plan.device == "cuda"
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.profiler.start()
-    outputs_and_gradients(function, tensors, gradients)
+    work.run(0)
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.profiler.stop()
@@ -106,11 +102,8 @@ def launch(plan: Plan, name: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog=f"python -m {MODULE}", description=__doc__)
-    parser.add_argument("out", type=Path)
-    parser.add_argument("cache", type=Path)
-    parser.add_argument("--rehearse", action="store_true")
-    given = parser.parse_args()
-    plan = plan_of(given.out, given.cache, given.rehearse)
+    parser.add_argument("--rehearse", action="store_true", help="small shapes on the CPU")
+    plan = plan_of(Path(), Path(), parser.parse_args().rehearse)
     for name in OPERATIONS:
         launch(plan, name)
 

@@ -2,7 +2,6 @@
 threads miss, no read of global memory that nobody wrote."""
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from scsco_fast import cuda, kernels
+from scsco_fast.benchmarks.gpu_pass import tools
 
-PATH = f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin"
-TOOL = shutil.which("compute-sanitizer", path=PATH)
+TOOL = tools.find("compute-sanitizer")
 PROGRAM = Path(__file__).with_name("every_kernel.py")
 # The CUDA library packs the pixels of both regions into matrices whose other rows are neither written nor read, so
 # that initcheck must find nothing. Triton's kernels load a query's whole row of moments, whose columns past the last
